@@ -1,0 +1,132 @@
+"""The command line: ``python -m ftkit stage=train compute=h100x2 sft.packing=false``. Hydra resolves it, the runner runs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ftkit import __version__
+from ftkit.console import print_error
+from ftkit.errors import ConfigError, FtkitError, Interrupted, Problem
+
+HYDRA_ONLY = ("--hydra-help", "--info", "-i", "--shell-completion", "-sc")
+TAKE_A_VALUE = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry of ``python -m ftkit`` and of ``ftkit``; ends the process with status 0, 1, 2 or 130."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _dispatch(arguments)
+    except FtkitError as error:
+        print_error(error)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        print_error(Interrupted("interrupted"))
+        sys.exit(Interrupted.exit_status)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _dispatch(arguments: list[str]) -> None:
+    if not arguments or "--help" in arguments or "-h" in arguments:
+        from ftkit.help import print_help, print_overview
+
+        topics = [a for a in arguments if not a.startswith("-")]
+        print_help(topics) if arguments else print_overview()
+    elif "--version" in arguments:
+        print(f"ftkit {__version__}")
+    elif "--resolved" in arguments:
+        _run_frozen(arguments)
+    elif any(flag in arguments for flag in HYDRA_ONLY):
+        _hand_to_hydra(arguments)
+    else:
+        _resolve_and_run(arguments)
+
+
+def _resolve_and_run(arguments: list[str]) -> None:
+    from ftkit.config.overrides import read
+    from ftkit.config.resolve import check_sweep, resolve
+
+    flags, overrides = _split(arguments)
+    if "-m" in flags or "--multirun" in flags:
+        command_line = read(overrides, multirun=True)
+        check_sweep(command_line)
+        fixed = ",".join(sorted(command_line.keys() - command_line.swept()))
+        naming = f"hydra.job.config.override_dirname.exclude_keys=[{fixed}]"
+        _hand_to_hydra([*flags, *command_line.arguments, naming])
+    elif flags:
+        resolve(overrides)
+        _hand_to_hydra([*flags, *read(overrides, multirun=False).arguments])
+    else:
+        _run(resolve(overrides))
+
+
+def _run(config) -> None:
+    if not config.stages:
+        raise ConfigError([Problem("stage", "not given", "", "stage=plan shows what would run, stage=all runs the life cycle")])
+    from ftkit.runner import run
+
+    run(config)
+
+
+def _run_frozen(arguments: list[str]) -> None:
+    """``--resolved FILE stage=… [force=true]``: a configuration that was resolved before; nothing else of it can change."""
+    from ftkit.config.overrides import read
+    from ftkit.config.resolve import load_frozen
+
+    position = arguments.index("--resolved") + 1
+    if position >= len(arguments):
+        raise ConfigError([Problem("--resolved", "names no file", "on the command line", "--resolved outputs/<run>/config.yaml")])
+    command_line = read(arguments[: position - 1] + arguments[position + 1 :], multirun=False)
+    allowed = ("stage", "force", "yes")
+    fixed = [Problem(k, "is fixed by --resolved", "on the command line", "") for k in command_line.keys() if k not in allowed]
+    if fixed or command_line.problems:
+        raise ConfigError([*command_line.problems, *fixed])
+    changes = {override.key_or_group: override.value() for override in command_line.overrides}
+    _run(load_frozen(Path(arguments[position])).model_copy(update=changes))
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Hydra's flags with their values, and the overrides."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    for i, argument in enumerate(arguments):
+        is_value = i > 0 and arguments[i - 1] in TAKE_A_VALUE
+        (flags if argument.startswith("-") or is_value else overrides).append(argument)
+    return flags, overrides
+
+
+def _hand_to_hydra(arguments: list[str]) -> None:
+    import hydra
+
+    from ftkit.config.sources import register_search_path, shipped_conf
+
+    register_search_path()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach main() as they are
+    sys.argv[1:] = arguments
+    hydra.main(version_base="1.3", config_path=str(shipped_conf()), config_name="config")(_sweep_task)()
+
+
+def _sweep_task(composed) -> None:
+    """One run of a sweep: named after what is swept, built on the records of the run that is swept over."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from ftkit.config.resolve import from_composed, named_after_overrides
+
+    settings = HydraConfig.get()
+    swept_out = set(settings.job.config.override_dirname.exclude_keys)
+    try:
+        _run(named_after_overrides(from_composed(composed), settings.overrides.task, swept_out))
+    except Interrupted as error:
+        raise KeyboardInterrupt from error  # an Exception would let the sweep go on to its next run
+    except FtkitError as error:
+        print_error(error)
+        raise
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""What pydantic finds wrong, said in the user's words: the dotted key, the value, what would be right, the nearest name."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from ftkit.config.overrides import nearest
+from ftkit.config.schema import PATTERNS, Config
+from ftkit.errors import Problem
+
+ELSEWHERE = {
+    "max_seq_length": "sft.max_length",
+    "rank": "lora.r",
+    "lora_r": "lora.r",
+    "alpha": "lora.lora_alpha",
+    "dropout": "lora.lora_dropout",
+    "lr": "sft.learning_rate",
+    "batch_size": "sft.per_device_train_batch_size",
+    "epochs": "sft.num_train_epochs",
+    "warmup_ratio": "sft.warmup_steps",
+    "use_reentrant": "sft.gradient_checkpointing_kwargs.use_reentrant",
+    "num_nodes": "compute.nodes",
+    "instance_count": "compute.nodes",
+    "gpus": "compute.gpus_per_node",
+}
+"""Names that other kits use, and the key that does the same here."""
+
+
+def schema_problems(values: dict[str, Any], skip: Sequence[str] = ()) -> tuple[Config | None, list[Problem]]:
+    """Validate against the schema.
+
+    Args:
+        values: the composed configuration as plain containers.
+        skip: dotted keys that are known to be unset and reported elsewhere.
+
+    Returns:
+        The typed configuration and no problems, or None and all of them.
+    """
+    try:
+        return Config.model_validate(values), []
+    except ValidationError as error:
+        found = [_problem(details) for details in error.errors(include_url=False)]
+        problems = {problem.key: problem for problem in reversed(found) if problem.key not in skip}
+        return None, list(reversed(problems.values()))
+
+
+def all_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of the schema."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from all_keys(field.annotation, f"{prefix}{name}.")
+
+
+def nearest_key(key: str) -> str | None:
+    """The key that was probably meant: by another kit's name, by spelling within the group, then anywhere."""
+    group, _, leaf = key.rpartition(".")
+    if leaf.lower() in ELSEWHERE:
+        return ELSEWHERE[leaf.lower()]
+    keys = list(all_keys())
+    siblings = [k for k in keys if k.rpartition(".")[0] == group]
+    same_leaf = [k for k in keys if k.rpartition(".")[2] == leaf]
+    by_leaf = {k.rpartition(".")[2]: k for k in siblings}
+    close = nearest(leaf, by_leaf)
+    return (by_leaf[close] if close else None) or (same_leaf[0] if same_leaf else None) or nearest(key, keys)
+
+
+def _problem(details: ErrorDetails) -> Problem:
+    key, annotation = _field(details["loc"])
+    if details["type"] == "extra_forbidden":
+        close = nearest_key(key)
+        return Problem(key, "unknown key", "", f"did you mean {close}?" if close else "python -m ftkit --help lists the keys")
+    if details["type"] == "missing":
+        return Problem(key, "is missing", "", f"set it: {key}=…, or begin the file with defaults: [default, _self_]")
+    value, wanted = details["input"], expected(annotation, details)
+    what = f"{value!r} is not {wanted}"
+    if isinstance(value, str) and (choices := _choices(annotation)) and (close := nearest(value, choices)):
+        return Problem(key, what, "", f"did you mean {key}={close}?")
+    return Problem(key, what, "")
+
+
+def expected(annotation: Any, details: ErrorDetails | None = None) -> str:
+    """What a field takes, in words: an integer above 0, true or false, one of …"""
+    if details and details["type"] in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
+        return details["msg"].removeprefix("Input should be ")
+    if details and details["type"] == "string_pattern_mismatch":
+        return PATTERNS[details.get("ctx", {})["pattern"]]
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return expected(get_args(annotation)[0])
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, get_args(annotation)))
+    if origin in (Union, types.UnionType):
+        return " or ".join(expected(a) for a in get_args(annotation))
+    if origin is list:
+        return "a list"
+    if origin is dict or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        return "a mapping"
+    words = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    return words.get(annotation, str(annotation))
+
+
+def _choices(annotation: Any) -> list[str]:
+    if get_origin(annotation) is Literal:
+        return [str(choice) for choice in get_args(annotation)]
+    return [choice for part in get_args(annotation) for choice in _choices(part)] if get_args(annotation) else []
+
+
+def _field(location: tuple[int | str, ...]) -> tuple[str, Any]:
+    """The dotted key and type of the deepest schema field on pydantic's path; its union tags lie beyond that."""
+    model: Any = Config
+    path: list[str] = []
+    for part in location:
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            break
+        path.append(str(part))
+        field = model.model_fields.get(str(part))
+        model = field.annotation if field else None
+    return ".".join(path), model
+
+
+

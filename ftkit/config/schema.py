@@ -1,0 +1,300 @@
+"""The typed configuration: one model per group. Values live in ``conf/``; here are names, types, ranges and what each key does.
+
+Keys keep the names of the library that they are handed to: ``sft`` TRL's SFTConfig, ``lora`` PEFT's LoraConfig.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._=,+-]{0,199}$"
+ASSET_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,254}$"
+ENDPOINT_NAME = r"^[A-Za-z][A-Za-z0-9-]{1,30}[A-Za-z0-9]$"
+DATE = r"^\d{4}-\d{2}-\d{2}$"
+PATTERNS = {
+    RUN_NAME: "a name of letters, digits and . _ = , + -",
+    ASSET_NAME: "a name of letters, digits and . _ -",
+    ENDPOINT_NAME: "a name of 3 to 32 letters, digits and hyphens that begins with a letter",
+    DATE: "a date of the form 2026-01-01",
+}
+"""Each pattern in words, for error messages."""
+
+Name = Annotated[str, Field(pattern=RUN_NAME)]
+AssetName = Annotated[str, Field(pattern=ASSET_NAME)]
+EndpointName = Annotated[str, Field(pattern=ENDPOINT_NAME)]
+
+STAGES = ("environment", "prepare", "publish", "train", "merge", "register", "deploy", "invoke")
+"""The life cycle in order; ``stage=all`` runs these."""
+
+SIDE_STAGES = ("plan", "evaluate", "teardown")
+"""Stages that are run on their own, beside the life cycle."""
+
+GROUPS = ("model", "dataset", "lora", "sft", "compute", "deployment")
+"""Config groups whose options are files in ``conf/<group>/``."""
+
+
+class Group(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+
+class Run(Group):
+    name: Name
+    """Name of the run; its files lie in ``<outputs>/<name>/``. A sweep appends the swept overrides."""
+    outputs: str
+    """Folder that holds all runs."""
+    base: Name | None
+    """Run whose records stand in for stages that this run has not made itself; a sweep sets it."""
+
+
+class Architecture(Group):
+    """Shape of the model, under transformers' names: what ``plan`` calculates with before any weight is loaded."""
+
+    num_hidden_layers: PositiveInt
+    """Decoder layers."""
+    hidden_size: PositiveInt
+    """Width of the residual stream."""
+    intermediate_size: PositiveInt
+    """Width of one expert."""
+    num_local_experts: PositiveInt
+    """Experts in a layer."""
+    num_experts_per_tok: PositiveInt
+    """Experts that each token is routed to."""
+    num_attention_heads: PositiveInt
+    """Query heads."""
+    num_key_value_heads: PositiveInt
+    """Key and value heads."""
+    head_dim: PositiveInt
+    """Width of one head."""
+    vocab_size: PositiveInt
+    """Rows of the embedding and of the output projection."""
+
+
+class Model(Group):
+    name: AssetName
+    """Short name; the default run and model names are made from it."""
+    pretrained_model_name_or_path: str
+    """Hub id, folder, or ``package:<name>`` for a model that ships with ftkit."""
+    revision: str | None
+    """Branch, tag or commit on the hub; null takes the newest."""
+    dtype: Literal["bfloat16", "float32"]
+    """Precision of the base weights. bfloat16 halves the memory; float32 suits a CPU."""
+    attn_implementation: Literal["eager", "flex_attention"]
+    """eager needs memory that grows with the square of the length; flex_attention needs a CUDA GPU."""
+    experts_implementation: Literal["eager", "batched_mm", "grouped_mm"]
+    """How the experts' products are computed; grouped_mm is the fastest on a GPU."""
+    architecture: Architecture
+
+
+class Columns(Group):
+    question: str
+    """Column with the question."""
+    answer: str
+    """Column with ``<think>…</think>`` followed by the final answer."""
+
+
+class Dataset(Group):
+    name: AssetName
+    """Short name, shown by ``plan``."""
+    path: str
+    """Hub id, a .jsonl or .parquet file, or ``package:<file>`` for data that ships with ftkit."""
+    split: str
+    """Split to read from a hub data set; files have one."""
+    revision: str | None
+    """Branch, tag or commit on the hub; null takes the newest."""
+    columns: Columns
+    asset_name: AssetName
+    """Name of the data asset, and of the parquet and JSONL files in it."""
+    reasoning_language: str | None
+    """Written as ``reasoning language: …`` at the top of the system message; null leaves the line out."""
+    persona: str | None
+    """Second paragraph of the system message; null leaves it out."""
+    reasoning_effort: Literal["low", "medium", "high"]
+    """The effort that Harmony's system block asks for."""
+    current_date: Annotated[str, Field(pattern=DATE)]
+    """Date that Harmony's system block gives; pinned, so that the same rows give the same tokens on any day."""
+    heldout: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the rows kept out of training, chosen by a hash of the question."""
+    overlength: Literal["drop", "error"]
+    """What to do with rows longer than sft.max_length: leave out and count, or stop."""
+    max_rows: PositiveInt | None
+    """Read only the first rows; null reads all."""
+
+
+class Lora(Group):
+    r: PositiveInt
+    """Rank. Parameters and their memory grow with it."""
+    lora_alpha: PositiveInt
+    """Scale of the update, divided by r (or by its root with use_rslora)."""
+    lora_dropout: Fraction
+    """Dropout before A; must be 0 when experts are adapted."""
+    target_modules: str | list[str]
+    """Linear modules to adapt; all-linear means q, k, v and o of every layer."""
+    target_parameters: list[str] | None
+    """Expert tensors to adapt, by the end of their names; null adapts none."""
+    use_rslora: bool
+    """Scale by alpha/√r: keeps the update's size when r grows."""
+    init_lora_weights: bool | Literal["gaussian"]
+    """true draws A as Kaiming-uniform, gaussian as normal; B starts at zero either way."""
+
+
+class Sft(Group):
+    max_length: PositiveInt
+    """Longest row in tokens; a packed row is filled up to it."""
+    packing: bool
+    """true fills each row with several documents that cannot see each other; false pads: slower, less memory at a peak."""
+    per_device_train_batch_size: PositiveInt
+    """Rows on each GPU at a time."""
+    gradient_accumulation_steps: PositiveInt
+    """Batches whose gradients are added before one optimiser step."""
+    num_train_epochs: Annotated[float, Field(gt=0)]
+    """Passes over the training rows; sft.max_steps overrides it when positive."""
+    max_steps: int
+    """Optimiser steps; -1 goes by num_train_epochs."""
+    learning_rate: Annotated[float, Field(gt=0)]
+    """Highest rate, reached after the warm-up."""
+    lr_scheduler_type: Literal["cosine_with_min_lr", "cosine", "linear", "constant", "constant_with_warmup"]
+    """Shape of the rate after the warm-up."""
+    lr_scheduler_kwargs: dict[str, Any]
+    """Arguments of that shape; min_lr_rate is the final share of the highest rate."""
+    warmup_steps: Annotated[float, Field(ge=0)]
+    """Steps of rising rate; below 1 it is a share of all steps."""
+    optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"]
+    """Optimiser; its state is kept for the adapter only."""
+    weight_decay: Annotated[float, Field(ge=0)]
+    """Pull of the trained weights towards zero."""
+    max_grad_norm: Annotated[float, Field(ge=0)]
+    """Gradients longer than this are scaled down; 0 leaves them."""
+    bf16: bool
+    """Compute in bfloat16 with float32 sums; false suits a CPU."""
+    gradient_checkpointing: bool
+    """Recompute activations in the backward pass: about a third slower, far less memory."""
+    gradient_checkpointing_kwargs: dict[str, Any]
+    """use_reentrant: true fails under DDP when experts carry LoRA."""
+    ddp_find_unused_parameters: bool | None
+    """false skips a search that DDP makes at every step; null means true for a PEFT model."""
+    router_aux_loss_coef: Annotated[float, Field(ge=0)]
+    """Weight of the router's balance loss; 0 trains on the answers alone."""
+    logging_steps: PositiveInt
+    """Steps between two lines of metrics."""
+    save_steps: PositiveInt
+    """Steps between two checkpoints."""
+    save_total_limit: PositiveInt
+    """Checkpoints kept; older ones are deleted."""
+    seed: Annotated[int, Field(ge=0)]
+    """Seed of the adapter's start and of the order of the rows."""
+
+
+class Compute(Group):
+    platform: Literal["local", "azureml"]
+    """local: this machine. azureml: a job on Azure ML."""
+    instance_type: str | None
+    """VM size on Azure ML, Standard_NC40ads_H100_v5 for instance; null on the local platform."""
+    nodes: PositiveInt
+    """Machines (the NUM_NODES of other kits)."""
+    gpus_per_node: PositiveInt
+    """Processes on each machine, one for each GPU; on a machine without GPUs each is a CPU process."""
+    gib_per_gpu: Annotated[float, Field(gt=0)] | None
+    """Memory of one GPU in GiB, against which plan holds its prediction; null when there is none."""
+    usd_per_hour: Annotated[float, Field(ge=0)] | None
+    """Price of one node for an hour; plan and records calculate costs with it."""
+    environment_variables: dict[str, str]
+    """Set for the training processes, PYTORCH_CUDA_ALLOC_CONF for instance. Never put a secret here."""
+
+
+class Merge(Group):
+    dtype: Literal["bfloat16", "float32"]
+    """Precision of the merged model's files."""
+
+
+class Registration(Group):
+    model_name: AssetName
+    """Name under which versions of the merged model are kept."""
+    type: Literal["custom_model"]
+    """Azure ML's asset type."""
+
+
+class Deployment(Group):
+    platform: Literal["local", "azureml"]
+    """local: a server on this machine's loopback. azureml: a managed online endpoint."""
+    endpoint_name: EndpointName
+    """Name of the endpoint, 3 to 32 letters, digits and hyphens."""
+    deployment_name: EndpointName
+    """Name of the deployment that gets all traffic."""
+    instance_type: str | None
+    """VM size on Azure ML; null on the local platform."""
+    instance_count: PositiveInt
+    """Instances behind the endpoint."""
+    port: Annotated[int, Field(ge=0, le=65535)]
+    """Port on 127.0.0.1 for the local platform; 0 takes a free one."""
+    startup_timeout_s: PositiveInt
+    """Seconds that the model may take to load before the deployment counts as failed."""
+    request_timeout_ms: Annotated[int, Field(gt=0, le=180000)]
+    """Longest request in milliseconds; Azure ML allows 180000."""
+    max_concurrent_requests_per_instance: PositiveInt
+    """Requests that one instance takes at a time."""
+
+
+class Invoke(Group):
+    prompt: str | None
+    """A question; the system message of the training is put before it."""
+    messages: list[dict[str, str]] | None
+    """A whole chat: items with role and content."""
+    file: str | None
+    """A JSON file with the whole request body."""
+    max_new_tokens: PositiveInt
+    """Longest answer in tokens, thinking included."""
+
+
+class Evaluate(Group):
+    questions: PositiveInt
+    """Held-out questions to ask at the most."""
+    max_new_tokens: PositiveInt
+    """Longest answer in tokens, thinking included."""
+    batch_size: PositiveInt
+    """Questions that are answered at a time."""
+
+
+class Config(Group):
+    """The whole resolved configuration, as every stage gets it."""
+
+    stage: str | list[str] | None
+    """Stages to run: one, a list, or all."""
+    force: bool
+    """true runs a stage again even when nothing it depends on has changed."""
+    yes: bool
+    """true answers the question that teardown asks."""
+    run: Run
+    model: Model
+    dataset: Dataset
+    lora: Lora
+    sft: Sft
+    compute: Compute
+    merge: Merge
+    registration: Registration
+    deployment: Deployment
+    invoke: Invoke
+    evaluate: Evaluate
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages asked for, in the order of the life cycle; empty when none is."""
+        asked = [self.stage] if isinstance(self.stage, str) else list(self.stage or [])
+        names = dict.fromkeys(name for word in asked for name in (STAGES if word == "all" else (word,)))
+        order = STAGES + SIDE_STAGES
+        return tuple(sorted(names, key=lambda name: order.index(name) if name in order else len(order)))
+
+    @property
+    def processes(self) -> int:
+        """Training processes: nodes × GPUs on each."""
+        return self.compute.nodes * self.compute.gpus_per_node
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows whose gradients make one optimiser step."""
+        return self.processes * self.sft.per_device_train_batch_size * self.sft.gradient_accumulation_steps

@@ -1,0 +1,90 @@
+"""Records: what a stage was given, what it made and how, in ``outputs/<run>/<stage>/record.json``.
+
+A record is written last and aside, so a stage without one counts as not done. A stage reads its predecessors' records, and
+refuses those that another configuration made or whose files are gone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ftkit.errors import StageError
+from ftkit.files import written_aside
+
+
+@dataclass(frozen=True)
+class Record:
+    """One stage's record.
+
+    Attributes:
+        stage: the stage's name.
+        fingerprint: digest of everything the outcome depends on.
+        settings: the configuration values it depends on, by dotted key.
+        inputs: what went in, by name: digests of files or fingerprints of predecessors.
+        files: what was made: path (relative to the run's folder) to size in bytes.
+        result: figures and names that later stages and the user read.
+        versions: of Python and the packages that took part.
+        seconds: how long the stage took.
+        finished: UTC time, ISO 8601.
+    """
+
+    stage: str
+    fingerprint: str
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    files: dict[str, int]
+    result: dict[str, Any]
+    versions: dict[str, str]
+    seconds: float
+    finished: str
+
+    def missing_files(self, run_folder: Path) -> list[str]:
+        """Recorded files that are gone or of another size."""
+        return [name for name, size in self.files.items() if _size(run_folder / name) != size]
+
+
+def fingerprint(stage: str, settings: dict[str, Any], inputs: dict[str, str], version: str) -> str:
+    """Digest of what a stage's outcome depends on: its settings, its inputs and the version of ftkit."""
+    text = json.dumps([stage, settings, inputs, version], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def path_of(run_folder: Path, stage: str) -> Path:
+    return run_folder / stage / "record.json"
+
+
+def read(run_folder: Path, stage: str) -> Record | None:
+    """The record of a stage, or None when it has not been completed.
+
+    Raises:
+        StageError: the file is there but cannot be read as a record.
+    """
+    path = path_of(run_folder, stage)
+    try:
+        return Record(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise StageError(f"the record of {stage} cannot be read: {error}", where=str(path), cure=f"delete it and run stage={stage}") from error
+
+
+def write(run_folder: Path, record: Record) -> None:
+    """Write a record aside and rename it."""
+    with written_aside(path_of(run_folder, record.stage)) as aside:
+        aside.write_text(json.dumps(asdict(record), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def discard(run_folder: Path, stage: str) -> None:
+    """Take a record away before its stage runs again, so that an interrupted run is not taken for the earlier one."""
+    path_of(run_folder, stage).unlink(missing_ok=True)
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None

@@ -1,0 +1,140 @@
+"""The stages: what each does, what it needs, which settings its outcome depends on. One module a stage, imported when it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ftkit.config.schema import Config
+from ftkit.records import Record
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the life cycle.
+
+    Attributes:
+        name: as ``stage=`` takes it.
+        does: what it does, for the list of stages.
+        makes: its product, for the plan.
+        needs: stages whose records it reads.
+        reads: dotted keys its outcome depends on; a leading ``-`` takes one out again.
+        always: runs each time it is asked for; nothing is kept that could be up to date.
+    """
+
+    name: str
+    does: str
+    makes: str
+    needs: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    always: bool = False
+
+
+STAGES = (
+    Stage("environment", "check that what is pinned is installed, list devices", "table of versions", always=True),
+    Stage(
+        "prepare",
+        "rows to Harmony conversations and tokens",
+        "{asset}.parquet, .jsonl",
+        reads=("dataset", "-dataset.overlength", "model.pretrained_model_name_or_path", "model.revision"),
+    ),
+    Stage("publish", "register the data as a versioned asset", "data asset {asset}", ("prepare",), ("dataset.asset_name",)),
+    Stage(
+        "train",
+        "LoRA fine-tuning (TRL, PEFT, accelerate)",
+        "adapter",
+        ("publish",),
+        (
+            *("model", "lora", "sft", "dataset.overlength", "compute.nodes", "compute.gpus_per_node"),
+            *("-sft.logging_steps", "-sft.save_steps", "-sft.save_total_limit"),
+        ),
+    ),
+    Stage("merge", "merge the adapter into the base, check the result", "merged/", ("train", "publish"), ("merge", "model")),
+    Stage("register", "register the merged model as a version", "model {model}", ("merge",), ("registration",)),
+    Stage("deploy", "serve the registered model at an endpoint", "endpoint {endpoint}", ("register",), ("deployment",)),
+    Stage("invoke", "send a request to the endpoint, print the answer", "answer", ("deploy",), always=True),
+    Stage("plan", "what would run, memory, every problem; runs nothing", "this table", always=True),
+    Stage(
+        "evaluate",
+        "ask base and merged model the held-out questions",
+        "evaluate/answers.jsonl",
+        ("merge", "publish"),
+        ("evaluate", "model"),
+    ),
+    Stage("teardown", "stop the endpoint, after asking", "nothing", always=True),
+)
+BY_NAME: Mapping[str, Stage] = {stage.name: stage for stage in STAGES}
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a stage hands back.
+
+    Attributes:
+        summary: one line for the user.
+        files: what was written, below the run's folder.
+        result: figures and names for the record.
+    """
+
+    summary: str
+    files: Sequence[Path] = ()
+    result: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A predecessor's record and the run folder that it lies in."""
+
+    record: Record
+    run_folder: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.run_folder / self.record.stage
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage's ``run`` is given.
+
+    Attributes:
+        config: the whole configuration.
+        run_folder: ``outputs/<run>``.
+        folder: ``outputs/<run>/<stage>``, where the stage writes.
+        fingerprint: digest of all that the outcome depends on.
+        needs: records of the stages it needs, by name.
+        say: prints a line to the user.
+    """
+
+    config: Config
+    run_folder: Path
+    folder: Path
+    fingerprint: str
+    needs: Mapping[str, Found]
+    say: Callable[[str], None]
+
+    @property
+    def store(self) -> Path:
+        """The local platform's store of data, models and endpoints, shared by all runs."""
+        return Path(self.config.run.outputs) / "_workspace"
+
+
+def settings_of(stage: Stage, config: Config) -> dict[str, Any]:
+    """The configuration values that a stage's outcome depends on, by dotted key, flat."""
+    whole = _flat(config.model_dump())
+    taken = [key for key in stage.reads if not key.startswith("-")]
+    left = [key[1:] for key in stage.reads if key.startswith("-")]
+    return {key: value for key, value in whole.items() if _below(key, taken) and not _below(key, left)}
+
+
+def _below(key: str, prefixes: Sequence[str]) -> bool:
+    return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value})
+    return flat

@@ -1,0 +1,34 @@
+"""stage=publish: keep the prepared rows as a versioned data asset; identical content is the same version.
+
+    python -m ftkit experiment=tiny stage=publish
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from ftkit.files import linked_copy
+from ftkit.platforms import local_store
+from ftkit.stages import Context, Made
+from ftkit.stages.prepare import TOKENS
+
+
+def run(context: Context) -> Made:
+    """Register parquet, JSONL and token rows as the asset ``dataset.asset_name``."""
+    name = context.config.dataset.asset_name
+    prepared = context.needs["prepare"]
+    tags = {key: prepared.record.result[key] for key in ("rows", "train", "heldout", "rejected")}
+    tags |= {"source": context.config.dataset.path, "model": context.config.model.name}
+    with tempfile.TemporaryDirectory(dir=context.run_folder) as folder:
+        for file in (f"{name}.parquet", f"{name}.jsonl", TOKENS):
+            linked_copy(prepared.folder / file, Path(folder) / file)
+        asset, new = local_store.register(context.store, "data", name, Path(folder), type="uri_folder", tags=tags)
+    what = "new version" if new else "same content as before"
+    return Made(f"data asset {asset.id} ({what}) in {asset.path}", result=asdict(asset))
+
+
+def still_there(context: Context, record) -> bool:
+    """Whether the version that the record names is still in the store."""
+    return Path(record.result["path"]).is_dir()
