@@ -1,4 +1,4 @@
-"""The command line: ``python -m ftkit stage=train compute=h100x2 sft.packing=false``. Hydra resolves it, the runner runs it."""
+"""The command line, ``python -m ftkit stage=train compute=h100x2``: Hydra resolves it, the runner runs it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _resolve_and_run(arguments: list[str]) -> None:
     if "-m" in flags or "--multirun" in flags:
         command_line = read(overrides, multirun=True)
         check_sweep(command_line)
-        fixed = ",".join(sorted(command_line.keys() - command_line.swept()))
+        fixed = ",".join(sorted(command_line.keys - command_line.swept()))
         naming = f"hydra.job.config.override_dirname.exclude_keys=[{fixed}]"
         _hand_to_hydra([*flags, *command_line.arguments, naming])
     elif flags:
@@ -67,23 +67,29 @@ def _resolve_and_run(arguments: list[str]) -> None:
 
 def _run(config) -> None:
     if not config.stages:
-        raise ConfigError([Problem("stage", "not given", "", "stage=plan shows what would run, stage=all runs the life cycle")])
+        raise ConfigError(
+            [Problem("stage", "not given", "", "stage=plan shows what would run, stage=all runs the life cycle")]
+        )
     from ftkit.runner import run
 
     run(config)
 
 
 def _run_frozen(arguments: list[str]) -> None:
-    """``--resolved FILE stage=… [force=true]``: a configuration that was resolved before; nothing else of it can change."""
+    """``--resolved FILE stage=… [force=true]``: a configuration resolved before, of which nothing else can change."""
     from ftkit.config.overrides import read
     from ftkit.config.resolve import load_frozen
 
     position = arguments.index("--resolved") + 1
     if position >= len(arguments):
-        raise ConfigError([Problem("--resolved", "names no file", "on the command line", "--resolved outputs/<run>/config.yaml")])
+        raise ConfigError(
+            [Problem("--resolved", "names no file", "on the command line", "--resolved outputs/<run>/config.yaml")]
+        )
     command_line = read(arguments[: position - 1] + arguments[position + 1 :], multirun=False)
     allowed = ("stage", "force", "yes")
-    fixed = [Problem(k, "is fixed by --resolved", "on the command line", "") for k in command_line.keys() if k not in allowed]
+    fixed = [
+        Problem(k, "is fixed by --resolved", "on the command line", "") for k in command_line.keys if k not in allowed
+    ]
     if fixed or command_line.problems:
         raise ConfigError([*command_line.problems, *fixed])
     changes = {override.key_or_group: override.value() for override in command_line.overrides}

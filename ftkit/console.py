@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -40,16 +39,23 @@ class Report:
         self._open()
         self._print(stage, f"up to date ({record}); force=true runs it again", style="dim")
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[Callable[[str, float], None]]:
-        """Announce a stage; call what is yielded with its summary and seconds when it has ended well."""
-        if name != "plan":
+    def started(self, stage: str) -> None:
+        if stage != "plan":
             self._open()
-        yield lambda summary, seconds: self._print(name, summary, f"{seconds:.1f} s") if summary else None
+
+    def finished(self, stage: str, summary: str, seconds: float) -> None:
+        if summary:
+            self._print(stage, summary, f"{seconds:.1f} s")
 
     def _open(self) -> None:
         if not self._opened:
-            self._console.print(Text.assemble(("run  ", "dim"), (self._config.run.name, "bold"), f"   {self._config.run.outputs}/{self._config.run.name}"))
+            self._console.print(
+                Text.assemble(
+                    ("run  ", "dim"),
+                    (self._config.run.name, "bold"),
+                    f"   {self._config.run.outputs}/{self._config.run.name}",
+                )
+            )
         self._opened = True
 
     def _print(self, stage: str, text: str, tail: str = "", style: str = "") -> None:
@@ -84,5 +90,3 @@ def problem_table(problems: Sequence[Problem]) -> Table:
     for problem in problems:
         table.add_row(Text(f"  {problem.key}"), Text(problem.what), Text(problem.where), Text(problem.cure))
     return table
-
-

@@ -41,7 +41,9 @@ def explained(error: OSError, path: Path) -> StageError:
     where = str(error.filename or path)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return StageError(
-            f"the disk is full: {free_gib(path):.2f} GiB are free", where=where, cure="free some space, or run.outputs=<a larger disk>"
+            f"the disk is full: {free_gib(path):.2f} GiB are free",
+            where=where,
+            cure="free some space, or run.outputs=<a larger disk>",
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
         return StageError(f"cannot be written: {error.strerror}", where=where, cure="run.outputs=<a folder of yours>")

@@ -23,14 +23,19 @@ EXAMPLES = (
     ("python -m ftkit stage=plan compute=h100x2 sft.packing=false", "what would run, memory, problems; runs nothing"),
     ("python -m ftkit stage=train compute=h100x2 sft=ddp-safe", "train on two nodes of one H100"),
     ("python -m ftkit experiment=tiny stage=train lora.r=4,8,16 -m", "a sweep: three runs side by side"),
-    ("python -m ftkit experiment=tiny stage=invoke invoke.prompt='今日は月曜日です。3日後は何曜日ですか？'", "ask the model"),
+    (
+        "python -m ftkit experiment=tiny stage=invoke invoke.prompt='今日は月曜日です。3日後は何曜日ですか？'",
+        "ask the model",
+    ),
 )
 
 
 def print_overview() -> None:
     """What a bare ``python -m ftkit`` prints: stages, groups, examples; nothing is started."""
     out = console()
-    out.print(Text(f"ftkit {__version__}: fine-tune gpt-oss from one tree of YAML. Nothing was started.\n"), soft_wrap=True)
+    out.print(
+        Text(f"ftkit {__version__}: fine-tune gpt-oss from one tree of YAML. Nothing was started.\n"), soft_wrap=True
+    )
     out.print(Text("python -m ftkit stage=… [group=option …] [key=value …] [-m]\n", style="bold"))
     _print_rows(out, "stages", [(stage.name, stage.does) for stage in STAGES])
     out.print(Text("stage=all runs the first eight in order; stage=prepare,publish runs several.\n", style="dim"))
@@ -64,7 +69,10 @@ def print_help(topics: Sequence[str]) -> None:
     )
     _print_rows(out, "flags", flags)
     found = ", ".join(display(folder) for folder in conf_dirs())
-    out.print(Text(f"Options are files in {found}; a folder conf/ where you start ftkit comes first.", style="dim"), soft_wrap=True)
+    out.print(
+        Text(f"Options are files in {found}; a folder conf/ where you start ftkit comes first.", style="dim"),
+        soft_wrap=True,
+    )
 
 
 def _print_topic(topic: str) -> None:
@@ -73,12 +81,16 @@ def _print_topic(topic: str) -> None:
     if not rows and topic not in groups():
         names = [key for key, *_ in _keys(Config)] + groups()
         close = nearest(topic, names)
-        raise ConfigError([Problem(topic, "no such group or key", "", f"did you mean --help {close}?" if close else "")])
+        raise ConfigError(
+            [Problem(topic, "no such group or key", "", f"did you mean --help {close}?" if close else "")]
+        )
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
     for key, kind, doc in rows:
         table.add_row(Text(key, style="bold"), Text(kind, style="dim"), Text(doc))
     if topic in groups():
-        _print_rows(console(), topic, [(name, headline(path)) for name in options(topic) if (path := option_file(topic, name))])
+        _print_rows(
+            console(), topic, [(name, headline(path)) for name in options(topic) if (path := option_file(topic, name))]
+        )
     console().print(table)
 
 

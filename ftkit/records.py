@@ -1,7 +1,6 @@
 """Records: what a stage was given, what it made and how, in ``outputs/<run>/<stage>/record.json``.
 
-A record is written last and aside, so a stage without one counts as not done. A stage reads its predecessors' records, and
-refuses those that another configuration made or whose files are gone.
+A record is written last and aside, so a stage without one counts as not done.
 """
 
 from __future__ import annotations
@@ -69,7 +68,9 @@ def read(run_folder: Path, stage: str) -> Record | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
-        raise StageError(f"the record of {stage} cannot be read: {error}", where=str(path), cure=f"delete it and run stage={stage}") from error
+        raise StageError(
+            f"the record of {stage} cannot be read: {error}", where=str(path), cure=f"delete it and run stage={stage}"
+        ) from error
 
 
 def write(run_folder: Path, record: Record) -> None:

@@ -7,9 +7,8 @@ from importlib import metadata
 
 from ftkit import __version__
 
-RECORDED = (
-    "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "safetensors", "hydra-core", "omegaconf"
-)  # fmt: skip
+TRAINING = ("torch", "transformers", "trl", "peft", "accelerate")
+RECORDED = (*TRAINING, "datasets", "tokenizers", "safetensors", "hydra-core", "omegaconf")
 
 
 def version_of(package: str) -> str | None:

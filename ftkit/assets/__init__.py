@@ -24,5 +24,7 @@ def asset_path(reference: str) -> str:
     if not name or not path.exists():
         there = sorted(p.name for p in FOLDER.iterdir() if not p.name.startswith("_"))
         close = difflib.get_close_matches(name, there, n=1) or there
-        raise StageError(f"nothing named {name!r} ships with ftkit", where=reference, cure=f"{PREFIX}{', '.join(close)}")
+        raise StageError(
+            f"nothing named {name!r} ships with ftkit", where=reference, cure=f"{PREFIX}{', '.join(close)}"
+        )
     return str(path)

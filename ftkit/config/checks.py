@@ -1,4 +1,4 @@
-"""Combinations that are known to fail, or to do something else than they say. Each check is one function; all run, none stops the rest."""
+"""Combinations that are known to fail, or to do something else than they say: one function each, and all run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def stage_exists(config: Config) -> Iterator[Problem]:
 def compute_fits_its_platform(config: Config) -> Iterator[Problem]:
     compute = config.compute
     if compute.platform == "azureml" and not compute.instance_type:
-        yield Problem("compute.instance_type", "null, but an Azure ML job needs a VM size", "", "for instance compute=h100x1")
+        yield Problem(
+            "compute.instance_type", "null, but an Azure ML job needs a VM size", "", "for instance compute=h100x1"
+        )
     if compute.platform == "local" and compute.nodes > 1:
         yield Problem(
             "compute.nodes",
@@ -49,7 +51,10 @@ def deployment_fits_its_platform(config: Config) -> Iterator[Problem]:
     deployment, compute = config.deployment, config.compute
     if deployment.platform == "azureml" and not deployment.instance_type:
         yield Problem(
-            "deployment.instance_type", "null, but a managed endpoint needs a VM size", "", "for instance deployment=managed"
+            "deployment.instance_type",
+            "null, but a managed endpoint needs a VM size",
+            "",
+            "for instance deployment=managed",
         )
     if deployment.platform != compute.platform:
         other = "local" if compute.platform == "local" else "managed"
@@ -61,7 +66,10 @@ def deployment_fits_its_platform(config: Config) -> Iterator[Problem]:
         )
     if deployment.platform == "local" and deployment.instance_count > 1:
         yield Problem(
-            "deployment.instance_count", f"{deployment.instance_count}, but one server runs here", "", "deployment.instance_count=1"
+            "deployment.instance_count",
+            f"{deployment.instance_count}, but one server runs here",
+            "",
+            "deployment.instance_count=1",
         )
 
 
@@ -94,7 +102,9 @@ def target_parameters_exist(config: Config) -> Iterator[Problem]:
             short = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj", *names]
             close = nearest(target, short)
             hint = f"did you mean {close}?" if close else "for instance mlp.experts.gate_up_proj"
-            yield Problem("lora.target_parameters", f"{target!r} names no expert tensor of {config.model.name}", "", hint)
+            yield Problem(
+                "lora.target_parameters", f"{target!r} names no expert tensor of {config.model.name}", "", hint
+            )
 
 
 def something_is_trained(config: Config) -> Iterator[Problem]:
@@ -116,9 +126,16 @@ def schedule_fits_its_arguments(config: Config) -> Iterator[Problem]:
     kind, arguments = config.sft.lr_scheduler_type, config.sft.lr_scheduler_kwargs
     known = {"min_lr_rate", "min_lr", "num_cycles"} if kind == "cosine_with_min_lr" else set()
     for name in arguments.keys() - known:
-        yield Problem("sft.lr_scheduler_kwargs", f"{kind} takes no {name!r}", "", "sft.lr_scheduler_kwargs={}" if not known else "")
+        yield Problem(
+            "sft.lr_scheduler_kwargs",
+            f"{kind} takes no {name!r}",
+            "",
+            "sft.lr_scheduler_kwargs={}" if not known else "",
+        )
     if kind == "cosine_with_min_lr" and not arguments.keys() & {"min_lr_rate", "min_lr"}:
-        yield Problem("sft.lr_scheduler_kwargs", f"{kind} needs min_lr_rate", "", "sft.lr_scheduler_kwargs.min_lr_rate=0.1")
+        yield Problem(
+            "sft.lr_scheduler_kwargs", f"{kind} needs min_lr_rate", "", "sft.lr_scheduler_kwargs.min_lr_rate=0.1"
+        )
 
 
 def max_steps_is_positive_or_minus_one(config: Config) -> Iterator[Problem]:
@@ -137,7 +154,9 @@ def dataset_file_exists(config: Config) -> Iterator[Problem]:
     neighbours = [str(p) for p in path.parent.glob("*") if p.suffix in DATA_SUFFIXES] if path.parent.is_dir() else []
     close = nearest(str(path), neighbours)
     what = "is a folder" if path.is_dir() else "no such file"
-    yield Problem("dataset.path", f"{what}: {path}", "", f"did you mean {close}?" if close else "give the path of your rows")
+    yield Problem(
+        "dataset.path", f"{what}: {path}", "", f"did you mean {close}?" if close else "give the path of your rows"
+    )
 
 
 def invoke_has_one_request(config: Config) -> Iterator[Problem]:
@@ -146,7 +165,9 @@ def invoke_has_one_request(config: Config) -> Iterator[Problem]:
     if "invoke" not in config.stages or len(given) == 1:
         return
     if not given:
-        yield Problem("invoke", "nothing to ask", "", "invoke.prompt='…', invoke.messages=[…] or invoke.file=request.json")
+        yield Problem(
+            "invoke", "nothing to ask", "", "invoke.prompt='…', invoke.messages=[…] or invoke.file=request.json"
+        )
     else:
         drop = " ".join(f"invoke.{name}=null" for name in given[1:])
         yield Problem("invoke", f"{' and '.join(given)} are both given", "", f"leave one: {drop}")

@@ -1,4 +1,4 @@
-"""The command line, read as Hydra overrides, with the few liberties that ftkit takes so that plain words mean what they say."""
+"""The command line read as Hydra overrides, with two liberties: Japanese needs no quotes, and stage=a,b is a list."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class CommandLine:
     """Overrides as Hydra takes them, and what was wrong with the others.
 
     Attributes:
-        overrides: those that Hydra can apply; values of keys are forced (``++``), so that the schema judges unknown keys.
+        overrides: those that Hydra can apply; values are forced (``++``), so that the schema judges unknown keys.
         problems: one for each that was left out.
     """
 
@@ -33,6 +33,7 @@ class CommandLine:
     def arguments(self) -> list[str]:
         return [o.input_line for o in self.overrides if o.input_line]
 
+    @property
     def keys(self) -> set[str]:
         return {o.key_or_group for o in self.overrides}
 
@@ -129,7 +130,7 @@ def _sweep_without_multirun(override: Override) -> Problem | None:
 
 def _unreadable(argument: str) -> Problem:
     if "=" not in argument:
-        close = nearest(argument, groups() + ["stage"])
+        close = nearest(argument, [*groups(), "stage"])
         hint = f"did you mean {close}=…?" if close else "write key=value, stage=plan for instance"
         return Problem(argument, "not of the form key=value", ON_THE_COMMAND_LINE, hint)
     key, _, value = argument.partition("=")

@@ -1,4 +1,4 @@
-"""What pydantic finds wrong, said in the user's words: the dotted key, the value, what would be right, the nearest name."""
+"""What pydantic finds wrong, in the user's words: dotted key, value, what would be right, the nearest name."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ def _problem(details: ErrorDetails) -> Problem:
     key, annotation = _field(details["loc"])
     if details["type"] == "extra_forbidden":
         close = nearest_key(key)
-        return Problem(key, "unknown key", "", f"did you mean {close}?" if close else "python -m ftkit --help lists the keys")
+        return Problem(
+            key, "unknown key", "", f"did you mean {close}?" if close else "python -m ftkit --help lists the keys"
+        )
     if details["type"] == "missing":
         return Problem(key, "is missing", "", f"set it: {key}=…, or begin the file with defaults: [default, _self_]")
     value, wanted = details["input"], expected(annotation, details)
@@ -122,6 +124,3 @@ def _field(location: tuple[int | str, ...]) -> tuple[str, Any]:
         field = model.model_fields.get(str(part))
         model = field.annotation if field else None
     return ".".join(path), model
-
-
-

@@ -95,14 +95,14 @@ def _resolve_one(command_line: CommandLine, arguments: list[str]) -> tuple[Confi
     config, problems = _validate(values, missing)
     if problems:
         problems = _with_examples_and_checks(command_line, arguments, problems)
-    located = [_located(problem, choices, command_line.keys()) for problem in problems]
+    located = [_located(problem, choices, command_line.keys) for problem in problems]
     return config, sorted(located, key=lambda problem: _position(problem, arguments))
 
 
 def _with_examples_and_checks(
     command_line: CommandLine, arguments: list[str], problems: list[Problem]
 ) -> list[Problem]:
-    """Put back what the faulty overrides replaced: that gives an example value for each, and lets the other checks run."""
+    """Put back what the faulty overrides replaced: gives an example for each and lets the other checks run."""
     faulty = {problem.key for problem in problems}
     kept = [a for a in arguments if not any(_concerns(a.lstrip("+").partition("=")[0], key) for key in faulty)]
     try:
@@ -139,7 +139,9 @@ def _compose(arguments: list[str]) -> DictConfig:
 
 
 def _plain(composed: DictConfig) -> dict[str, Any]:
-    ours = OmegaConf.masked_copy(composed, [str(key) for key in composed if key not in ("hydra", "experiment", "local")])
+    ours = OmegaConf.masked_copy(
+        composed, [str(key) for key in composed if key not in ("hydra", "experiment", "local")]
+    )
     values = OmegaConf.to_container(ours, resolve=True)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
@@ -189,7 +191,6 @@ def _yaml_problem(error: yaml.MarkedYAMLError) -> Problem:
     mark = error.problem_mark
     where = f"{mark.name}:{mark.line + 1}" if mark else "conf"
     return Problem("YAML", str(error.problem or error), where, "mend the file's syntax at that line")
-
 
 
 def named_after_overrides(config: Config, overrides: Sequence[str], left_out: Collection[str]) -> Config:

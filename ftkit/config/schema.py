@@ -1,4 +1,4 @@
-"""The typed configuration: one model per group. Values live in ``conf/``; here are names, types, ranges and what each key does.
+"""The typed configuration, one model a group: names, types, ranges and what each key does. Values live in ``conf/``.
 
 Keys keep the names of the library that they are handed to: ``sft`` TRL's SFTConfig, ``lora`` PEFT's LoraConfig.
 """
@@ -147,7 +147,7 @@ class Sft(Group):
     max_length: PositiveInt
     """Longest row in tokens; a packed row is filled up to it."""
     packing: bool
-    """true fills each row with several documents that cannot see each other; false pads: slower, less memory at a peak."""
+    """true fills each row with documents that cannot see each other; false pads: slower, with a lower peak."""
     per_device_train_batch_size: PositiveInt
     """Rows on each GPU at a time."""
     gradient_accumulation_steps: PositiveInt

@@ -86,7 +86,7 @@ def split_thinking(answer: str) -> tuple[str, str]:
 
 
 def split_of(question: str, heldout: float) -> str:
-    """``heldout`` for a stable share of all questions: by a hash of the text, so the same question is always on the same side."""
+    """``heldout`` for a stable share of all questions, by a hash of the text: a question is always on one side."""
     normal = unicodedata.normalize("NFKC", question).strip().encode()
     position = int.from_bytes(hashlib.sha256(normal).digest()[:8], "big") / 2**64
     return "heldout" if position < heldout else "train"
@@ -108,6 +108,11 @@ def _text(values: dict[str, Any], column: str) -> str:
 
 
 def _kind(value: Any) -> str:
-    return {type(None): "null", list: "a list", dict: "an object", int: "a number", float: "a number", bool: "a truth value"}.get(
-        type(value), type(value).__name__
-    )
+    return {
+        type(None): "null",
+        list: "a list",
+        dict: "an object",
+        int: "a number",
+        float: "a number",
+        bool: "a truth value",
+    }.get(type(value), type(value).__name__)

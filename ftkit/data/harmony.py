@@ -1,4 +1,4 @@
-"""Conversations to token rows: the model's own chat template renders them, and the loss lies on the assistant's turn alone."""
+"""Conversations to token rows: the model's chat template renders them; the loss lies on the assistant's turn alone."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TokenRow:
 class Renderer:
     """Renders messages by a tokenizer's chat template, with the date and the reasoning effort pinned.
 
-    The completion is ``<|channel|>analysis<|message|>…<|end|><|start|>assistant<|channel|>final<|message|>…<|return|>``.
+    A completion runs from ``<|channel|>analysis`` to the final message's ``<|return|>``.
     """
 
     def __init__(self, tokenizer: Any, *, current_date: str, reasoning_effort: str):
@@ -47,7 +47,7 @@ class Renderer:
         return self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, **self._options)
 
     def token_rows(self, messages: list[dict[str, str]]) -> Iterator[TokenRow]:
-        """One row for each assistant turn; earlier turns stand in its prompt without their thinking, as in a live chat."""
+        """One row for each assistant turn; earlier turns stand in its prompt without their thinking, as in a chat."""
         for i, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue

@@ -1,4 +1,4 @@
-"""Raw rows from a file, from data that ships with ftkit, or from the hub; every line of a file becomes a row or a refusal."""
+"""Raw rows from a file, from data that ships with ftkit, or from the hub; a line that cannot be read is a row too."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _read(dataset: Dataset) -> Iterator[RawRow]:
 
 
 def _with_columns(rows: Iterator[RawRow], dataset: Dataset, where: str) -> Iterator[RawRow]:
-    """Stop at the first readable row when no row could ever fit; later rows that lack a column are refused one by one."""
+    """Stop at the first readable row when it has neither column; later rows that lack one are refused one by one."""
     wanted = (dataset.columns.question, dataset.columns.answer)
     checked = False
     for row in rows:
@@ -119,7 +119,7 @@ def _hub_rows(dataset: Dataset) -> Iterator[RawRow]:
         raise StageError(
             f"the data set cannot be loaded: {type(error).__name__}: {str(error).splitlines()[0]}",
             where=f"{dataset.path}, split {dataset.split}, on the hub",
-            cure="check the name and the network, set HF_TOKEN if access is restricted, or dataset=jsonl dataset.path=<a local copy>",
+            cure="check name, network and HF_TOKEN, or take a local copy: dataset=jsonl dataset.path=rows.jsonl",
         ) from error
     raw = (RawRow(number, dict(values)) for number, values in enumerate(rows, start=1))
     yield from _with_columns(raw, dataset, dataset.path)

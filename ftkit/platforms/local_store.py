@@ -1,4 +1,4 @@
-"""The local platform's store: immutable versions of data assets and models as folders, ``<store>/<kind>/<name>/<version>/``."""
+"""The local platform's store: immutable versions of data and models, in ``<store>/<kind>/<name>/<version>/``."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ class Asset:
         return f"{self.name}:{self.version}"
 
 
-def register(store: Path, kind: str, name: str, content: Path, *, type: str, tags: Mapping[str, Any]) -> tuple[Asset, bool]:
+def register(
+    store: Path, kind: str, name: str, content: Path, *, type: str, tags: Mapping[str, Any]
+) -> tuple[Asset, bool]:
     """Keep a copy of a folder as a new version, or find the version that holds the same content already.
 
     Returns:
@@ -62,7 +64,9 @@ def register(store: Path, kind: str, name: str, content: Path, *, type: str, tag
     folder = store / kind / name / version
     with written_aside(folder) as aside:
         shutil.copytree(content, aside / CONTENT)
-        described = Asset(kind, name, version, type, digest, {k: str(v) for k, v in tags.items()}, str(folder / CONTENT))
+        described = Asset(
+            kind, name, version, type, digest, {k: str(v) for k, v in tags.items()}, str(folder / CONTENT)
+        )
         (aside / DESCRIPTION).write_text(json.dumps(asdict(described), ensure_ascii=False, indent=2), encoding="utf-8")
         _make_read_only(aside / CONTENT)
     return described, True
@@ -83,9 +87,15 @@ def get(store: Path, kind: str, name: str, version: str) -> Asset:
     """
     asset = next((a for a in list_versions(store, kind, name) if a.version == version), None)
     if asset is None:
-        raise StageError(f"no version {version} of {name}", where=str(store / kind / name), cure="stage=publish or stage=register")
+        raise StageError(
+            f"no version {version} of {name}", where=str(store / kind / name), cure="stage=publish or stage=register"
+        )
     if tree_digest(Path(asset.path)) != asset.digest:
-        raise StageError(f"{asset.id} was changed after it was registered", where=asset.path, cure="force=true registers a new version")
+        raise StageError(
+            f"{asset.id} was changed after it was registered",
+            where=asset.path,
+            cure="force=true registers a new version",
+        )
     return asset
 
 

@@ -1,4 +1,4 @@
-"""The stages: what each does, what it needs, which settings its outcome depends on. One module a stage, imported when it runs."""
+"""The stages: what each does and needs, and which settings its outcome depends on. One module a stage."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ STAGES = (
         "{asset}.parquet, .jsonl",
         reads=("dataset", "-dataset.overlength", "model.pretrained_model_name_or_path", "model.revision"),
     ),
-    Stage("publish", "register the data as a versioned asset", "data asset {asset}", ("prepare",), ("dataset.asset_name",)),
+    Stage(
+        "publish", "register the data as a versioned asset", "data asset {asset}", ("prepare",), ("dataset.asset_name",)
+    ),
     Stage(
         "train",
         "LoRA fine-tuning (TRL, PEFT, accelerate)",
@@ -51,7 +53,13 @@ STAGES = (
             *("-sft.logging_steps", "-sft.save_steps", "-sft.save_total_limit"),
         ),
     ),
-    Stage("merge", "merge the adapter into the base, check the result", "merged/", ("train", "publish"), ("merge", "model")),
+    Stage(
+        "merge",
+        "merge the adapter into the base, check the result",
+        "merged/",
+        ("train", "publish"),
+        ("merge", "model"),
+    ),
     Stage("register", "register the merged model as a version", "model {model}", ("merge",), ("registration",)),
     Stage("deploy", "serve the registered model at an endpoint", "endpoint {endpoint}", ("register",), ("deployment",)),
     Stage("invoke", "send a request to the endpoint, print the answer", "answer", ("deploy",), always=True),

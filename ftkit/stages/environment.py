@@ -1,6 +1,6 @@
 """stage=environment: check that what is pinned is installed; print versions, devices and back ends.
 
-    python -m ftkit experiment=tiny stage=environment
+python -m ftkit experiment=tiny stage=environment
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ def run(context: Context) -> Made:
         table.add_row(name, version_of(name) or "missing", tested.get(name, ""), bounds)
     console().print(table)
     if wrong:
-        raise StageError(f"not as pinned: {', '.join(wrong)}", cure="pip install 'ftkit[train,serve]' -c environment/requirements.txt")
+        raise StageError(
+            f"not as pinned: {', '.join(wrong)}",
+            cure="pip install 'ftkit[train,serve]' -c environment/requirements.txt",
+        )
     for line in _devices():
         context.say(line)
     return Made(f"{len(needed)} packages within their bounds, Python {platform.python_version()}")
@@ -74,7 +77,9 @@ def _devices() -> list[str]:
     lines = [f"CPU: {platform.machine()}, {cores} threads for torch {torch.__version__}"]
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        lines.append(f"GPU {index}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}")
+        lines.append(
+            f"GPU {index}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
+        )
     if not torch.cuda.is_available():
         lines.append("no CUDA GPU: training and serving take the plain CPU path")
     backends = [name for name in ("nccl", "gloo") if torch.distributed.is_backend_available(name)]

@@ -1,7 +1,7 @@
 """stage=prepare: rows to Harmony conversations and to tokens; every row is kept or refused with a reason.
 
-    python -m ftkit experiment=tiny stage=prepare
-    python -m ftkit stage=prepare dataset=jsonl dataset.path=rows.jsonl
+python -m ftkit experiment=tiny stage=prepare
+python -m ftkit stage=prepare dataset=jsonl dataset.path=rows.jsonl
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def run(context: Context) -> Made:
         raise StageError(
             f"none of the {len(rejected)} rows can be used; the first was refused because {_first_reason(rejected)}",
             where=dataset.path,
-            cure="dataset.columns.question=… and dataset.columns.answer=… name the columns; the answer needs <think>…</think>",
+            cure="dataset.columns.question=… dataset.columns.answer=…; an answer needs <think>…</think>",
         )
     for reason, count in Counter(r["reason"] for r in rejected).most_common(SHOWN_REASONS):
         context.say(f"refused {count}: {reason}")

@@ -1,6 +1,6 @@
 """stage=publish: keep the prepared rows as a versioned data asset; identical content is the same version.
 
-    python -m ftkit experiment=tiny stage=publish
+python -m ftkit experiment=tiny stage=publish
 """
 
 from __future__ import annotations

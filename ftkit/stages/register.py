@@ -1,6 +1,6 @@
 """stage=register: keep the merged model as an immutable version of a registered model.
 
-    python -m ftkit experiment=tiny stage=register registration.model_name=my-reasoner
+python -m ftkit experiment=tiny stage=register registration.model_name=my-reasoner
 """
 
 from __future__ import annotations

@@ -1,0 +1,130 @@
+"""Lineage: which records a stage may build on, and whether its own is up to date."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ftkit import __version__, records
+from ftkit.config.schema import Config
+from ftkit.errors import StageError
+from ftkit.stages import BY_NAME, Context, Found, Stage, settings_of
+
+
+@dataclass(frozen=True)
+class Origin:
+    """All that a stage's outcome depends on.
+
+    Attributes:
+        settings: configuration values, by dotted key.
+        inputs: fingerprints of predecessors and digests of files from outside.
+        needs: the predecessors' records.
+    """
+
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    needs: dict[str, Found]
+
+
+def module_of(stage: Stage) -> ModuleType:
+    return importlib.import_module(f"ftkit.stages.{stage.name}")
+
+
+def folder_of(config: Config) -> Path:
+    """``outputs/<run>``."""
+    return Path(config.run.outputs) / config.run.name
+
+
+def origin_of(config: Config, stage: Stage) -> Origin:
+    """Collect what a stage depends on.
+
+    Raises:
+        StageError: a predecessor has not been run, or not with these settings.
+    """
+    needs = {name: find(config, BY_NAME[name], stage.name) for name in stage.needs}
+    inputs = {name: found.record.fingerprint for name, found in needs.items()}
+    outside = getattr(module_of(stage), "outside_inputs", None)
+    return Origin(settings_of(stage, config), inputs | (outside(config) if outside else {}), needs)
+
+
+def context_of(config: Config, stage: Stage, origin: Origin, say: Callable[[str], None]) -> Context:
+    """What the stage's ``run`` is given."""
+    fingerprint = records.fingerprint(stage.name, origin.settings, origin.inputs, __version__)
+    run_folder = folder_of(config)
+    return Context(config, run_folder, run_folder / stage.name, fingerprint, origin.needs, say)
+
+
+def find(config: Config, stage: Stage, wanted_by: str) -> Found:
+    """The record of a stage that another one needs, from this run or from the run it builds on.
+
+    Raises:
+        StageError: there is none, its files are gone, or it was made with other settings or an earlier predecessor.
+    """
+    own = folder_of(config)
+    base = Path(config.run.outputs) / config.run.base if config.run.base else own
+    for run_folder in dict.fromkeys((own, base)):
+        if record := records.read(run_folder, stage.name):
+            found = Found(record, run_folder)
+            _check(config, stage, found, wanted_by)
+            return found
+    missing = _missing_before(config, stage)
+    raise StageError(
+        f"{wanted_by} needs what {stage.name} makes, and it has not been run",
+        where=str(records.path_of(base, stage.name)),
+        cure=f"stage={','.join([*missing, wanted_by])}",
+    )
+
+
+def _check(config: Config, stage: Stage, found: Found, wanted_by: str) -> None:
+    record, where = found.record, str(records.path_of(found.run_folder, stage.name))
+    again = f"stage={','.join(_from(stage.name, wanted_by))}"
+    if gone := record.missing_files(found.run_folder):
+        more = f", and {len(gone) - 1} more" if len(gone) > 1 else ""
+        raise StageError(f"{stage.name} made {gone[0]}, which is gone or changed{more}", where=where, cure=again)
+    settings = settings_of(stage, config)
+    if other := [key for key in settings if settings[key] != record.settings.get(key)]:
+        then, now = record.settings.get(other[0]), settings[other[0]]
+        raise StageError(
+            f"{stage.name} was run with {other[0]}={then!r}, and now it is {now!r}",
+            where=where,
+            cure=f"{again}, or leave {other[0]} as it was",
+        )
+    for name in stage.needs:
+        earlier = find(config, BY_NAME[name], wanted_by)
+        if earlier.record.fingerprint != record.inputs.get(name):
+            raise StageError(f"{name} has been run again since {stage.name} was", where=where, cure=again)
+
+
+def _from(first: str, last: str) -> list[str]:
+    """Stages to run from one that is out of date to one that needs it, in order."""
+    return [
+        name for name in BY_NAME if (name == first or _depends(name, first)) and (name == last or _depends(last, name))
+    ]
+
+
+def _depends(stage: str, on: str) -> bool:
+    needs = BY_NAME[stage].needs if stage in BY_NAME else ()
+    return on in needs or any(_depends(need, on) for need in needs)
+
+
+def _missing_before(config: Config, stage: Stage) -> list[str]:
+    """The stage and those before it that have no record, in order."""
+    before = [name for need in stage.needs for name in _missing_before(config, BY_NAME[need])]
+    own = [] if records.read(folder_of(config), stage.name) else [stage.name]
+    return list(dict.fromkeys(before + own))
+
+
+def up_to_date(context: Context, stage: Stage) -> bool:
+    """Whether a stage's record was made from just these settings and inputs, and what it made is still there."""
+    record = records.read(context.run_folder, stage.name)
+    if record is None or record.fingerprint != context.fingerprint:
+        return False
+    if gone := record.missing_files(context.run_folder):
+        context.say(f"{stage.name}: {gone[0]} is gone or has another size; running it again")
+        return False
+    still_there = getattr(module_of(stage), "still_there", None)
+    return still_there is None or still_there(context, record)

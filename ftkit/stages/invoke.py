@@ -1,0 +1,35 @@
+"""stage=invoke: send a request to the endpoint and print the answer with its thinking.
+
+python -m ftkit experiment=tiny stage=invoke invoke.prompt='今日は月曜日です。3日後は何曜日ですか？'
+"""
+
+from __future__ import annotations
+
+from rich.text import Text
+
+from ftkit.console import console
+from ftkit.errors import StageError
+from ftkit.platforms import local_endpoint
+from ftkit.serving.client import build_payload, score
+from ftkit.stages import Context, Made
+
+
+def run(context: Context) -> Made:
+    """Print the question, the thinking and the answer.
+
+    Raises:
+        StageError: the endpoint is not running, refuses the request, or does not answer in time.
+    """
+    config = context.config
+    name = config.deployment.endpoint_name
+    endpoint = local_endpoint.find(context.store / "endpoints", name)
+    if endpoint is None:
+        raise StageError(f"the endpoint {name} is not running", cure="stage=deploy,invoke")
+    payload = build_payload(config.invoke)
+    answer = score(endpoint.scoring_uri, payload, timeout_s=config.deployment.request_timeout_ms / 1000)
+    question = payload.get("prompt") or payload["messages"][-1]["content"]
+    for label, text in (("question", question), ("thinking", answer["thinking"]), ("answer", answer["output"])):
+        console().print(Text.assemble((f"{'':13}{label:<10}", "dim"), text or "–"), soft_wrap=True)
+    usage = answer["usage"]
+    how = "ended by itself" if answer["finish_reason"] == "stop" else "cut off at invoke.max_new_tokens"
+    return Made(f"{usage['completion_tokens']} tokens after {usage['prompt_tokens']} of prompt, {how}")

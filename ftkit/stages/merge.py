@@ -1,0 +1,45 @@
+"""stage=merge: merge the adapter into the base, save, reload, compare; only a model that passed stays.
+
+python -m ftkit experiment=tiny stage=merge
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from ftkit.data.conversations import system_message
+from ftkit.errors import StageError
+from ftkit.files import tree
+from ftkit.stages import Context, Made
+from ftkit.stages.prepare import TOKENS
+
+FOLDER = "merged"
+
+
+def run(context: Context) -> Made:
+    """Write ``outputs/<run>/merged``.
+
+    Raises:
+        StageError: the reloaded model is not the base with the adapter; no ``merged`` is left then.
+    """
+    try:
+        from ftkit.training.merge import merge
+    except ModuleNotFoundError as error:
+        raise StageError(
+            f"merging needs {error.name}, which is not installed", cure="pip install 'ftkit[train]'"
+        ) from error
+    config, trained, published = context.config, context.needs["train"], context.needs["publish"]
+    out = context.run_folder / FOLDER
+    result = merge(
+        config,
+        adapter=trained.run_folder / trained.record.result["folder"],
+        tokens=Path(published.record.result["path"]) / TOKENS,
+        out=out,
+        serving={"system": system_message(config.dataset), "reasoning_effort": config.dataset.reasoning_effort},
+    )
+    files = list(tree(out).values())
+    size = sum(path.stat().st_size for path in files) / 2**30
+    data = f"{published.record.result['name']}:{published.record.result['version']}"
+    kept = {**asdict(result), "folder": FOLDER, "data": data}
+    return Made(f"{size:.2f} GiB in {out}; {result.summary}", files, kept)

@@ -1,0 +1,59 @@
+"""stage=train: LoRA fine-tuning on the published rows; a run that was cut off goes on from its last whole checkpoint.
+
+python -m ftkit experiment=tiny stage=train
+python -m ftkit experiment=tiny stage=train compute.gpus_per_node=2
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ftkit.errors import StageError
+from ftkit.files import tree
+from ftkit.platforms import local_processes
+from ftkit.stages import Context, Made
+from ftkit.stages.prepare import TOKENS
+
+ADAPTER = "adapter"
+
+
+def run(context: Context) -> Made:
+    """Train in this process, or in one process a GPU by torchrun.
+
+    Raises:
+        StageError: training could not start, diverged or was cut short.
+    """
+    tokens = Path(context.needs["publish"].record.result["path"]) / TOKENS
+    checkpoints = context.run_folder / "checkpoints" / context.fingerprint[:12]
+    context.folder.mkdir(parents=True, exist_ok=True)
+    result = _train(context, tokens, checkpoints)
+    files = [path for name, path in tree(context.folder).items() if not name.startswith("tensorboard/")]
+    summary = (
+        f"{result['global_step']} steps, loss {result['first_loss']:.3f} → {result['last_loss']:.3f}, "
+        f"{result['tokens_per_s']:,.0f} tokens/s; curve in {context.folder}/loss.png"
+    )
+    return Made(summary, files, {**result, "folder": f"train/{ADAPTER}", "checkpoints": str(checkpoints)})
+
+
+def _train(context: Context, tokens: Path, checkpoints: Path) -> dict[str, Any]:
+    config = context.config
+    os.environ.update(config.compute.environment_variables)
+    if config.processes > 1:
+        return local_processes.train(
+            config,
+            tokens=tokens,
+            out=context.folder,
+            checkpoints=checkpoints,
+            frozen=context.run_folder / "config.yaml",
+        )
+    try:
+        from dataclasses import asdict
+
+        from ftkit.training.train import train
+    except ModuleNotFoundError as error:
+        raise StageError(
+            f"training needs {error.name}, which is not installed", cure="pip install 'ftkit[train]'"
+        ) from error
+    return asdict(train(config, tokens=tokens, out=context.folder, checkpoints=checkpoints))

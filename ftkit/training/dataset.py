@@ -1,0 +1,143 @@
+"""Token rows from ``prepare`` become the rows that the model is trained on; each of them is accounted for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from datasets import Dataset
+
+from ftkit.config.schema import Config
+from ftkit.data.packing import pack
+from ftkit.errors import StageError
+
+COLUMNS = ("row", "split", "input_ids", "labels")
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class DataCounts:
+    """What became of the rows of the training split.
+
+    Attributes:
+        rows: token rows in the split.
+        overlength: of these, left out because they are longer than ``sft.max_length``.
+        trained: rows that the model sees in an epoch: packed ones, if packing is on.
+        tokens: tokens in them, padding not counted.
+        loss_tokens: tokens that carry loss.
+        fill: tokens ÷ (packed rows × ``sft.max_length``); None without packing.
+    """
+
+    rows: int
+    overlength: int
+    trained: int
+    tokens: int
+    loss_tokens: int
+    fill: float | None
+
+
+def training_rows(tokens: Path, config: Config, *, vocab_size: int) -> tuple[Dataset, DataCounts]:
+    """Read the training split, apply ``dataset.overlength``, pack if asked to.
+
+    Args:
+        tokens: parquet file of ``prepare``, one row for each assistant turn.
+        vocab_size: of the model; a token outside of it is refused.
+
+    Returns:
+        A dataset of numpy columns ``input_ids`` and ``labels`` (length,), ``seq_lengths`` (documents,) tokens of each document,
+        ``rows`` (documents,) numbers of the source rows; and what became of the rows.
+
+    Raises:
+        StageError: the file is missing or of another kind, no row is left, a row is too long and ``dataset.overlength=error``,
+            carries no loss, or holds a token that the model has no embedding for.
+    """
+    table = _read(tokens)
+    lengths = pc.list_value_length(table["input_ids"]).to_numpy()
+    too_long = lengths > config.sft.max_length
+    if too_long.any() and config.dataset.overlength == "error":
+        raise _overlength(table, lengths, too_long, config, tokens)
+    kept = table.filter(pa.array(~too_long))
+    if kept.num_rows == 0:
+        why = f"all {table.num_rows} training rows are longer than sft.max_length={config.sft.max_length}"
+        cure = f"sft.max_length={lengths.max()}" if table.num_rows else "stage=prepare with more rows, or dataset.heldout=0.0"
+        raise StageError(why if table.num_rows else "there is no row to train on", where=str(tokens), cure=cure)
+    packing = config.sft.packing
+    bins = pack(lengths[~too_long].tolist(), config.sft.max_length) if packing else [[i] for i in range(kept.num_rows)]
+    dataset, loss_tokens = _joined(kept, bins, tokens, vocab_size)
+    total = int(lengths[~too_long].sum())
+    return dataset, DataCounts(
+        rows=table.num_rows,
+        overlength=int(too_long.sum()),
+        trained=len(bins),
+        tokens=total,
+        loss_tokens=loss_tokens,
+        fill=total / (len(bins) * config.sft.max_length) if packing else None,
+    )
+
+
+def heldout_rows(tokens: Path, *, limit: int, longest: int) -> list[list[int]]:
+    """Token ids of the first ``limit`` held-out rows (of training rows where none is held out), cut to ``longest`` tokens."""
+    for split in ("heldout", "train"):
+        rows = _read(tokens, split)["input_ids"].slice(0, limit).to_pylist()
+        if rows:
+            return [row[:longest] for row in rows]
+    raise StageError("there is no row to compare the models on", where=str(tokens), cure="stage=prepare with more rows")
+
+
+def _read(path: Path, split: str = "train") -> pa.Table:
+    try:
+        table = pq.read_table(path, columns=list(COLUMNS))
+    except FileNotFoundError as error:
+        raise StageError("there are no token rows", where=str(path), cure="stage=prepare") from error
+    except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError) as error:
+        raise StageError(f"these are not the token rows of prepare: {error}", where=str(path), cure="stage=prepare") from error
+    return table.filter(pc.equal(table["split"], split)).combine_chunks()
+
+
+def _joined(table: pa.Table, bins: list[list[int]], path: Path, vocab_size: int) -> tuple[Dataset, int]:
+    """Rows of each bin joined end to end, in arrow, with 64-bit offsets; and the number of loss tokens."""
+    sizes = np.fromiter(map(len, bins), np.int64, len(bins))
+    order = np.concatenate([np.asarray(documents, np.int64) for documents in bins])
+    table = table.take(pa.array(order))
+    ids, labels = (pc.list_flatten(table[name]).to_numpy().astype(np.int32, copy=True) for name in ("input_ids", "labels"))
+    lengths = pc.list_value_length(table["input_ids"]).to_numpy().astype(np.int64)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    if len(ids) != len(labels) or not np.array_equal(lengths, pc.list_value_length(table["labels"]).to_numpy()):
+        raise StageError("input_ids and labels differ in length", where=str(path), cure="stage=prepare")
+    labels[starts[:-1]] = IGNORED  # nothing comes before a document's first token that could predict it
+    numbers = table["row"].to_numpy()
+    with_loss = np.add.reduceat(labels != IGNORED, starts[:-1])
+    if not with_loss.all():
+        raise StageError(f"row {numbers[with_loss == 0][0]} has no token that carries loss", where=str(path), cure="stage=prepare")
+    if ids.max() >= vocab_size or ids.min() < 0:
+        where = int(numbers[np.searchsorted(starts, np.argmax(ids), side="right") - 1])
+        raise StageError(
+            f"row {where} holds token {ids.max()}, and the model has {vocab_size}: the rows were made for another model",
+            where=str(path),
+            cure="stage=prepare,train",
+        )
+    documents = np.concatenate([[0], np.cumsum(sizes)])
+    columns = {
+        "input_ids": pa.LargeListArray.from_arrays(starts[documents], pa.array(ids)),
+        "labels": pa.LargeListArray.from_arrays(starts[documents], pa.array(labels)),
+        "seq_lengths": pa.LargeListArray.from_arrays(documents, pa.array(lengths)),
+        "rows": pa.LargeListArray.from_arrays(documents, pa.array(numbers.astype(np.int64))),
+    }
+    return Dataset(pa.table(columns)).with_format("numpy"), int(with_loss.sum())
+
+
+def _overlength(
+    table: pa.Table, lengths: np.ndarray, too_long: np.ndarray, config: Config, path: Path
+) -> StageError:
+    numbers, longest = table["row"].to_numpy()[too_long], int(lengths.max())
+    named = ", ".join(f"{row} ({size:,} tokens)" for row, size in zip(numbers[:5], lengths[too_long][:5], strict=True))
+    more = f" and {len(numbers) - 5} more" if len(numbers) > 5 else ""
+    return StageError(
+        f"{len(numbers)} rows are longer than sft.max_length={config.sft.max_length}: row {named}{more}",
+        where=str(path),
+        cure=f"sft.max_length={longest}, or dataset.overlength=drop",
+    )

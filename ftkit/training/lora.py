@@ -1,0 +1,136 @@
+"""LoRA in the places asked for, no more and no fewer."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer, ParamWrapper
+from torch import nn
+from transformers import PreTrainedModel
+
+from ftkit.config.schema import Lora
+from ftkit.errors import StageError
+
+PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is trained.
+
+    Attributes:
+        modules: adapted linear modules.
+        tensors: adapted expert tensors, each of all experts of a layer.
+        attention: trained parameters of the modules.
+        experts: trained parameters of the expert tensors.
+    """
+
+    modules: int
+    tensors: int
+    attention: int
+    experts: int
+
+    @property
+    def parameters(self) -> int:
+        """All trained parameters."""
+        return self.attention + self.experts
+
+
+def add_lora(model: PreTrainedModel, lora: Lora) -> tuple[PeftModel, Trained]:
+    """Wrap a model with new adapters, and check where they went.
+
+    A misspelt entry of ``target_parameters`` adapts nothing and PEFT says nothing as long as another entry matches something;
+    here every entry must match, and what was adapted must be what all entries together ask for.
+
+    Raises:
+        StageError: an entry matches nothing or what may not be trained (router, vocabulary), or the adapters are not where they
+            were asked for.
+    """
+    if lora.lora_dropout and lora.target_parameters:
+        raise StageError(
+            f"lora.lora_dropout={lora.lora_dropout}, but PEFT has no dropout on expert tensors",
+            cure="lora.lora_dropout=0.0, or lora=attention",
+        )
+    modules, tensors = _wanted_modules(model, lora.target_modules), _wanted_tensors(model, lora.target_parameters or [])
+    if not modules and not tensors:
+        raise StageError("neither lora.target_modules nor lora.target_parameters names anything", cure="lora=experts")
+    wrapped = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", bias="none", **lora.model_dump()))
+    assert isinstance(wrapped, PeftModel)
+    return wrapped, check_placement(wrapped, modules, tensors)
+
+
+def check_placement(model: PeftModel, modules: set[str], tensors: set[str]) -> Trained:
+    """Compare what is adapted with what was asked for, and see that nothing else is trained.
+
+    Args:
+        modules: names of the linear modules asked for, as in the bare model.
+        tensors: names of the expert tensors asked for.
+
+    Raises:
+        StageError: they differ, or a weight that is no adapter would be trained.
+    """
+    adapted = {_bare(name): module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    found_modules = {name for name, module in adapted.items() if not isinstance(module, ParamWrapper)}
+    found_tensors = {
+        f"{_bare(name)}.{module.parameter_name}" for name, module in model.named_modules() if isinstance(module, ParamWrapper)
+    }
+    for asked, found in ((modules, found_modules), (tensors, found_tensors)):
+        if asked != found:
+            missing, extra = sorted(asked - found), sorted(found - asked)
+            said = " and ".join(
+                f"{len(names)} {what}, {names[0]} first" for names, what in ((missing, "not adapted"), (extra, "adapted unasked")) if names
+            )
+            raise StageError(f"LoRA is not where it was asked for: {said}", cure="use the versions in environment/requirements.txt")
+    counts = {"experts": 0, "attention": 0}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if ".lora_A." not in name and ".lora_B." not in name:
+            raise StageError(f"{_bare(name)} would be trained, and is no adapter", cure="lora=experts")
+        counts["experts" if ".experts." in name else "attention"] += parameter.numel()
+    return Trained(modules=len(modules), tensors=len(tensors), **counts)
+
+
+def _wanted_modules(model: PreTrainedModel, targets: str | list[str]) -> set[str]:
+    head = model.get_output_embeddings()
+    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head}
+    if targets == "all-linear":
+        return linear
+    if isinstance(targets, str):
+        matched = {name for name in linear if re.fullmatch(targets, name)}
+        return matched or _refuse("lora.target_modules", targets, linear)
+    return {
+        name
+        for target in targets
+        for name in (_ending_in(target, linear) or _refuse("lora.target_modules", target, linear))
+    }
+
+
+def _wanted_tensors(model: PreTrainedModel, targets: list[str]) -> set[str]:
+    experts = {name for name, tensor in model.named_parameters() if ".experts." in name and tensor.ndim == 3}
+    return {
+        name
+        for target in targets
+        for name in (_ending_in(target, experts) or _refuse("lora.target_parameters", target, experts))
+    }
+
+
+def _ending_in(target: str, names: Iterable[str]) -> set[str]:
+    return {name for name in names if name == target or name.endswith(f".{target}")}
+
+
+def _refuse(key: str, target: str, names: Iterable[str]) -> set[str]:
+    """Raise with the nearest of all names and of all their endings."""
+    endings = {".".join(name.split(".")[i:]) for name in names for i in range(name.count(".") + 1)}
+    without_layer = sorted((e for e in endings if not re.search(r"(^|\.)\d+\.", e)), key=len)
+    close = difflib.get_close_matches(target, without_layer, 1) or difflib.get_close_matches(target, sorted(endings), 1)
+    hint = f"did you mean {close[0]}?" if close else f"for instance {without_layer[0]}" if without_layer else "lora=attention"
+    raise StageError(f"{key}: {target!r} names nothing in this model that can be trained", cure=hint)
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix(PREFIX).replace(".base_layer", "")

@@ -1,0 +1,60 @@
+"""Merging: adapter and base become one model, which is loaded again and compared before it counts as done.
+
+    python -m ftkit experiment=tiny stage=merge
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ftkit.config.schema import Config
+from ftkit.training import require_extra
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """How the merged model, read back from its files, compares.
+
+    Attributes:
+        dtype: of its weights.
+        rows: held-out rows compared.
+        tokens: positions compared, each with a logit for every entry of the vocabulary.
+        max_difference: largest |merged − base with adapter| of a logit.
+        mean_difference: mean of the same.
+        mean_change: mean |base with adapter − base|: what training changed.
+        spread: standard deviation of the logits, against which the differences are held.
+        parameters: of the merged model.
+        files: everything that was written, below ``out``.
+    """
+
+    dtype: str
+    rows: int
+    tokens: int
+    max_difference: float
+    mean_difference: float
+    mean_change: float
+    spread: float
+    parameters: int
+    files: tuple[Path, ...]
+
+
+def merge(config: Config, *, adapter: Path, tokens: Path, out: Path, serving: dict[str, Any]) -> MergeResult:
+    """Merge a finished adapter into its base and write the whole model to ``out``.
+
+    Args:
+        config: the whole configuration; ``merge.dtype`` is the precision of the files.
+        adapter: folder that ``train`` wrote.
+        tokens: parquet file of ``prepare``, for held-out rows to compare on.
+        out: folder of the merged model; replaced when the new one has passed, else left as it is.
+        serving: written to ``ftkit.json`` in it, for whoever serves the model.
+
+    Raises:
+        StageError: the adapter is unfinished or for another base, the disk is full, or the model that was read back is not
+            what was merged; no folder is left then.
+    """
+    require_extra()
+    from ftkit.training.merging import run
+
+    return run(config, adapter=adapter, tokens=tokens, out=out, serving=serving)

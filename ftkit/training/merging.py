@@ -1,0 +1,128 @@
+"""The work behind ``ftkit.training.merge``."""
+
+from __future__ import annotations
+
+import gc
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from ftkit.config.schema import Config
+from ftkit.errors import StageError
+from ftkit.files import tree, written_aside
+from ftkit.training.adapter import check_adapter
+from ftkit.training.checkpoints import saving
+from ftkit.training.dataset import heldout_rows
+from ftkit.training.merge import MergeResult
+from ftkit.training.model import check_complete, load_base, load_tokenizer
+from ftkit.training.quiet import libraries_to
+
+STOPS = ("<|return|>", "<|call|>", "<|endoftext|>")
+"""Tokens that end an answer. ``<|end|>`` is none: it ends the analysis, and a model that stops there never answers."""
+
+ROWS, TOKENS = 4, 128
+"""Rows compared, and tokens of each: at gpt-oss's vocabulary their logits take 0.4 GiB."""
+
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}
+"""Greatest difference, as a share of the logits' spread: of the maximum in float32, of the mean in bfloat16, where rounding may
+send a token to another expert."""
+
+
+def run(config: Config, *, adapter: Path, tokens: Path, out: Path, serving: dict[str, Any]) -> MergeResult:
+    """See ``ftkit.training.merge.merge``."""
+    check_adapter(adapter, config)
+    with libraries_to(None):
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        rows = heldout_rows(tokens, limit=ROWS, longest=TOKENS)
+        eager = config.model.model_copy(update={"attn_implementation": "eager"})
+        base = load_base(eager, dtype=config.merge.dtype, device=device)
+        tokenizer = load_tokenizer(config.model)
+        of_base = logits(base, rows)
+        with_adapter = PeftModel.from_pretrained(base, str(adapter)).eval()
+        of_adapter = logits(with_adapter, rows)
+        merged = with_adapter.merge_and_unload()
+        del base, with_adapter
+        with saving(out), written_aside(out) as aside:
+            write(merged, tokenizer, aside, serving)
+            del merged
+            gc.collect()
+            again = read_back(aside, config, device)
+            result = compare(of_base, of_adapter, logits(again, rows), config, sum(p.numel() for p in again.parameters()))
+        return MergeResult(**result, rows=len(rows), files=tuple(tree(out).values()))
+
+
+def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, serving: dict[str, Any]) -> None:
+    """Write the dense model, the tokenizer with its chat template, the generation defaults and ``ftkit.json``."""
+    stops = [tokenizer.convert_tokens_to_ids(name) for name in STOPS]
+    if any(stop is None or stop == tokenizer.unk_token_id for stop in stops):
+        raise StageError(f"the tokenizer lacks one of {', '.join(STOPS)}", cure="use a gpt-oss tokenizer")
+    assert model.generation_config is not None
+    model.generation_config.eos_token_id = stops
+    model.generation_config.pad_token_id = stops[-1]
+    model.config.eos_token_id, model.config.pad_token_id = stops[0], stops[-1]
+    model.config.use_cache = True
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    # By default a model that came from MXFP4 is saved under names that the dense architecture does not find again.
+    model.save_pretrained(folder, save_original_format=False)
+    tokenizer.save_pretrained(folder)
+    (folder / "ftkit.json").write_text(json.dumps(serving, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def read_back(folder: Path, config: Config, device: torch.device) -> PreTrainedModel:
+    """Load what was written, as any user of it would.
+
+    Raises:
+        StageError: its files lack weights or hold others.
+    """
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=getattr(torch, config.merge.dtype),
+        attn_implementation="eager",
+        experts_implementation=config.model.experts_implementation,
+        device_map={"": str(device)} if device.type != "cpu" else None,
+        output_loading_info=True,
+    )
+    check_complete(info, str(folder))
+    return model
+
+
+def compare(of_base: Tensor, of_adapter: Tensor, of_merged: Tensor, config: Config, parameters: int) -> dict[str, Any]:
+    """Hold the logits, float32 (positions, vocabulary), against each other.
+
+    Raises:
+        StageError: the merged model differs from base with adapter by more than ``TOLERANCE``, or the adapter changes nothing.
+    """
+    difference, spread = (of_merged - of_adapter).abs(), of_adapter.std().item()
+    largest, mean, change = difference.max().item(), difference.mean().item(), (of_adapter - of_base).abs().mean().item()
+    dtype = config.merge.dtype
+    kind, measured = ("max", largest) if dtype == "float32" else ("mean", mean)
+    if change == 0:
+        raise StageError("the adapter changes nothing: its logits are the base model's", cure="stage=train force=true")
+    if not measured <= TOLERANCE[dtype] * spread:
+        raise StageError(
+            f"the merged model differs from base and adapter: {kind} difference of logits {measured:.3g}, "
+            f"spread {spread:.3g}, tolerance {TOLERANCE[dtype]:g} of it; it was not kept",
+            cure="merge.dtype=float32" if dtype != "float32" else "use the versions in environment/requirements.txt",
+        )
+    return {
+        "dtype": dtype,
+        "tokens": len(of_merged),
+        "max_difference": largest,
+        "mean_difference": mean,
+        "mean_change": change,
+        "spread": spread,
+        "parameters": parameters,
+    }
+
+
+@torch.no_grad()
+def logits(model: nn.Module, rows: list[list[int]]) -> Tensor:
+    """Logits of every position of all rows, one row at a time; float32 on the CPU, (positions, vocabulary)."""
+    device = next(model.parameters()).device
+    return torch.cat([model(input_ids=torch.tensor([row], device=device), use_cache=False).logits[0].float().cpu() for row in rows])

@@ -1,0 +1,182 @@
+"""Loading the base model and its tokenizer, the tiny one and the real one by the same path."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ftkit.assets import asset_path
+from ftkit.config.schema import Model
+from ftkit.errors import StageError
+from ftkit.training import require_extra
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+KEY = "model.pretrained_model_name_or_path"
+
+
+def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, with a padding token.
+
+    Raises:
+        StageError: it cannot be found or read.
+    """
+    from transformers import AutoTokenizer
+
+    with _explained(model):
+        tokenizer = AutoTokenizer.from_pretrained(_resolved(model), revision=model.revision)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = "<|endoftext|>"
+    return tokenizer
+
+
+def load_base(
+    model: Model,
+    *,
+    dtype: str | None = None,
+    device: torch.device | None = None,
+    router_aux_loss_coef: float = 0.0,
+) -> PreTrainedModel:
+    """The base model, dense, ready for training or merging.
+
+    An MXFP4 checkpoint is unpacked to ``dtype``. Published gpt-oss configurations carry ``router_aux_loss_coef`` 0.9, which TRL
+    would add to the loss; it is set to what is asked for.
+
+    Args:
+        model: which one, and how it computes.
+        dtype: precision of the weights; ``model.dtype`` if not given.
+        device: where the weights go; the CPU if not given.
+        router_aux_loss_coef: weight of the router's balance loss.
+
+    Raises:
+        StageError: it cannot be found or read, its shape is not ``model.architecture``, or its files lack weights.
+    """
+    require_extra()
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, Mxfp4Config
+
+    path = _resolved(model)
+    with _explained(model):
+        config = AutoConfig.from_pretrained(path, revision=model.revision)
+    check_architecture(model, config)
+    quantization = getattr(config, "quantization_config", None)
+    method = (quantization or {}).get("quant_method")
+    if method not in (None, "mxfp4"):
+        raise StageError(f"its weights are in {method}; ftkit reads dense weights and MXFP4", where=path, cure=f"{KEY}=…")
+    options: dict[str, Any] = {"quantization_config": Mxfp4Config(dequantize=True)} if method else {}
+    with _explained(model):
+        loaded, info = AutoModelForCausalLM.from_pretrained(
+            path,
+            revision=model.revision,
+            dtype=getattr(torch, dtype or model.dtype),
+            attn_implementation=model.attn_implementation,
+            experts_implementation=model.experts_implementation,
+            device_map={"": str(device)} if device is not None and device.type != "cpu" else None,
+            router_aux_loss_coef=router_aux_loss_coef,
+            use_cache=False,
+            output_loading_info=True,
+            **options,
+        )
+    check_complete(info, path)
+    return loaded
+
+
+def check_complete(info: dict[str, Any], path: str) -> None:
+    """See that loading found every weight and nothing besides.
+
+    A weight that is missing is drawn at random by transformers, with no more than a warning.
+
+    Args:
+        info: what ``from_pretrained(…, output_loading_info=True)`` gave.
+        path: what was loaded, for the message.
+
+    Raises:
+        StageError: weights are missing, unexpected, of another shape or could not be converted.
+    """
+    for kind, said in (("missing_keys", "missing"), ("unexpected_keys", "unexpected"), ("mismatched_keys", "of another shape")):
+        if names := sorted(map(str, info.get(kind) or ())):
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise StageError(f"weights are {said}: {names[0]}{more}", where=path, cure="download the model again")
+    if errors := info.get("error_msgs"):
+        raise StageError(f"weights cannot be read: {errors[0]}", where=path, cure="download the model again")
+
+
+def check_architecture(model: Model, config: Any) -> None:
+    """See that ``model.architecture``, which ``plan`` calculates with, is the checkpoint's.
+
+    Raises:
+        StageError: a value differs, or the model is no gpt-oss.
+    """
+    if config.model_type != "gpt_oss":
+        raise StageError(f"{model.pretrained_model_name_or_path} is a {config.model_type}; ftkit trains gpt-oss", cure=f"{KEY}=…")
+    for key, stated in model.architecture.model_dump().items():
+        actual = getattr(config, key)
+        if actual != stated:
+            raise StageError(
+                f"model.architecture.{key} is {stated}, and the checkpoint has {actual}",
+                where=model.pretrained_model_name_or_path,
+                cure=f"model.architecture.{key}={actual}, or another {KEY}",
+            )
+
+
+def _resolved(model: Model) -> str:
+    """A folder or a hub id."""
+    path = asset_path(model.pretrained_model_name_or_path)
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or folder.parent.is_dir() and folder.parent != Path()
+    if looks_local:
+        beside = [str(p) for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
+        close = difflib.get_close_matches(str(folder), beside, n=1)
+        raise StageError("there is no such folder", where=path, cure=f"{KEY}={close[0] if close else '<folder or hub id>'}")
+    return path
+
+
+@contextmanager
+def _explained(model: Model) -> Iterator[None]:
+    """Errors of the hub and of reading a checkpoint in the user's terms."""
+    import httpx
+    from huggingface_hub import errors
+    from safetensors import SafetensorError
+
+    name, download = model.pretrained_model_name_or_path, f"{KEY}=<a folder that holds the model>"
+    kinds: tuple[tuple[tuple[type[Exception], ...], str, str], ...] = (
+        ((errors.GatedRepoError,), f"{name} is gated: its owner asks you to accept terms first", "accept them on its page, then set HF_TOKEN"),
+        ((errors.RevisionNotFoundError,), f"{name} has no revision {model.revision!r}", "model.revision=null takes the newest"),
+        (
+            (errors.OfflineModeIsEnabled,),
+            f"{name} is not in the local cache, and HF_HUB_OFFLINE forbids to fetch it",
+            f"unset HF_HUB_OFFLINE, or {download}",
+        ),
+        (
+            (errors.RepositoryNotFoundError, errors.HFValidationError),
+            f"the hub has no {name}, or not for you",
+            f"set HF_TOKEN if it is private, or {download}",
+        ),
+        (
+            (errors.LocalEntryNotFoundError, httpx.TransportError, ConnectionError, TimeoutError),
+            f"{name} is not in the local cache, and the hub cannot be reached",
+            f"{download}; HF_HUB_OFFLINE=1 uses what is cached",
+        ),
+        ((SafetensorError,), f"the weights of {name} cannot be read: the download was cut off or the file is damaged", "download the model again"),
+    )
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError, httpx.TransportError) as error:
+        chain = list(_chain(error))
+        for types, what, cure in kinds:
+            if any(isinstance(link, types) for link in chain):
+                raise StageError(what, where=name, cure=cure) from error
+        raise StageError(f"the model cannot be loaded: {str(error).splitlines()[0]}", where=name, cure=download) from error
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

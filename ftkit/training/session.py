@@ -1,0 +1,232 @@
+"""One training session: set up, resume, train, save the adapter. ``ftkit.training.train`` is the way in."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from peft import PeftModel
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase, PrinterCallback, set_seed
+from transformers.trainer_utils import TrainOutput
+from trl import SFTConfig
+
+from ftkit.config.schema import Config
+from ftkit.console import console
+from ftkit.errors import Interrupted, StageError
+from ftkit.files import explained, tree, written_aside
+from ftkit.training.adapter import Origin
+from ftkit.training.checkpoints import newest_complete, saving, step_of
+from ftkit.training.collator import Collator
+from ftkit.training.dataset import DataCounts, training_rows
+from ftkit.training.document_masks import isolate_documents
+from ftkit.training.lora import Trained, add_lora
+from ftkit.training.model import load_base, load_tokenizer
+from ftkit.training.quiet import libraries_to
+from ftkit.training.train import TrainResult
+from ftkit.training.trainer import Trainer, together
+from ftkit.training.watch import Watch, history, loss_picture
+
+Say = Callable[[str], None]
+OURS = {"max_length", "packing", "save_total_limit"}
+"""Keys of ``sft`` that ftkit acts on itself: TRL would cut rows, pack without masks, and count checkpoints that were cut off."""
+
+
+def run(config: Config, *, tokens: Path, out: Path, checkpoints: Path, say: Say | None = None) -> TrainResult:
+    """See ``ftkit.training.train.train``."""
+    first = int(os.environ.get("RANK", "0")) == 0
+    say = (say or _print) if first else _silent
+    _make_folders(out, checkpoints)
+    with libraries_to(out / "library.log" if first else None):
+        args = sft_config(config, checkpoints)
+        trainer, counts, trained = _set_up(config, args, tokens, say)
+        watch = Watch(out, say)
+        if first:
+            trainer.add_callback(watch)
+        resumed = _resume_point(checkpoints, say)
+        try:
+            max_steps = _train(trainer, resumed, checkpoints, say)
+        finally:
+            watch.close()
+        _save(config, trainer, out, max_steps)
+    lines = history(trainer.state.log_history)
+    return TrainResult(
+        global_step=trainer.state.global_step,
+        max_steps=max_steps,
+        first_loss=lines[0]["loss"],
+        last_loss=lines[-1]["loss"],
+        seconds=lines[-1]["seconds"],
+        tokens=lines[-1]["tokens"],
+        tokens_per_s=lines[-1]["tokens"] / lines[-1]["seconds"],
+        peak_gib=max(line["peak_gib"] for line in lines),
+        counts=counts,
+        trained=trained,
+        resumed_from=step_of(resumed) if resumed else None,
+        files=tuple(tree(out).values()),
+    )
+
+
+def sft_config(config: Config, checkpoints: Path) -> SFTConfig:
+    """TRL's arguments: every key of ``config.sft`` under its own name, but for ``OURS``."""
+    cpu = not torch.cuda.is_available()
+    given = {key: value for key, value in config.sft.model_dump().items() if key not in OURS}
+    if not given["gradient_checkpointing"]:
+        given["gradient_checkpointing_kwargs"] = None
+    return SFTConfig(
+        **given,
+        output_dir=str(checkpoints),
+        max_length=None,
+        packing=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        save_total_limit=None,
+        save_only_model=False,
+        ignore_data_skip=False,
+        logging_nan_inf_filter=False,
+        average_tokens_across_devices=True,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=cpu,
+        ddp_backend=("gloo" if cpu else "nccl") if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
+        dataloader_pin_memory=not cpu,
+    )
+
+
+def _set_up(config: Config, args: SFTConfig, tokens: Path, say: Say) -> tuple[Trainer, DataCounts, Trained]:
+    device = args.device  # starts the process group
+    if config.model.attn_implementation == "flex_attention" and device.type != "cuda":
+        raise StageError("flex_attention needs a CUDA GPU, and there is none", cure="model.attn_implementation=eager")
+    say(_what_computes(config, args))
+    tokenizer = load_tokenizer(config.model)
+    rows, counts = training_rows(tokens, config, vocab_size=config.model.architecture.vocab_size)
+    say(_what_is_read(counts, config))
+    base = load_base(config.model, device=device, router_aux_loss_coef=config.sft.router_aux_loss_coef)
+    set_seed(config.sft.seed)
+    model, trained = add_lora(base, config.lora)
+    isolate_documents(model)
+    say(
+        f"training {trained.parameters:,} parameters: attention {trained.attention:,} in {trained.modules} modules, "
+        f"experts {trained.experts:,} in {trained.tensors} tensors; router frozen"
+    )
+    flex = config.model.attn_implementation == "flex_attention"
+    pad_to = config.sft.max_length if flex and config.sft.packing else None
+    trainer = Trainer(
+        model=model,
+        args=args,
+        train_dataset=rows,
+        data_collator=Collator(tokenizer.pad_token_id, config.sft.packing, pad_to),
+        processing_class=tokenizer,
+        save_total_limit=config.sft.save_total_limit,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer, counts, trained
+
+
+def _resume_point(checkpoints: Path, say: Say) -> Path | None:
+    """The newest whole checkpoint, the same for all processes; what was cut off is named and removed."""
+    found: list[Any] = [None]
+    if int(os.environ.get("RANK", "0")) == 0:
+        found[0], cut_off = newest_complete(checkpoints)
+        for checkpoint in cut_off:
+            say(f"{checkpoint} was cut off while it was written; removed")
+            shutil.rmtree(checkpoint, ignore_errors=True)
+    return broadcast_object_list(found)[0]
+
+
+def _train(trainer: Trainer, resumed: Path | None, checkpoints: Path, say: Say) -> int:
+    """Train to the end; returns the number of steps asked for."""
+    done = 0
+    if resumed:
+        state = json.loads((resumed / "trainer_state.json").read_text(encoding="utf-8"))
+        done, planned = state["global_step"], state["max_steps"]
+        say(f"resuming from step {done} of {planned} ({resumed})")
+        trainer.resume_counts(state["log_history"])
+        if done >= planned:
+            _load_finished(trainer, resumed)
+            return planned
+    try:
+        with trainer.stop.listening(say is not _silent):
+            trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    except KeyboardInterrupt as error:
+        newest, _ = newest_complete(checkpoints)
+        raise Interrupted(f"interrupted; the same command goes on from {f'step {step_of(newest)}' if newest else 'the start'}") from error
+    except torch.OutOfMemoryError as error:
+        raise StageError(
+            f"out of GPU memory at step {trainer.state.global_step + 1}",
+            cure="sft.per_device_train_batch_size=1, sft.packing=false, a smaller sft.max_length, or sft=low-memory; it goes on from the last checkpoint",
+        ) from error
+    step, max_steps = trainer.state.global_step, trainer.state.max_steps
+    if step < max_steps and trainer.stop.agreed:
+        stopped = Interrupted(f"stopped after step {step} of {max_steps}; the same command goes on from there")
+        stopped.exit_status = 128 + trainer.stop.agreed
+        raise stopped
+    if step < max_steps:
+        raise StageError(f"training ended at step {step} of {max_steps}", where=str(checkpoints), cure="run it again to go on")
+    return max_steps
+
+
+def _load_finished(trainer: Trainer, checkpoint: Path) -> None:
+    """Everything was trained, and the run was cut off before it could save the adapter."""
+    from transformers import TrainerState
+
+    assert isinstance(trainer.model, PeftModel)
+    trainer.model.load_adapter(str(checkpoint), "default", is_trainable=False)
+    trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+
+
+def _save(config: Config, trainer: Trainer, out: Path, max_steps: int) -> None:
+    """Write the adapter and the picture, aside first; all processes wait."""
+
+    def write() -> None:
+        assert isinstance(trainer.processing_class, PreTrainedTokenizerBase)
+        with saving(out / "adapter"), written_aside(out / "adapter") as aside:
+            trainer.save_model(str(aside))
+            trainer.processing_class.save_pretrained(aside)
+            Origin.of(config, global_step=trainer.state.global_step, max_steps=max_steps).write(aside)
+        with written_aside(out / "loss.png") as aside:
+            loss_picture(history(trainer.state.log_history), config.run.name, aside)
+
+    together(write if trainer.args.should_save else lambda: None)
+
+
+def _what_computes(config: Config, args: SFTConfig) -> str:
+    """Attention, experts, precision and device in use, and why."""
+    model, device = config.model, args.device
+    where = f"{args.world_size} × " if args.world_size > 1 else ""
+    where += torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads (no CUDA GPU)"
+    compute = "products in bfloat16" if config.sft.bf16 else "no mixed precision"
+    return (
+        f"{model.attn_implementation} attention, {model.experts_implementation} experts (as model.* says), "
+        f"weights {model.dtype}, {compute}, on {where}"
+    )
+
+
+def _what_is_read(counts: DataCounts, config: Config) -> str:
+    text = f"{counts.rows:,} rows, {counts.tokens:,} tokens, {counts.loss_tokens:,} with loss"
+    if counts.overlength:
+        text += f"; {counts.overlength:,} rows left out: longer than sft.max_length={config.sft.max_length}"
+    if counts.fill is not None:
+        text += f"; packed into {counts.trained:,} rows, {counts.fill:.1%} full"
+    return text
+
+
+def _make_folders(*folders: Path) -> None:
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise explained(error, folder) from error
+
+
+def _print(line: str) -> None:
+    console().print(Text(f"{'':13}{line}"), soft_wrap=True)
+
+
+def _silent(line: str) -> None:
+    """What the other processes say."""

@@ -1,0 +1,264 @@
+"""TRL's SFTTrainer with what a run that can be trusted needs: whole checkpoints, honest counts, and a stop that saves."""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import SFTTrainer
+
+from ftkit.errors import FtkitError, StageError
+from ftkit.training.checkpoints import keep_newest, mark_complete, saving
+
+GIB = 2**30
+
+
+class Trainer(SFTTrainer):
+    """One process of a training run.
+
+    Args:
+        save_total_limit: whole checkpoints to keep.
+        kwargs: SFTTrainer's own; ``data_collator`` is a ``Collator``, and the dataset ``training_rows``'.
+    """
+
+    def __init__(self, *, save_total_limit: int, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.stop = StopRequest()
+        self._limit = save_total_limit
+        self._window = Window()
+        self._loss_is_finite: torch.Tensor | None = None
+        self._rows: list[int] = []
+        self.add_callback(_Guard(self))
+
+    def resume_counts(self, log_history: list[dict[str, Any]]) -> None:
+        """Go on counting where the checkpoint's last line of metrics stopped."""
+        last = next((line for line in reversed(log_history) if "seconds" in line), None)
+        self._window = Window(last["tokens"], last["loss_tokens"], last["seconds"]) if last else Window()
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
+        """The batches of one optimiser step, relieved of what is for counting, and their loss tokens on all processes."""
+        batches, loss_tokens = super().get_batch_samples(*args, **kwargs)
+        self._rows = [row for batch in batches for row in batch.pop("rows")]
+        self._window.add(sum(batch.pop("tokens") for batch in batches), loss_tokens)
+        return batches, loss_tokens
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        finite = torch.isfinite(loss)
+        self._loss_is_finite = finite if self._loss_is_finite is None else self._loss_is_finite & finite
+        return loss
+
+    def before_optimizer_step(self) -> None:
+        """Agree with the other processes whether to stop, and refuse a step on a loss that is no number.
+
+        Raises:
+            StageError: a loss of this step is not finite; the weights are still those of the step before.
+        """
+        finite = self._loss_is_finite is None or bool(self._loss_is_finite)
+        self._loss_is_finite = None
+        rows = [] if finite else self._rows
+        if self.args.world_size > 1:
+            here = torch.tensor([int(not finite), self.stop.signal], device=self.args.device)
+            there = self.accelerator.gather(here).view(-1, 2)
+            self.stop.agreed = int(there[:, 1].max())
+            if there[:, 0].any():
+                finite, rows = False, gather_object(rows)
+        else:
+            self.stop.agreed = self.stop.signal
+        if not finite:
+            named = ", ".join(map(str, rows[:8])) + (" …" if len(rows) > 8 else "")
+            raise StageError(
+                f"the loss of step {self.state.global_step + 1} is not a number; its rows are {named}",
+                cure=f"sft.learning_rate={self.args.learning_rate / 2:g}, or look at these rows; the last checkpoint is sound",
+            )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= self._window.close(self._gathered)
+            grad_norm = logs.get("grad_norm", 0.0)
+            if not math.isfinite(grad_norm):
+                raise StageError(
+                    f"the gradient of step {self.state.global_step} is not finite",
+                    cure=f"sft.learning_rate={self.args.learning_rate / 2:g}; the last checkpoint is sound",
+                )
+        super().log(logs, start_time)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the adapter; the base model is not ours, and the tokenizer has not changed."""
+        if self.args.should_save:
+            self.model.save_pretrained(output_dir or self.args.output_dir, save_embedding_layers=False)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None: the record says what a card would."""
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        first = self.args.should_save
+
+        def write() -> None:
+            with saving(checkpoint):
+                super(Trainer, self)._save_checkpoint(model, trial)
+
+        def seal() -> None:
+            with saving(checkpoint):
+                mark_complete(checkpoint)
+
+        try:
+            if first:
+                shutil.rmtree(checkpoint, ignore_errors=True)
+            together(lambda: None)
+            together(write)
+            together(seal if first else lambda: None)
+        except StageError:
+            if first:
+                shutil.rmtree(checkpoint, ignore_errors=True)
+            raise
+        if first:
+            keep_newest(Path(self.args.output_dir), self._limit)
+        self._window.restart()
+
+    def _gathered(self, tokens: int) -> tuple[int, float]:
+        """Tokens of all processes, and the highest peak of memory among them in GiB."""
+        here = torch.tensor([float(tokens), peak_gib()], dtype=torch.float64, device=self.args.device)
+        there = self.accelerator.gather(here).view(-1, 2)
+        return int(there[:, 0].sum()), float(there[:, 1].max())
+
+
+def together(work: Callable[[], None]) -> None:
+    """Do a piece of work on every process; when it fails on one, fail on all, so that none waits for ever.
+
+    Raises:
+        StageError: as raised on this process, or else what another process reports.
+    """
+    error: FtkitError | None = None
+    try:
+        work()
+    except FtkitError as raised:
+        error = raised
+    failed = [text for text in gather_object([str(error) if error else ""]) if text]
+    if error:
+        raise error
+    if failed:
+        raise StageError(f"another process reports: {failed[0]}")
+
+
+class Window:
+    """Counts of tokens and seconds: of the whole run, and since the last line of metrics.
+
+    Args:
+        tokens: trained on so far, padding not counted.
+        loss_tokens: of them, with loss.
+        seconds: so far.
+    """
+
+    def __init__(self, tokens: int = 0, loss_tokens: int = 0, seconds: float = 0.0):
+        self.tokens, self.loss_tokens = tokens, loss_tokens
+        self._began = time.perf_counter() - seconds
+        self._new_tokens = 0
+        self._new_loss_tokens: torch.Tensor | int = 0
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin to measure speed from now: saving is not training."""
+        self._since = time.perf_counter()
+
+    def add(self, tokens: int, loss_tokens: torch.Tensor | int | None) -> None:
+        """Count one optimiser step; ``loss_tokens`` stays on the device, for reading it would make the host wait."""
+        self._new_tokens += tokens
+        self._new_loss_tokens = self._new_loss_tokens + (0 if loss_tokens is None else loss_tokens)
+
+    def close(self, gathered: Callable[[int], tuple[int, float]]) -> dict[str, float]:
+        """Figures for a line of metrics; the next window begins.
+
+        Args:
+            gathered: sums tokens over processes, and gives the peak of memory in GiB.
+        """
+        (tokens, peak), loss_tokens, now = gathered(self._new_tokens), int(self._new_loss_tokens), time.perf_counter()
+        elapsed = max(now - self._since, 1e-9)
+        self.tokens, self.loss_tokens = self.tokens + tokens, self.loss_tokens + loss_tokens
+        self._new_tokens, self._new_loss_tokens, self._since = 0, 0, now
+        return {
+            "tokens": self.tokens,
+            "loss_tokens": self.loss_tokens,
+            "tokens_per_s": tokens / elapsed,
+            "loss_tokens_per_s": loss_tokens / elapsed,
+            "peak_gib": peak,
+            "seconds": now - self._began,
+        }
+
+
+class StopRequest:
+    """Ctrl-C or SIGTERM: the present step is finished and saved, then training stops. A second Ctrl-C stops at once.
+
+    Attributes:
+        signal: number of the signal that came to this process; 0 if none has.
+        agreed: number of a signal that came to any process, as all of them know since the last optimiser step.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self.agreed = 0
+
+    @contextmanager
+    def listening(self, say: bool) -> Iterator[None]:
+        """Take the signals over. Python lets only the main thread do so; elsewhere nothing changes."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def note(number: int, _frame: FrameType | None) -> None:
+            # torchrun passes Ctrl-C on, so that a worker gets it twice.
+            if self.signal and number == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ:
+                raise KeyboardInterrupt
+            if say and not self.signal:
+                os.write(sys.stderr.fileno(), b"\nfinishing this step and saving it; Ctrl-C again stops at once\n")
+            self.signal = number
+
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class _Guard(TrainerCallback):
+    """Calls the trainer's checks at their moments, and writes a line of metrics with every checkpoint."""
+
+    def __init__(self, trainer: Trainer):
+        self._trainer = trainer
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        self._trainer.before_optimizer_step()
+        return control
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
+        if self._trainer.stop.agreed:
+            control.should_save = control.should_training_stop = True
+        # A checkpoint carries the metrics up to its step, and the windows of a resumed run begin where they began before.
+        control.should_log = control.should_log or control.should_save
+        return control
+
+
+def peak_gib() -> float:
+    """Highest memory so far in GiB: allocated on the GPU, or resident in this process where there is none."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / GIB
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB

@@ -1,0 +1,144 @@
+"""What a run shows while it trains: a bar or lines, ``metrics.jsonl``, TensorBoard files, and a picture of the loss."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ftkit.console import console
+
+COLUMNS = (
+    "step", "loss", "learning_rate", "grad_norm", "tokens_per_s", "loss_tokens_per_s", "peak_gib", "seconds", "tokens", "loss_tokens"
+)  # fmt: skip
+"""Of a line of metrics.jsonl; seconds since the run began, interruptions not counted."""
+
+
+class Watch(TrainerCallback):
+    """Shows and records metrics; for the first process only.
+
+    Files are rewritten from the checkpoint's own history when a run is resumed, so no step stands in them twice.
+
+    Args:
+        out: folder for ``metrics.jsonl`` and ``tensorboard/``.
+        say: prints one line.
+    """
+
+    def __init__(self, out: Path, say: Callable[[str], None]):
+        self._metrics, self._events = out / "metrics.jsonl", out / "tensorboard"
+        self._say = say
+        self._bar: Progress | None = None
+        self._writer: SummaryWriter | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        shutil.rmtree(self._events, ignore_errors=True)
+        self._writer = SummaryWriter(str(self._events))
+        self._metrics.write_text("", encoding="utf-8")
+        for line in history(state.log_history):
+            self._record(line)
+        out = console()
+        if out.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"))
+            self._bar = Progress(*columns, TimeRemainingColumn(), console=out)
+            self._task = self._bar.add_task("train", total=state.max_steps, completed=state.global_step, figures="")
+            self._bar.start()
+        self._first = state.global_step, _seconds(state)
+        return control
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
+        if self._bar:
+            self._bar.update(self._task, completed=state.global_step)
+        return control
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
+    ) -> TrainerControl:
+        if "loss" not in logs:
+            return control
+        line = metrics({"step": state.global_step, **logs})
+        self._record(line)
+        if self._bar:
+            self._bar.update(self._task, figures=_figures(line))
+        else:
+            done, began = state.global_step - self._first[0], self._first[1]
+            left = (line["seconds"] - began) / done * (state.max_steps - state.global_step)
+            width = len(str(state.max_steps))
+            self._say(f"step {state.global_step:>{width}}/{state.max_steps}  {_figures(line)}  {_clock(left)} left")
+        return control
+
+    def close(self) -> None:
+        """End the bar and the event file, however training ended."""
+        if self._bar:
+            self._bar.stop()
+        if self._writer:
+            self._writer.close()
+
+    def _record(self, line: dict[str, Any]) -> None:
+        with self._metrics.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+        if self._writer:
+            for name in COLUMNS[1:]:
+                self._writer.add_scalar(f"train/{name}", line[name], line["step"])
+            self._writer.flush()
+
+
+def metrics(log: dict[str, Any]) -> dict[str, Any]:
+    """The columns of a line of metrics from one of the trainer's logs."""
+    return {name: log.get(name) for name in COLUMNS}
+
+
+def history(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Lines of metrics from a trainer's whole history."""
+    return [metrics(log) for log in log_history if "loss" in log]
+
+
+def loss_picture(lines: list[dict[str, Any]], name: str, path: Path) -> None:
+    """Draw the loss over the steps as a PNG.
+
+    Args:
+        lines: of metrics.
+        name: of the run, for the title.
+        path: of the picture.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.plot([line["step"] for line in lines], [line["loss"] for line in lines], linewidth=1.5, marker="o" if len(lines) < 3 else "")
+    axes.set(
+        title=f"{name}: training loss",
+        xlabel="optimiser step",
+        ylabel="cross entropy, nats per loss token",
+        ylim=(0, None),
+    )
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, format="png")
+
+
+def _figures(line: dict[str, Any]) -> str:
+    return (
+        f"loss {line['loss']:.4f}  lr {line['learning_rate']:.2e}  {line['tokens_per_s']:,.0f} tokens/s  "
+        f"peak {line['peak_gib']:.2f} GiB"
+    )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _seconds(state: TrainerState) -> float:
+    lines = history(state.log_history)
+    return lines[-1]["seconds"] if lines else 0.0

@@ -1,0 +1,30 @@
+"""One training process among several, started by torchrun with CONFIG TOKENS OUT CHECKPOINTS RESULT."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from ftkit.config.resolve import load_frozen
+from ftkit.errors import FtkitError
+from ftkit.platforms.local_processes import report
+from ftkit.training.train import train
+
+
+def main() -> int:
+    """Train; returns the exit status. Rank 0 reports the result, the first rank that fails its error."""
+    config, tokens, out, checkpoints, result = map(Path, sys.argv[1:])
+    try:
+        outcome = train(load_frozen(config), tokens=tokens, out=out, checkpoints=checkpoints)
+    except FtkitError as error:
+        report(result, error)
+        return error.exit_status
+    if os.environ["RANK"] == "0":
+        report(result, asdict(outcome))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
