@@ -13,6 +13,7 @@ from ftkit.config.overrides import nearest
 from ftkit.config.schema import PATTERNS, Config
 from ftkit.errors import Problem
 
+UNKNOWN_KEY = "unknown key"
 ELSEWHERE = {
     "max_seq_length": "sft.max_length",
     "rank": "lora.r",
@@ -75,7 +76,7 @@ def _problem(details: ErrorDetails) -> Problem:
     if details["type"] == "extra_forbidden":
         close = nearest_key(key)
         return Problem(
-            key, "unknown key", "", f"did you mean {close}?" if close else "python -m ftkit --help lists the keys"
+            key, UNKNOWN_KEY, "", f"did you mean {close}?" if close else "python -m ftkit --help lists the keys"
         )
     if details["type"] == "missing":
         return Problem(key, "is missing", "", f"set it: {key}=…, or begin the file with defaults: [default, _self_]")

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ftkit.config.checks import all_checks
 from ftkit.config.overrides import ON_THE_COMMAND_LINE, CommandLine, missing_option, read
-from ftkit.config.problems import schema_problems
+from ftkit.config.problems import UNKNOWN_KEY, schema_problems
 from ftkit.config.schema import Config
 from ftkit.config.sources import display, file_that_sets, register_search_path, shipped_conf
 from ftkit.errors import ConfigError, Problem
@@ -168,7 +168,8 @@ def _located(problem: Problem, choices: dict[str, str], typed: set[str]) -> Prob
     if any(problem.key == key or problem.key.startswith(key + ".") for key in typed):
         return replace(problem, where=ON_THE_COMMAND_LINE)
     if below := [key for key in typed if key.startswith(problem.key + ".")]:
-        return replace(problem, key=below[0], where=ON_THE_COMMAND_LINE)
+        key = below[0] if problem.what == UNKNOWN_KEY else problem.key
+        return replace(problem, key=key, where=ON_THE_COMMAND_LINE)
     path = file_that_sets(problem.key, choices)
     return replace(problem, where=display(path) if path else "conf")
 

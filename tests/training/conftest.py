@@ -58,7 +58,9 @@ def small_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(SPECIAL))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|return|>", pad_token="<|endoftext|>", chat_template="{{ messages }}")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|return|>", pad_token="<|endoftext|>", chat_template="{{ messages }}"
+    )
 
 
 def save_small_model(folder: Path, **changes: Any) -> Path:
@@ -78,7 +80,9 @@ def save_token_rows(path: Path, lengths: list[int], *, split: list[str] | None =
             "row": pa.array([i + 1 for i in range(len(lengths))], pa.int64()),
             "split": split or ["heldout" if i % 5 == 4 else "train" for i in range(len(lengths))],
             "input_ids": pa.array(ids, pa.list_(pa.int32())),
-            "labels": pa.array([[-100] * p + row[p:] for row, p in zip(ids, prompts, strict=True)], pa.list_(pa.int32())),
+            "labels": pa.array(
+                [[-100] * p + row[p:] for row, p in zip(ids, prompts, strict=True)], pa.list_(pa.int32())
+            ),
             "prompt_length": pa.array(prompts, pa.int32()),
         }
     )

@@ -1,0 +1,118 @@
+"""Mistakes in the configuration: all shown at once, with key, place, nearest name and cure; nothing is started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ftkit.config.resolve import resolve
+from ftkit.errors import ConfigError, Problem
+
+
+def problems(*arguments: str) -> dict[str, Problem]:
+    with pytest.raises(ConfigError) as error:
+        resolve(arguments)
+    return {problem.key: problem for problem in error.value.problems}
+
+
+def test_all_problems_come_at_once_in_the_order_typed():
+    found = problems("stage=train", "compute=h100x2", "sft.pakcing=false", "lora.r=zero", "model=tyny", "+new.key=1")
+    assert list(found) == ["model", "sft.pakcing", "lora.r", "new.key"]
+    assert found["sft.pakcing"].cure == "did you mean sft.packing?"
+    assert found["lora.r"].what == "'zero' is not an integer"
+    assert "lora.r=8" in found["lora.r"].cure
+    assert "did you mean model=tiny?" in found["model"].cure
+    assert all(problem.where == "on the command line" for problem in found.values())
+
+
+@pytest.mark.parametrize(
+    ("argument", "key", "says"),
+    [
+        ("+new.key=1", "new.key", "unknown key"),
+        ("++sft.nothing=1", "sft.nothing", "unknown key"),
+        ("sft.packing=maybe", "sft.packing", "true or false"),
+        ("sft.lr_scheduler_type=cosin", "sft.lr_scheduler_type", "one of cosine_with_min_lr"),
+        ("lora.r=0", "lora.r", "greater than 0"),
+        ("dataset.current_date=yesterday", "dataset.current_date", "a date"),
+        ("run.name=a/b", "run.name", "a name"),
+        ("deployment.endpoint_name=x", "deployment.endpoint_name", "3 to 32"),
+        ("deployment.request_timeout_ms=200000", "deployment.request_timeout_ms", "180000"),
+        ("sft=fast", "sft", "no option 'fast'"),
+        ("stage=trian", "stage", "no stage 'trian'"),
+        ("lora.r=4,8", "lora.r", "several values"),
+        ("plan", "plan", "not of the form key=value"),
+    ],
+)
+def test_one_mistake_is_named(argument: str, key: str, says: str):
+    found = problems(argument, *([] if argument.startswith("stage") else ["stage=plan"]))
+    assert says in found[key].what
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("sft.max_seq_length=1", "sft.max_length"),
+        ("lora.rank=4", "lora.r"),
+        ("sft.lr=1", "sft.learning_rate"),
+        ("num_nodes=2", "compute.nodes"),
+        ("sft.leraning_rate=1", "sft.learning_rate"),
+        ("packing=false", "sft.packing"),
+    ],
+)
+def test_names_of_other_kits_and_typos_lead_to_the_key(typed: str, meant: str):
+    assert meant in problems(typed, "stage=plan")[typed.partition("=")[0]].cure
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key", "cure"),
+    [
+        (["compute=h100x2", "sft.gradient_checkpointing_kwargs.use_reentrant=true",
+          "sft.ddp_find_unused_parameters=null"], "sft.gradient_checkpointing_kwargs", "sft=ddp-safe"),
+        (["lora.lora_dropout=0.1"], "lora.lora_dropout", "lora=attention"),
+        (["lora.target_parameters=[mlp.expert.gate_up_proj]"], "lora.target_parameters", "mlp.experts.gate_up_proj"),
+        (["lora=cookbook", "model=tiny"], "lora.target_parameters", "did you mean"),
+        (["lora.target_modules=[]", "lora.target_parameters=null"], "lora", "lora=experts"),
+        (["compute=local", "deployment=local"], "model.attn_implementation", "attn_implementation=eager"),
+        (["deployment=local"], "deployment.platform", "deployment=managed"),
+        (["experiment=tiny", "compute.nodes=2"], "compute.nodes", "compute.gpus_per_node=2"),
+        (["compute.instance_type=null"], "compute.instance_type", "compute=h100x1"),
+        (["sft.lr_scheduler_type=cosine"], "sft.lr_scheduler_kwargs", "lr_scheduler_kwargs={}"),
+        (["sft.max_steps=0"], "sft.max_steps", "-1"),
+        (["dataset=jsonl", "stage=prepare"], "dataset.path", "dataset.path=…"),
+        (["stage=invoke", "invoke.prompt=hello"], "invoke", "invoke.messages=null"),
+    ],
+)  # fmt: skip
+def test_combination_that_is_known_to_fail_is_refused_with_its_cure(arguments: list[str], key: str, cure: str):
+    found = problems(*arguments, *([] if any(a.startswith("stage") for a in arguments) else ["stage=plan"]))
+    assert cure in found[key].cure
+
+
+def test_missing_data_file_names_the_nearest(in_empty_folder: Path):
+    (in_empty_folder / "rows.jsonl").write_text("{}\n")
+    found = problems("dataset=jsonl", "dataset.path=row.jsonl", "stage=prepare")
+    assert "rows.jsonl" in found["dataset.path"].cure
+
+
+def test_japanese_needs_no_extra_quotes():
+    config = resolve(["experiment=tiny", "stage=invoke", "invoke.prompt=オーストラリアの首都は、どこ？"])
+    assert config.invoke.prompt == "オーストラリアの首都は、どこ？"
+
+
+def test_stages_as_a_list_come_in_the_order_of_the_life_cycle():
+    assert resolve(["experiment=tiny", "stage=train,prepare"]).stages == ("prepare", "train")
+    assert resolve(["experiment=tiny", "stage=[merge,train]"]).stages == ("train", "merge")
+    assert len(resolve(["experiment=tiny", "stage=all"]).stages) == 8
+
+
+def test_the_command_line_prints_problems_without_a_traceback(ftkit):
+    done = ftkit("stage=train", "compute=h100x2", "sft.pakcing=false", "lora.r=zero")
+    assert done.status == 2
+    assert done.err.startswith("2 problems in the configuration; nothing was started.")
+    assert "Traceback" not in done.err and done.out == ""
+
+
+def test_a_sweep_is_checked_whole_before_its_first_run(ftkit, tmp_path: Path):
+    done = ftkit("experiment=tiny", "stage=train", "lora.r=4,none", "-m")
+    assert done.status == 2 and "'none' is not an integer" in done.err
+    assert not (tmp_path / "outputs").exists()

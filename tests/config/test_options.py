@@ -1,0 +1,108 @@
+"""Every option of every group and every experiment composes, passes the schema and the checks, and can be planned."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+from ftkit.config.resolve import resolve
+from ftkit.config.schema import GROUPS
+from ftkit.config.sources import option_file, options, shipped_conf
+from ftkit.errors import ConfigError
+from ftkit.training.footprint import footprint
+
+COMPANIONS = {
+    "compute=local": ["deployment=local", "model=tiny"],
+    "deployment=local": ["compute=local", "model=tiny"],
+    "model=tiny": ["sft.max_length=512", "lora=experts"],
+    "dataset=jsonl": ["dataset.path=rows.jsonl"],
+}
+"""Overrides without which an option makes no sense."""
+
+CHOICES = [f"{group}={option}" for group in GROUPS for option in options(group)]
+EXPERIMENTS = options("experiment")
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_option_composes_and_passes_all_checks(choice: str, in_empty_folder: Path):
+    config = resolve([choice, *COMPANIONS.get(choice, []), "stage=plan"])
+    assert footprint(config).total > 0
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiment_composes_and_passes_all_checks(name: str):
+    assert resolve([f"experiment={name}", "stage=all"]).run.name
+
+
+@pytest.mark.parametrize("choice", [*CHOICES, *(f"experiment={name}" for name in EXPERIMENTS)])
+def test_option_file_says_what_it_is_and_shows_a_command(choice: str, in_empty_folder: Path):
+    (in_empty_folder / "rows.jsonl").write_text("{}")
+    group, _, option = choice.partition("=")
+    path = option_file(group, option)
+    assert path is not None
+    header = [line for line in path.read_text(encoding="utf-8").splitlines()[:6] if line.startswith("#")]
+    commands = [line for line in header if re.search(r"#\s+python -m ftkit ", line)]
+    assert len(header) >= 2 and commands, f"{path} lacks its header"
+    resolve(commands[0].split("python -m ftkit ")[1].replace(" -m", "").replace("=4,8 ", "=4 ").split())
+
+
+def test_the_issue_groups_are_all_there():
+    expected = {
+        "model": {"gpt-oss-20b", "gpt-oss-120b", "tiny"},
+        "dataset": {"apto", "sample", "jsonl"},
+        "lora": {"attention", "experts", "cookbook"},
+        "sft": {"default", "ddp-safe", "low-memory"},
+        "compute": {"local", "h100x1", "h100x2", "h100x2-nvl", "h100x8", "a100x1", "a100x4", "a100x8"},
+        "deployment": {"local", "managed"},
+        "experiment": {"tiny"},
+        "hydra/launcher": {"parallel"},
+    }
+    for group, names in expected.items():
+        assert names <= set(options(group))
+
+
+def test_default_composition_is_the_real_job():
+    config = resolve(["stage=plan"])
+    assert config.model.pretrained_model_name_or_path == "openai/gpt-oss-20b"
+    assert config.compute.platform == config.deployment.platform == "azureml"
+    assert (config.lora.r, config.lora.lora_alpha, config.sft.learning_rate) == (8, 16, 2e-4)
+    assert config.sft.lr_scheduler_kwargs == {"min_lr_rate": 0.1}
+
+
+def test_users_own_conf_beside_them_adds_options_and_local_settings(in_empty_folder: Path):
+    conf = in_empty_folder / "conf"
+    (conf / "experiment").mkdir(parents=True)
+    (conf / "local").mkdir()
+    (conf / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /lora: attention\nrun: {name: mine}\n"
+    )
+    (conf / "local" / "default.yaml").write_text("# @package _global_\nrun: {outputs: elsewhere}\n")
+    config = resolve(["experiment=mine", "stage=plan"])
+    assert (config.run.name, config.run.outputs, config.lora.target_parameters) == ("mine", "elsewhere", None)
+
+
+def test_a_typo_in_the_users_file_is_reported_with_the_file(in_empty_folder: Path):
+    conf = in_empty_folder / "conf" / "experiment"
+    conf.mkdir(parents=True)
+    (conf / "mine.yaml").write_text("# @package _global_\nsft: {max_seq_length: 1024}\n")
+    with pytest.raises(ConfigError) as error:
+        resolve(["experiment=mine", "stage=plan"])
+    (problem,) = error.value.problems
+    assert (problem.key, problem.where) == ("sft.max_seq_length", "conf/experiment/mine.yaml")
+    assert "sft.max_length" in problem.cure
+
+
+def test_broken_yaml_names_file_and_line(in_empty_folder: Path):
+    conf = in_empty_folder / "conf" / "experiment"
+    conf.mkdir(parents=True)
+    (conf / "mine.yaml").write_text("# @package _global_\nsft: {max_length: 5\nrun: x\n")
+    with pytest.raises(ConfigError) as error:
+        resolve(["experiment=mine", "stage=plan"])
+    assert "mine.yaml:" in error.value.problems[0].where
+
+
+def test_shipped_conf_is_the_repository_one():
+    assert shipped_conf() == REPOSITORY / "conf"
