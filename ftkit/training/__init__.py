@@ -19,4 +19,6 @@ def require_extra() -> None:
         StageError: one is missing; names the command that installs it.
     """
     if missing := [name for name in NEEDED if find_spec(name) is None]:
-        raise StageError(f"training needs {', '.join(missing)}, which is not installed", cure="pip install 'ftkit[train]'")
+        raise StageError(
+            f"training needs {', '.join(missing)}, which is not installed", cure="pip install 'ftkit[train]'"
+        )

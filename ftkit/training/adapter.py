@@ -33,7 +33,9 @@ class Origin:
     @classmethod
     def of(cls, config: Config, *, global_step: int, max_steps: int) -> Origin:
         model = config.model
-        return cls(model.pretrained_model_name_or_path, model.revision, model.architecture.model_dump(), global_step, max_steps)
+        return cls(
+            model.pretrained_model_name_or_path, model.revision, model.architecture.model_dump(), global_step, max_steps
+        )
 
     def write(self, adapter: Path) -> None:
         (adapter / FILE).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
@@ -50,7 +52,9 @@ def check_adapter(adapter: Path, config: Config) -> Origin:
     except FileNotFoundError as error:
         raise StageError("there is no finished adapter", where=str(adapter), cure="stage=train") from error
     except (OSError, ValueError, TypeError) as error:
-        raise StageError(f"the adapter cannot be read: {error}", where=str(adapter / FILE), cure="stage=train force=true") from error
+        raise StageError(
+            f"the adapter cannot be read: {error}", where=str(adapter / FILE), cure="stage=train force=true"
+        ) from error
     if origin.global_step < origin.max_steps:
         raise StageError(
             f"the adapter's training was interrupted at step {origin.global_step} of {origin.max_steps}",
@@ -61,8 +65,12 @@ def check_adapter(adapter: Path, config: Config) -> Origin:
     for name in ("base", "revision", "architecture"):
         made, asked = getattr(origin, name), getattr(wanted, name)
         if made != asked:
-            key = {"base": "model.pretrained_model_name_or_path", "revision": "model.revision"}.get(name, f"model.{name}")
+            key = {"base": "model.pretrained_model_name_or_path", "revision": "model.revision"}.get(
+                name, f"model.{name}"
+            )
             raise StageError(
-                f"the adapter was made for {key}={made}, and now it is {asked}", where=str(adapter), cure="stage=train,merge"
+                f"the adapter was made for {key}={made}, and now it is {asked}",
+                where=str(adapter),
+                cure="stage=train,merge",
             )
     return origin

@@ -1,7 +1,7 @@
 """Checkpoints that are either whole or known not to be.
 
-A checkpoint counts only with ``complete.json`` in it, which names every file and its size and is written after all of them lie on
-the disk. What has none, or other sizes, was cut off.
+A checkpoint counts only with ``complete.json`` in it, which names every file and its size and is written after all of
+them lie on the disk. What has none, or other sizes, was cut off.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ftkit.errors import StageError
-from ftkit.files import explained, free_gib, tree, written_aside
+from ftkit.files import explained, tree, written_aside
 
 MARKER = "complete.json"
 NAME = re.compile(r"checkpoint-(\d+)")
@@ -89,8 +88,3 @@ def saving(path: Path) -> Iterator[None]:
         else:
             raise
         raise explained(OSError(number, os.strerror(number), str(path)), path) from error
-
-
-def describe(path: Path) -> str:
-    """Size of a folder's disk for a message: ``12.3 GiB free``."""
-    return f"{free_gib(path):.1f} GiB free"

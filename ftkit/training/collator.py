@@ -16,8 +16,8 @@ from ftkit.training.dataset import IGNORED
 class Collator:
     """Pads rows on the right.
 
-    Packed rows get ``position_ids`` that begin at 0 in every document, and in the padding too, which so is one more document that
-    nobody sees; rows of one document get an ``attention_mask``.
+    Packed rows get ``position_ids`` that begin at 0 in every document, and in the padding too, which so is one more
+    document that nobody sees; rows of one document get an ``attention_mask``.
 
     Attributes:
         pad_token_id: what padding is made of.
@@ -36,7 +36,8 @@ class Collator:
             examples: of ``input_ids``, ``labels``, ``seq_lengths``, ``rows`` as ``training_rows`` makes them.
 
         Returns:
-            ``input_ids``, ``labels`` and ``position_ids`` or ``attention_mask``, int64 (batch, length); besides them, for the
+            ``input_ids``, ``labels`` and ``position_ids`` or ``attention_mask``, int64 (batch, length); besides them,
+            for the
             trainer: ``tokens``, the number of tokens that are not padding, and ``rows``, the source rows' numbers.
         """
         lengths = [len(example["input_ids"]) for example in examples]
@@ -47,7 +48,9 @@ class Collator:
         for i, (example, length) in enumerate(zip(examples, lengths, strict=True)):
             batch["input_ids"][i, :length] = example["input_ids"]
             batch["labels"][i, :length] = example["labels"]
-            batch[last][i, :] = _positions(example["seq_lengths"], shape[1]) if self.packed else np.arange(shape[1]) < length
+            batch[last][i, :] = (
+                _positions(example["seq_lengths"], shape[1]) if self.packed else np.arange(shape[1]) < length
+            )
         tensors: dict[str, Any] = {name: torch.from_numpy(values) for name, values in batch.items()}
         rows = [int(row) for example in examples for row in example["rows"]]
         return tensors | {"tokens": sum(lengths), "rows": rows}

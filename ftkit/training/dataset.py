@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset
 
@@ -48,22 +47,27 @@ def training_rows(tokens: Path, config: Config, *, vocab_size: int) -> tuple[Dat
         vocab_size: of the model; a token outside of it is refused.
 
     Returns:
-        A dataset of numpy columns ``input_ids`` and ``labels`` (length,), ``seq_lengths`` (documents,) tokens of each document,
-        ``rows`` (documents,) numbers of the source rows; and what became of the rows.
+        A dataset of numpy columns ``input_ids`` and ``labels`` (length,), ``seq_lengths`` (documents,) tokens of each
+        document, ``rows`` (documents,) numbers of the source rows; and what became of the rows.
 
     Raises:
-        StageError: the file is missing or of another kind, no row is left, a row is too long and ``dataset.overlength=error``,
+        StageError: the file is missing or of another kind, no row is left, a row is too long and
+        ``dataset.overlength=error``,
             carries no loss, or holds a token that the model has no embedding for.
     """
     table = _read(tokens)
-    lengths = pc.list_value_length(table["input_ids"]).to_numpy()
+    lengths = _lengths(table, "input_ids")
     too_long = lengths > config.sft.max_length
     if too_long.any() and config.dataset.overlength == "error":
         raise _overlength(table, lengths, too_long, config, tokens)
     kept = table.filter(pa.array(~too_long))
     if kept.num_rows == 0:
         why = f"all {table.num_rows} training rows are longer than sft.max_length={config.sft.max_length}"
-        cure = f"sft.max_length={lengths.max()}" if table.num_rows else "stage=prepare with more rows, or dataset.heldout=0.0"
+        cure = (
+            f"sft.max_length={lengths.max()}"
+            if table.num_rows
+            else "stage=prepare with more rows, or dataset.heldout=0.0"
+        )
         raise StageError(why if table.num_rows else "there is no row to train on", where=str(tokens), cure=cure)
     packing = config.sft.packing
     bins = pack(lengths[~too_long].tolist(), config.sft.max_length) if packing else [[i] for i in range(kept.num_rows)]
@@ -80,7 +84,7 @@ def training_rows(tokens: Path, config: Config, *, vocab_size: int) -> tuple[Dat
 
 
 def heldout_rows(tokens: Path, *, limit: int, longest: int) -> list[list[int]]:
-    """Token ids of the first ``limit`` held-out rows (of training rows where none is held out), cut to ``longest`` tokens."""
+    """Token ids of the first held-out rows, or of training rows where none is held out, cut to ``longest`` tokens."""
     for split in ("heldout", "train"):
         rows = _read(tokens, split)["input_ids"].slice(0, limit).to_pylist()
         if rows:
@@ -94,8 +98,10 @@ def _read(path: Path, split: str = "train") -> pa.Table:
     except FileNotFoundError as error:
         raise StageError("there are no token rows", where=str(path), cure="stage=prepare") from error
     except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError) as error:
-        raise StageError(f"these are not the token rows of prepare: {error}", where=str(path), cure="stage=prepare") from error
-    return table.filter(pc.equal(table["split"], split)).combine_chunks()
+        raise StageError(
+            f"these are not the token rows of prepare: {error}", where=str(path), cure="stage=prepare"
+        ) from error
+    return table.filter(pa.array(table["split"].to_numpy() == split))
 
 
 def _joined(table: pa.Table, bins: list[list[int]], path: Path, vocab_size: int) -> tuple[Dataset, int]:
@@ -103,20 +109,24 @@ def _joined(table: pa.Table, bins: list[list[int]], path: Path, vocab_size: int)
     sizes = np.fromiter(map(len, bins), np.int64, len(bins))
     order = np.concatenate([np.asarray(documents, np.int64) for documents in bins])
     table = table.take(pa.array(order))
-    ids, labels = (pc.list_flatten(table[name]).to_numpy().astype(np.int32, copy=True) for name in ("input_ids", "labels"))
-    lengths = pc.list_value_length(table["input_ids"]).to_numpy().astype(np.int64)
+    ids, labels = (
+        _lists(table, name).flatten().to_numpy().astype(np.int32, copy=True) for name in ("input_ids", "labels")
+    )
+    lengths = _lengths(table, "input_ids")
     starts = np.concatenate([[0], np.cumsum(lengths)])
-    if len(ids) != len(labels) or not np.array_equal(lengths, pc.list_value_length(table["labels"]).to_numpy()):
+    if len(ids) != len(labels) or not np.array_equal(lengths, _lengths(table, "labels")):
         raise StageError("input_ids and labels differ in length", where=str(path), cure="stage=prepare")
     labels[starts[:-1]] = IGNORED  # nothing comes before a document's first token that could predict it
     numbers = table["row"].to_numpy()
     with_loss = np.add.reduceat(labels != IGNORED, starts[:-1])
     if not with_loss.all():
-        raise StageError(f"row {numbers[with_loss == 0][0]} has no token that carries loss", where=str(path), cure="stage=prepare")
+        raise StageError(
+            f"row {numbers[with_loss == 0][0]} has no token that carries loss", where=str(path), cure="stage=prepare"
+        )
     if ids.max() >= vocab_size or ids.min() < 0:
         where = int(numbers[np.searchsorted(starts, np.argmax(ids), side="right") - 1])
         raise StageError(
-            f"row {where} holds token {ids.max()}, and the model has {vocab_size}: the rows were made for another model",
+            f"row {where} holds token {ids.max()}, and the model has {vocab_size}: made for another model",
             where=str(path),
             cure="stage=prepare,train",
         )
@@ -130,9 +140,15 @@ def _joined(table: pa.Table, bins: list[list[int]], path: Path, vocab_size: int)
     return Dataset(pa.table(columns)).with_format("numpy"), int(with_loss.sum())
 
 
-def _overlength(
-    table: pa.Table, lengths: np.ndarray, too_long: np.ndarray, config: Config, path: Path
-) -> StageError:
+def _lists(table: pa.Table, name: str) -> pa.ListArray:
+    return table[name].combine_chunks()
+
+
+def _lengths(table: pa.Table, name: str) -> np.ndarray:
+    return _lists(table, name).value_lengths().to_numpy().astype(np.int64)
+
+
+def _overlength(table: pa.Table, lengths: np.ndarray, too_long: np.ndarray, config: Config, path: Path) -> StageError:
     numbers, longest = table["row"].to_numpy()[too_long], int(lengths.max())
     named = ", ".join(f"{row} ({size:,} tokens)" for row, size in zip(numbers[:5], lengths[too_long][:5], strict=True))
     more = f" and {len(numbers) - 5} more" if len(numbers) > 5 else ""

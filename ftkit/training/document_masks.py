@@ -1,9 +1,9 @@
 """Packed documents must not see each other.
 
-``GptOssModel.forward`` (transformers 5.17 to 5.23) builds its attention masks without ``position_ids``, so that the documents of a
-packed row attend to one another, without a warning. A forward hook builds the masks from ``position_ids`` instead, with
-transformers' own mask functions, for every attention implementation. ``tests/training/test_document_masks.py`` has a canary
-that fails when upstream has cured it; then this module can go.
+``GptOssModel.forward`` (transformers 5.17 to 5.23) builds its attention masks without ``position_ids``, so that the
+documents of a packed row attend to one another, without a warning. A forward hook builds the masks from
+``position_ids`` instead, with transformers' own mask functions, for every attention implementation.
+``tests/training/test_document_masks.py`` has a canary that fails when upstream has cured it; then this module can go.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ POSITIONAL = ("input_ids", "attention_mask", "position_ids", "past_key_values", 
 def isolate_documents(model: torch.nn.Module) -> RemovableHandle:
     """Make a gpt-oss, bare or wrapped by PEFT or DDP, keep the documents of a packed row apart.
 
-    A document begins where ``position_ids`` (batch, length) do not go on by one. Calls without ``position_ids``, with an
-    ``attention_mask`` (padding, left or right) or with a cache (generation) are left as they are.
+    A document begins where ``position_ids`` (batch, length) do not go on by one. Calls without ``position_ids``, with
+    an ``attention_mask`` (padding, left or right) or with a cache (generation) are left as they are.
 
     Returns:
         The hook; ``remove()`` takes it out again.

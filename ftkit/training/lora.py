@@ -43,11 +43,12 @@ class Trained:
 def add_lora(model: PreTrainedModel, lora: Lora) -> tuple[PeftModel, Trained]:
     """Wrap a model with new adapters, and check where they went.
 
-    A misspelt entry of ``target_parameters`` adapts nothing and PEFT says nothing as long as another entry matches something;
-    here every entry must match, and what was adapted must be what all entries together ask for.
+    A misspelt entry of ``target_parameters`` adapts nothing and PEFT says nothing as long as another entry matches
+    something; here every entry must match, and what was adapted must be what all entries together ask for.
 
     Raises:
-        StageError: an entry matches nothing or what may not be trained (router, vocabulary), or the adapters are not where they
+        StageError: an entry matches nothing or what may not be trained (router, vocabulary), or the adapters are not
+        where they
             were asked for.
     """
     if lora.lora_dropout and lora.target_parameters:
@@ -76,15 +77,21 @@ def check_placement(model: PeftModel, modules: set[str], tensors: set[str]) -> T
     adapted = {_bare(name): module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     found_modules = {name for name, module in adapted.items() if not isinstance(module, ParamWrapper)}
     found_tensors = {
-        f"{_bare(name)}.{module.parameter_name}" for name, module in model.named_modules() if isinstance(module, ParamWrapper)
+        f"{_bare(name)}.{module.parameter_name}"
+        for name, module in model.named_modules()
+        if isinstance(module, ParamWrapper)
     }
     for asked, found in ((modules, found_modules), (tensors, found_tensors)):
         if asked != found:
             missing, extra = sorted(asked - found), sorted(found - asked)
             said = " and ".join(
-                f"{len(names)} {what}, {names[0]} first" for names, what in ((missing, "not adapted"), (extra, "adapted unasked")) if names
+                f"{len(names)} {what}, {names[0]} first"
+                for names, what in ((missing, "not adapted"), (extra, "adapted unasked"))
+                if names
             )
-            raise StageError(f"LoRA is not where it was asked for: {said}", cure="use the versions in environment/requirements.txt")
+            raise StageError(
+                f"LoRA is not where it was asked for: {said}", cure="use the versions in environment/requirements.txt"
+            )
     counts = {"experts": 0, "attention": 0}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -128,7 +135,13 @@ def _refuse(key: str, target: str, names: Iterable[str]) -> set[str]:
     endings = {".".join(name.split(".")[i:]) for name in names for i in range(name.count(".") + 1)}
     without_layer = sorted((e for e in endings if not re.search(r"(^|\.)\d+\.", e)), key=len)
     close = difflib.get_close_matches(target, without_layer, 1) or difflib.get_close_matches(target, sorted(endings), 1)
-    hint = f"did you mean {close[0]}?" if close else f"for instance {without_layer[0]}" if without_layer else "lora=attention"
+    hint = (
+        f"did you mean {close[0]}?"
+        if close
+        else f"for instance {without_layer[0]}"
+        if without_layer
+        else "lora=attention"
+    )
     raise StageError(f"{key}: {target!r} names nothing in this model that can be trained", cure=hint)
 
 

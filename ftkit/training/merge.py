@@ -1,6 +1,6 @@
 """Merging: adapter and base become one model, which is loaded again and compared before it counts as done.
 
-    python -m ftkit experiment=tiny stage=merge
+python -m ftkit experiment=tiny stage=merge
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ class MergeResult:
         mean_change: mean |base with adapter − base|: what training changed.
         spread: standard deviation of the logits, against which the differences are held.
         parameters: of the merged model.
-        files: everything that was written, below ``out``.
     """
 
     dtype: str
@@ -37,7 +36,15 @@ class MergeResult:
     mean_change: float
     spread: float
     parameters: int
-    files: tuple[Path, ...]
+
+    @property
+    def summary(self) -> str:
+        """The comparison in a line."""
+        return (
+            f"read back and compared on {self.tokens} tokens of {self.rows} held-out rows in {self.dtype}: "
+            f"logits differ by {self.mean_difference:.1e} on average and {self.max_difference:.1e} at most; training changed them by "
+            f"{self.mean_change:.2g}"
+        )
 
 
 def merge(config: Config, *, adapter: Path, tokens: Path, out: Path, serving: dict[str, Any]) -> MergeResult:
@@ -51,7 +58,8 @@ def merge(config: Config, *, adapter: Path, tokens: Path, out: Path, serving: di
         serving: written to ``ftkit.json`` in it, for whoever serves the model.
 
     Raises:
-        StageError: the adapter is unfinished or for another base, the disk is full, or the model that was read back is not
+        StageError: the adapter is unfinished or for another base, the disk is full, or the model that was read back
+        is not
             what was merged; no folder is left then.
     """
     require_extra()

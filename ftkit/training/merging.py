@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from ftkit.config.schema import Config
 from ftkit.errors import StageError
-from ftkit.files import tree, written_aside
+from ftkit.files import written_aside
 from ftkit.training.adapter import check_adapter
 from ftkit.training.checkpoints import saving
 from ftkit.training.dataset import heldout_rows
@@ -29,8 +29,8 @@ ROWS, TOKENS = 4, 128
 """Rows compared, and tokens of each: at gpt-oss's vocabulary their logits take 0.4 GiB."""
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}
-"""Greatest difference, as a share of the logits' spread: of the maximum in float32, of the mean in bfloat16, where rounding may
-send a token to another expert."""
+"""Greatest difference, as a share of the logits' spread: of the maximum in float32, of the mean in bfloat16, where
+rounding may send a token to another expert."""
 
 
 def run(config: Config, *, adapter: Path, tokens: Path, out: Path, serving: dict[str, Any]) -> MergeResult:
@@ -52,8 +52,10 @@ def run(config: Config, *, adapter: Path, tokens: Path, out: Path, serving: dict
             del merged
             gc.collect()
             again = read_back(aside, config, device)
-            result = compare(of_base, of_adapter, logits(again, rows), config, sum(p.numel() for p in again.parameters()))
-        return MergeResult(**result, rows=len(rows), files=tuple(tree(out).values()))
+            result = compare(
+                of_base, of_adapter, logits(again, rows), config, sum(p.numel() for p in again.parameters())
+            )
+        return MergeResult(**result, rows=len(rows))
 
 
 def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, serving: dict[str, Any]) -> None:
@@ -66,8 +68,7 @@ def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
     model.generation_config.pad_token_id = stops[-1]
     model.config.eos_token_id, model.config.pad_token_id = stops[0], stops[-1]
     model.config.use_cache = True
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+    vars(model.config).pop("quantization_config", None)
     # By default a model that came from MXFP4 is saved under names that the dense architecture does not find again.
     model.save_pretrained(folder, save_original_format=False)
     tokenizer.save_pretrained(folder)
@@ -80,7 +81,7 @@ def read_back(folder: Path, config: Config, device: torch.device) -> PreTrainedM
     Raises:
         StageError: its files lack weights or hold others.
     """
-    model, info = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=getattr(torch, config.merge.dtype),
         attn_implementation="eager",
@@ -88,6 +89,7 @@ def read_back(folder: Path, config: Config, device: torch.device) -> PreTrainedM
         device_map={"": str(device)} if device.type != "cpu" else None,
         output_loading_info=True,
     )
+    model, info = loaded
     check_complete(info, str(folder))
     return model
 
@@ -96,10 +98,15 @@ def compare(of_base: Tensor, of_adapter: Tensor, of_merged: Tensor, config: Conf
     """Hold the logits, float32 (positions, vocabulary), against each other.
 
     Raises:
-        StageError: the merged model differs from base with adapter by more than ``TOLERANCE``, or the adapter changes nothing.
+        StageError: the merged model differs from base with adapter by more than ``TOLERANCE``, or the adapter changes
+        nothing.
     """
     difference, spread = (of_merged - of_adapter).abs(), of_adapter.std().item()
-    largest, mean, change = difference.max().item(), difference.mean().item(), (of_adapter - of_base).abs().mean().item()
+    largest, mean, change = (
+        difference.max().item(),
+        difference.mean().item(),
+        (of_adapter - of_base).abs().mean().item(),
+    )
     dtype = config.merge.dtype
     kind, measured = ("max", largest) if dtype == "float32" else ("mean", mean)
     if change == 0:
@@ -125,4 +132,6 @@ def compare(of_base: Tensor, of_adapter: Tensor, of_merged: Tensor, config: Conf
 def logits(model: nn.Module, rows: list[list[int]]) -> Tensor:
     """Logits of every position of all rows, one row at a time; float32 on the CPU, (positions, vocabulary)."""
     device = next(model.parameters()).device
-    return torch.cat([model(input_ids=torch.tensor([row], device=device), use_cache=False).logits[0].float().cpu() for row in rows])
+    return torch.cat(
+        [model(input_ids=torch.tensor([row], device=device), use_cache=False).logits[0].float().cpu() for row in rows]
+    )

@@ -44,8 +44,8 @@ def load_base(
 ) -> PreTrainedModel:
     """The base model, dense, ready for training or merging.
 
-    An MXFP4 checkpoint is unpacked to ``dtype``. Published gpt-oss configurations carry ``router_aux_loss_coef`` 0.9, which TRL
-    would add to the loss; it is set to what is asked for.
+    An MXFP4 checkpoint is unpacked to ``dtype``. Published gpt-oss configurations carry ``router_aux_loss_coef`` 0.9,
+    which TRL would add to the loss; it is set to what is asked for.
 
     Args:
         model: which one, and how it computes.
@@ -58,7 +58,8 @@ def load_base(
     """
     require_extra()
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, Mxfp4Config
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils.quantization_config import Mxfp4Config
 
     path = _resolved(model)
     with _explained(model):
@@ -67,10 +68,12 @@ def load_base(
     quantization = getattr(config, "quantization_config", None)
     method = (quantization or {}).get("quant_method")
     if method not in (None, "mxfp4"):
-        raise StageError(f"its weights are in {method}; ftkit reads dense weights and MXFP4", where=path, cure=f"{KEY}=…")
+        raise StageError(
+            f"its weights are in {method}; ftkit reads dense weights and MXFP4", where=path, cure=f"{KEY}=…"
+        )
     options: dict[str, Any] = {"quantization_config": Mxfp4Config(dequantize=True)} if method else {}
     with _explained(model):
-        loaded, info = AutoModelForCausalLM.from_pretrained(
+        pair: Any = AutoModelForCausalLM.from_pretrained(
             path,
             revision=model.revision,
             dtype=getattr(torch, dtype or model.dtype),
@@ -82,6 +85,7 @@ def load_base(
             output_loading_info=True,
             **options,
         )
+    loaded, info = pair
     check_complete(info, path)
     return loaded
 
@@ -98,7 +102,11 @@ def check_complete(info: dict[str, Any], path: str) -> None:
     Raises:
         StageError: weights are missing, unexpected, of another shape or could not be converted.
     """
-    for kind, said in (("missing_keys", "missing"), ("unexpected_keys", "unexpected"), ("mismatched_keys", "of another shape")):
+    for kind, said in (
+        ("missing_keys", "missing"),
+        ("unexpected_keys", "unexpected"),
+        ("mismatched_keys", "of another shape"),
+    ):
         if names := sorted(map(str, info.get(kind) or ())):
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise StageError(f"weights are {said}: {names[0]}{more}", where=path, cure="download the model again")
@@ -113,7 +121,9 @@ def check_architecture(model: Model, config: Any) -> None:
         StageError: a value differs, or the model is no gpt-oss.
     """
     if config.model_type != "gpt_oss":
-        raise StageError(f"{model.pretrained_model_name_or_path} is a {config.model_type}; ftkit trains gpt-oss", cure=f"{KEY}=…")
+        raise StageError(
+            f"{model.pretrained_model_name_or_path} is a {config.model_type}; ftkit trains gpt-oss", cure=f"{KEY}=…"
+        )
     for key, stated in model.architecture.model_dump().items():
         actual = getattr(config, key)
         if actual != stated:
@@ -130,11 +140,15 @@ def _resolved(model: Model) -> str:
     folder = Path(path).expanduser()
     if folder.is_dir():
         return str(folder)
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or folder.parent.is_dir() and folder.parent != Path()
+    looks_local = (
+        path.startswith((".", "/", "~")) or path.count("/") > 1 or (folder.parent.is_dir() and folder.parent != Path())
+    )
     if looks_local:
         beside = [str(p) for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
         close = difflib.get_close_matches(str(folder), beside, n=1)
-        raise StageError("there is no such folder", where=path, cure=f"{KEY}={close[0] if close else '<folder or hub id>'}")
+        raise StageError(
+            "there is no such folder", where=path, cure=f"{KEY}={close[0] if close else '<folder or hub id>'}"
+        )
     return path
 
 
@@ -147,8 +161,16 @@ def _explained(model: Model) -> Iterator[None]:
 
     name, download = model.pretrained_model_name_or_path, f"{KEY}=<a folder that holds the model>"
     kinds: tuple[tuple[tuple[type[Exception], ...], str, str], ...] = (
-        ((errors.GatedRepoError,), f"{name} is gated: its owner asks you to accept terms first", "accept them on its page, then set HF_TOKEN"),
-        ((errors.RevisionNotFoundError,), f"{name} has no revision {model.revision!r}", "model.revision=null takes the newest"),
+        (
+            (errors.GatedRepoError,),
+            f"{name} is gated: its owner asks you to accept terms first",
+            "accept them on its page, then set HF_TOKEN",
+        ),
+        (
+            (errors.RevisionNotFoundError,),
+            f"{name} has no revision {model.revision!r}",
+            "model.revision=null takes the newest",
+        ),
         (
             (errors.OfflineModeIsEnabled,),
             f"{name} is not in the local cache, and HF_HUB_OFFLINE forbids to fetch it",
@@ -164,7 +186,11 @@ def _explained(model: Model) -> Iterator[None]:
             f"{name} is not in the local cache, and the hub cannot be reached",
             f"{download}; HF_HUB_OFFLINE=1 uses what is cached",
         ),
-        ((SafetensorError,), f"the weights of {name} cannot be read: the download was cut off or the file is damaged", "download the model again"),
+        (
+            (SafetensorError,),
+            f"the weights of {name} cannot be read: the download was cut off or the file is damaged",
+            "download the model again",
+        ),
     )
     try:
         yield
@@ -173,7 +199,9 @@ def _explained(model: Model) -> Iterator[None]:
         for types, what, cure in kinds:
             if any(isinstance(link, types) for link in chain):
                 raise StageError(what, where=name, cure=cure) from error
-        raise StageError(f"the model cannot be loaded: {str(error).splitlines()[0]}", where=name, cure=download) from error
+        raise StageError(
+            f"the model cannot be loaded: {str(error).splitlines()[0]}", where=name, cure=download
+        ) from error
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

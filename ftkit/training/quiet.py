@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 LIBRARIES = (
-    "transformers", "trl", "peft", "accelerate", "datasets", "torch", "huggingface_hub", "matplotlib", "httpx", "py.warnings"
+    "transformers", "trl", "peft", "accelerate", "datasets", "torch", "huggingface_hub", "matplotlib", "httpx",
+    "py.warnings"
 )  # fmt: skip
 
 

@@ -14,13 +14,12 @@ from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase, PrinterCallback, set_seed
-from transformers.trainer_utils import TrainOutput
-from trl import SFTConfig
+from trl.trainer.sft_config import SFTConfig
 
 from ftkit.config.schema import Config
 from ftkit.console import console
 from ftkit.errors import Interrupted, StageError
-from ftkit.files import explained, tree, written_aside
+from ftkit.files import explained, written_aside
 from ftkit.training.adapter import Origin
 from ftkit.training.checkpoints import newest_complete, saving, step_of
 from ftkit.training.collator import Collator
@@ -35,7 +34,8 @@ from ftkit.training.watch import Watch, history, loss_picture
 
 Say = Callable[[str], None]
 OURS = {"max_length", "packing", "save_total_limit"}
-"""Keys of ``sft`` that ftkit acts on itself: TRL would cut rows, pack without masks, and count checkpoints that were cut off."""
+"""Keys of ``sft`` that ftkit acts on itself: TRL would cut rows, pack without masks, and count checkpoints that were
+cut off."""
 
 
 def run(config: Config, *, tokens: Path, out: Path, checkpoints: Path, say: Say | None = None) -> TrainResult:
@@ -68,7 +68,6 @@ def run(config: Config, *, tokens: Path, out: Path, checkpoints: Path, say: Say 
         counts=counts,
         trained=trained,
         resumed_from=step_of(resumed) if resumed else None,
-        files=tuple(tree(out).values()),
     )
 
 
@@ -116,6 +115,7 @@ def _set_up(config: Config, args: SFTConfig, tokens: Path, say: Say) -> tuple[Tr
     )
     flex = config.model.attn_implementation == "flex_attention"
     pad_to = config.sft.max_length if flex and config.sft.packing else None
+    assert isinstance(tokenizer.pad_token_id, int)
     trainer = Trainer(
         model=model,
         args=args,
@@ -155,11 +155,13 @@ def _train(trainer: Trainer, resumed: Path | None, checkpoints: Path, say: Say) 
             trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     except KeyboardInterrupt as error:
         newest, _ = newest_complete(checkpoints)
-        raise Interrupted(f"interrupted; the same command goes on from {f'step {step_of(newest)}' if newest else 'the start'}") from error
+        raise Interrupted(
+            f"interrupted; the same command goes on from {f'step {step_of(newest)}' if newest else 'the start'}"
+        ) from error
     except torch.OutOfMemoryError as error:
         raise StageError(
             f"out of GPU memory at step {trainer.state.global_step + 1}",
-            cure="sft.per_device_train_batch_size=1, sft.packing=false, a smaller sft.max_length, or sft=low-memory; it goes on from the last checkpoint",
+            cure="sft.per_device_train_batch_size=1, sft.packing=false, a smaller sft.max_length, or sft=low-memory",
         ) from error
     step, max_steps = trainer.state.global_step, trainer.state.max_steps
     if step < max_steps and trainer.stop.agreed:
@@ -167,7 +169,9 @@ def _train(trainer: Trainer, resumed: Path | None, checkpoints: Path, say: Say) 
         stopped.exit_status = 128 + trainer.stop.agreed
         raise stopped
     if step < max_steps:
-        raise StageError(f"training ended at step {step} of {max_steps}", where=str(checkpoints), cure="run it again to go on")
+        raise StageError(
+            f"training ended at step {step} of {max_steps}", where=str(checkpoints), cure="run it again to go on"
+        )
     return max_steps
 
 
@@ -199,7 +203,11 @@ def _what_computes(config: Config, args: SFTConfig) -> str:
     """Attention, experts, precision and device in use, and why."""
     model, device = config.model, args.device
     where = f"{args.world_size} × " if args.world_size > 1 else ""
-    where += torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads (no CUDA GPU)"
+    where += (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads (no CUDA GPU)"
+    )
     compute = "products in bfloat16" if config.sft.bf16 else "no mixed precision"
     return (
         f"{model.attn_implementation} attention, {model.experts_implementation} experts (as model.* says), "

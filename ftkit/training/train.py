@@ -1,6 +1,6 @@
 """Fine-tuning with LoRA: from token rows to an adapter.
 
-    python -m ftkit experiment=tiny stage=train
+python -m ftkit experiment=tiny stage=train
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ class TrainResult:
         counts: what became of the rows.
         trained: adapted modules and trained parameters.
         resumed_from: step of the checkpoint that this call went on from; None if it began anew.
-        files: everything that was written, below ``out``.
     """
 
     global_step: int
@@ -48,7 +47,6 @@ class TrainResult:
     counts: DataCounts
     trained: Trained
     resumed_from: int | None
-    files: tuple[Path, ...]
 
 
 def train(
@@ -56,8 +54,8 @@ def train(
 ) -> TrainResult:
     """Train, or go on from the newest whole checkpoint.
 
-    Runs as the only process, or as one of several that torchrun or Azure ML has started (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR
-    and MASTER_PORT in the environment); only the first prints and writes.
+    Runs as the only process, or as one of several that torchrun or Azure ML has started (RANK, WORLD_SIZE,
+    LOCAL_RANK, MASTER_ADDR and MASTER_PORT in the environment); only the first prints and writes.
 
     Args:
         config: the whole configuration.
@@ -67,7 +65,8 @@ def train(
         say: prints one line; standard output if not given.
 
     Raises:
-        StageError: the model, the data or the disk is not as it should be, the loss is not a number, or training ended early.
+        StageError: the model, the data or the disk is not as it should be, the loss is not a number, or training
+        ended early.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint of the last step was written.
     """
     require_extra()

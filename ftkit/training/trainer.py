@@ -1,4 +1,5 @@
-"""TRL's SFTTrainer with what a run that can be trusted needs: whole checkpoints, honest counts, and a stop that saves."""
+"""TRL's SFTTrainer with what a run that can be trusted needs: whole checkpoints, honest counts, and a stop that
+saves."""
 
 from __future__ import annotations
 
@@ -17,9 +18,10 @@ from types import FrameType
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather, gather_object
+from peft import PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from trl import SFTTrainer
+from trl.trainer.sft_trainer import SFTTrainer
 
 from ftkit.errors import FtkitError, StageError
 from ftkit.training.checkpoints import keep_newest, mark_complete, saving
@@ -50,7 +52,7 @@ class Trainer(SFTTrainer):
         self._window = Window(last["tokens"], last["loss_tokens"], last["seconds"]) if last else Window()
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
-        """The batches of one optimiser step, relieved of what is for counting, and their loss tokens on all processes."""
+        """The batches of one step, relieved of what is there for counting, and their loss tokens on all processes."""
         batches, loss_tokens = super().get_batch_samples(*args, **kwargs)
         self._rows = [row for batch in batches for row in batch.pop("rows")]
         self._window.add(sum(batch.pop("tokens") for batch in batches), loss_tokens)
@@ -73,7 +75,7 @@ class Trainer(SFTTrainer):
         rows = [] if finite else self._rows
         if self.args.world_size > 1:
             here = torch.tensor([int(not finite), self.stop.signal], device=self.args.device)
-            there = self.accelerator.gather(here).view(-1, 2)
+            there = gathered(here)
             self.stop.agreed = int(there[:, 1].max())
             if there[:, 0].any():
                 finite, rows = False, gather_object(rows)
@@ -83,7 +85,7 @@ class Trainer(SFTTrainer):
             named = ", ".join(map(str, rows[:8])) + (" …" if len(rows) > 8 else "")
             raise StageError(
                 f"the loss of step {self.state.global_step + 1} is not a number; its rows are {named}",
-                cure=f"sft.learning_rate={self.args.learning_rate / 2:g}, or look at these rows; the last checkpoint is sound",
+                cure=f"sft.learning_rate={self.args.learning_rate / 2:g}, or leave these rows out",
             )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -99,14 +101,17 @@ class Trainer(SFTTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the adapter; the base model is not ours, and the tokenizer has not changed."""
-        if self.args.should_save:
-            self.model.save_pretrained(output_dir or self.args.output_dir, save_embedding_layers=False)
+        folder = output_dir or self.args.output_dir
+        if self.args.should_save and folder:
+            assert isinstance(self.model, PeftModel)
+            self.model.save_pretrained(folder, save_embedding_layers=False)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None: the record says what a card would."""
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        folder = Path(str(self.args.output_dir))
+        checkpoint = folder / f"checkpoint-{self.state.global_step}"
         first = self.args.should_save
 
         def write() -> None:
@@ -128,14 +133,21 @@ class Trainer(SFTTrainer):
                 shutil.rmtree(checkpoint, ignore_errors=True)
             raise
         if first:
-            keep_newest(Path(self.args.output_dir), self._limit)
+            keep_newest(folder, self._limit)
         self._window.restart()
 
     def _gathered(self, tokens: int) -> tuple[int, float]:
         """Tokens of all processes, and the highest peak of memory among them in GiB."""
         here = torch.tensor([float(tokens), peak_gib()], dtype=torch.float64, device=self.args.device)
-        there = self.accelerator.gather(here).view(-1, 2)
+        there = gathered(here)
         return int(there[:, 0].sum()), float(there[:, 1].max())
+
+
+def gathered(values: torch.Tensor) -> torch.Tensor:
+    """The values (n,) of every process, (processes, n)."""
+    together = gather(values)
+    assert isinstance(together, torch.Tensor)
+    return together.view(-1, len(values))
 
 
 def together(work: Callable[[], None]) -> None:
@@ -242,18 +254,22 @@ class _Guard(TrainerCallback):
     def __init__(self, trainer: Trainer):
         self._trainer = trainer
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> TrainerControl:
-        self._trainer.before_optimizer_step()
-        return control
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # A checkpoint brings its own logging_steps and save_steps, which may have been changed since.
+        state.compute_steps(args, state.max_steps)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._trainer.before_optimizer_step()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._trainer.stop.agreed:
             control.should_save = control.should_training_stop = True
-        # A checkpoint carries the metrics up to its step, and the windows of a resumed run begin where they began before.
+        # So a checkpoint carries the metrics up to its step, and a resumed run's windows begin where they began before.
         control.should_log = control.should_log or control.should_save
-        return control
 
 
 def peak_gib() -> float:

@@ -15,7 +15,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ftkit.console import console
 
 COLUMNS = (
-    "step", "loss", "learning_rate", "grad_norm", "tokens_per_s", "loss_tokens_per_s", "peak_gib", "seconds", "tokens", "loss_tokens"
+    "step", "loss", "learning_rate", "grad_norm", "tokens_per_s", "loss_tokens_per_s", "peak_gib", "seconds",
+    "tokens", "loss_tokens"
 )  # fmt: skip
 """Of a line of metrics.jsonl; seconds since the run began, interruptions not counted."""
 
@@ -37,8 +38,8 @@ class Watch(TrainerCallback):
         self._writer: SummaryWriter | None = None
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> TrainerControl:
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         shutil.rmtree(self._events, ignore_errors=True)
         self._writer = SummaryWriter(str(self._events))
         self._metrics.write_text("", encoding="utf-8")
@@ -46,23 +47,25 @@ class Watch(TrainerCallback):
             self._record(line)
         out = console()
         if out.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"))
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"),
+            )
             self._bar = Progress(*columns, TimeRemainingColumn(), console=out)
             self._task = self._bar.add_task("train", total=state.max_steps, completed=state.global_step, figures="")
             self._bar.start()
         self._first = state.global_step, _seconds(state)
-        return control
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._bar:
             self._bar.update(self._task, completed=state.global_step)
-        return control
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
-    ) -> TrainerControl:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        logs: dict[str, Any] = kwargs["logs"]
         if "loss" not in logs:
-            return control
+            return
         line = metrics({"step": state.global_step, **logs})
         self._record(line)
         if self._bar:
@@ -72,7 +75,6 @@ class Watch(TrainerCallback):
             left = (line["seconds"] - began) / done * (state.max_steps - state.global_step)
             width = len(str(state.max_steps))
             self._say(f"step {state.global_step:>{width}}/{state.max_steps}  {_figures(line)}  {_clock(left)} left")
-        return control
 
     def close(self) -> None:
         """End the bar and the event file, however training ended."""
@@ -114,7 +116,12 @@ def loss_picture(lines: list[dict[str, Any]], name: str, path: Path) -> None:
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.plot([line["step"] for line in lines], [line["loss"] for line in lines], linewidth=1.5, marker="o" if len(lines) < 3 else "")
+    axes.plot(
+        [line["step"] for line in lines],
+        [line["loss"] for line in lines],
+        linewidth=1.5,
+        marker="o" if len(lines) < 3 else "",
+    )
     axes.set(
         title=f"{name}: training loss",
         xlabel="optimiser step",

@@ -71,7 +71,7 @@ def save_small_model(folder: Path, **changes: Any) -> Path:
 
 
 def save_token_rows(path: Path, lengths: list[int], *, split: list[str] | None = None, seed: int = 0) -> Path:
-    """Rows of random tokens whose first third carries no loss; every fifth is held out unless ``split`` says otherwise."""
+    """Rows of random tokens, their first third without loss; every fifth is held out unless ``split`` says otherwise."""
     rng = np.random.default_rng(seed)
     ids = [rng.integers(len(SPECIAL), SHAPE["vocab_size"], n).tolist() for n in lengths]
     prompts = [max(1, n // 3) for n in lengths]
@@ -94,7 +94,8 @@ def small_run(model: Path, *overrides: str) -> Config:
     """The tiny experiment, put on the small model."""
     shape = [f"model.architecture.{key}={value}" for key, value in SHAPE.items()]
     return resolve(
-        ["experiment=tiny", f"model.pretrained_model_name_or_path={model}", *shape, "sft.max_length=64", "sft.per_device_train_batch_size=2",
+        ["experiment=tiny", f"model.pretrained_model_name_or_path={model}", *shape, "sft.max_length=64",
+        "sft.per_device_train_batch_size=2",
          "sft.num_train_epochs=2", "sft.save_steps=3", "sft.learning_rate=1e-2", *overrides]
     )  # fmt: skip
 

@@ -1,0 +1,1 @@
+"""Asking a model questions and measuring its answers."""

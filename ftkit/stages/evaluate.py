@@ -1,0 +1,163 @@
+"""stage=evaluate: put the held-out questions to the base and to the merged model; print what has changed, with an example.
+
+    python -m ftkit experiment=tiny stage=evaluate
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from ftkit.config.schema import Config, Model
+from ftkit.console import console
+from ftkit.errors import StageError
+from ftkit.evaluation.generation import complete
+from ftkit.evaluation.measures import Answer, Measures, measure
+from ftkit.files import written_aside
+from ftkit.serving.score import Harmony
+from ftkit.stages import Context, Made
+from ftkit.stages.prepare import TOKENS
+
+ANSWERS = "answers.jsonl"
+ROWS = (
+    ("thinks in Japanese", "thinks_in_japanese"),
+    ("parses as Harmony with a final answer", "parses"),
+    ("ends by itself", "finished"),
+    ("right answer, word for word", "right"),
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A held-out row: its prompt as token ids, its texts."""
+
+    row: int
+    prompt: list[int]
+    question: str
+    expected: str
+
+
+def run(context: Context) -> Made:
+    """Ask both models, write every answer, print shares and one example.
+
+    Raises:
+        StageError: no row is held out.
+    """
+    config, published = context.config, context.needs["publish"].record.result
+    questions = _questions(Path(published["path"]), published["name"], config.evaluate.questions)
+    if not questions:
+        raise StageError("no row is held out, so there is nothing to ask", cure="dataset.heldout=0.1 stage=prepare,…")
+    merged = context.needs["merge"]
+    tuned = config.model.model_copy(
+        update={
+            "pretrained_model_name_or_path": str(merged.run_folder / merged.record.result["folder"]),
+            "revision": None,
+        }
+    )
+    before = _ask(config, config.model, questions, context)
+    after = _ask(config, tuned, questions, context)
+    _print(measure(before), measure(after), before, after)
+    with written_aside(context.folder / ANSWERS) as aside:
+        _write(aside, before, after)
+    measures = {"base": asdict(measure(before)), "merged": asdict(measure(after)), "questions": len(questions)}
+    shares = f"{measure(before).thinks_in_japanese:.2f} → {measure(after).thinks_in_japanese:.2f}"
+    summary = f"{len(questions)} held-out questions: thinking in Japanese {shares}; all answers in {context.folder / ANSWERS}"
+    return Made(summary, [context.folder / ANSWERS], measures)
+
+
+def _questions(folder: Path, name: str, limit: int) -> list[Question]:
+    import pyarrow.parquet as pq
+
+    conversations = {row["row"]: row["messages"] for row in pq.read_table(folder / f"{name}.parquet").to_pylist()}
+    tokens = pq.read_table(folder / TOKENS, filters=[("split", "=", "heldout")]).to_pylist()
+    chosen = [row for row in tokens if row["row"] in conversations][:limit]
+    return [
+        Question(
+            row["row"],
+            row["input_ids"][: row["prompt_length"]],
+            conversations[row["row"]][-2]["content"],
+            conversations[row["row"]][-1]["content"],
+        )
+        for row in chosen
+    ]
+
+
+def _ask(config: Config, model: Model, questions: Sequence[Question], context: Context) -> list[Answer]:
+    from ftkit.training.model import load_base, load_tokenizer
+
+    tokenizer = load_tokenizer(model)
+    harmony = Harmony(tokenizer)
+    loaded = load_base(model, device=_device()).eval()
+    settings = config.evaluate
+    completions = complete(
+        loaded,
+        [question.prompt for question in questions],
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=settings.batch_size,
+        stop_ids=harmony.stop_ids,
+        pad_id=tokenizer.pad_token_id,
+    )
+    del loaded
+    gc.collect()
+    return [_answer(harmony, q, ids) for q, ids in zip(questions, completions, strict=True)]
+
+
+def _device() -> Any:
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _answer(harmony: Harmony, question: Question, ids: list[int]) -> Answer:
+    parsed = harmony.parse(ids)
+    return Answer(
+        row=question.row,
+        question=question.question,
+        expected=question.expected,
+        thinking=parsed.thinking,
+        output=parsed.output,
+        parses=parsed.well_formed and bool(parsed.output),
+        finished=parsed.ended,
+        tokens=len(ids),
+    )
+
+
+def _print(base: Measures, tuned: Measures, before: Sequence[Answer], after: Sequence[Answer]) -> None:
+    table = Table(box=None, padding=(0, 3, 0, 13), header_style="dim")
+    for heading in (f"{len(before)} held-out questions", "before", "after"):
+        table.add_column(heading)
+    for label, name in ROWS:
+        table.add_row(label, f"{getattr(base, name):.2f}", f"{getattr(tuned, name):.2f}")
+    table.add_row("tokens of an answer, mean", f"{base.tokens:.0f}", f"{tuned.tokens:.0f}")
+    console().print(table)
+    old, new = _example(before, after)
+    for label, text in (
+        ("question", old.question),
+        ("before", f"{old.thinking} ⇒ {old.output}"),
+        ("after", f"{new.thinking} ⇒ {new.output}"),
+    ):
+        console().print(Text.assemble((f"{'':13}{label:<10}", "dim"), text), soft_wrap=True)
+
+
+def _example(before: Sequence[Answer], after: Sequence[Answer]) -> tuple[Answer, Answer]:
+    """The first question that the tuned model gets right with Japanese thinking, or else the first."""
+    pairs = list(zip(before, after, strict=True))
+    return next((pair for pair in pairs if pair[1].right and pair[1].thinks_in_japanese), pairs[0])
+
+
+def _write(path: Path, before: Sequence[Answer], after: Sequence[Answer]) -> None:
+    with path.open("w", encoding="utf-8") as stream:
+        for old, new in zip(before, after, strict=True):
+            row = {"row": old.row, "question": old.question, "expected": old.expected}
+            made = {key: {k: getattr(a, k) for k in SHOWN} for key, a in (("base", old), ("merged", new))}
+            stream.write(json.dumps(row | made, ensure_ascii=False) + "\n")
+
+
+SHOWN = ("thinking", "output", "thinks_in_japanese", "parses", "finished", "right", "tokens")
