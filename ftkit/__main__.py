@@ -42,7 +42,10 @@ def _dispatch(arguments: list[str]) -> None:
     elif "--resolved" in arguments:
         _run_frozen(arguments)
     elif any(flag in arguments for flag in HYDRA_ONLY):
-        _hand_to_hydra(arguments)
+        from ftkit.completion import complete
+
+        if not complete(arguments):
+            _hand_to_hydra(arguments)
     else:
         _resolve_and_run(arguments)
 

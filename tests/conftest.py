@@ -48,3 +48,34 @@ def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The test's own working directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory):
+    """The eight stages of ``experiment=tiny`` and its evaluation, run once: folder, and what each command printed."""
+    folder = tmp_path_factory.mktemp("life-cycle")
+    tiny = ("experiment=tiny", "deployment.port=0")
+    try:
+        commands = {stage: run_ftkit(*tiny, f"stage={stage}", cwd=folder) for stage in ("all", "evaluate")}
+        for stage, done in commands.items():
+            assert done.status == 0, f"stage={stage}\n{done.out}\n{done.err}"
+        yield FinishedRun(folder, commands["all"], commands["evaluate"])
+    finally:
+        run_ftkit(*tiny, "stage=teardown", "yes=true", cwd=folder)
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A life cycle that has been run: the working directory, and two commands' output."""
+
+    folder: Path
+    all: Command
+    evaluate: Command
+
+    @property
+    def outputs(self) -> Path:
+        return self.folder / "outputs" / "tiny"
+
+    def ftkit(self, *arguments: str, **environment: str) -> Command:
+        """Another command in the same folder."""
+        return run_ftkit("experiment=tiny", "deployment.port=0", *arguments, cwd=self.folder, **environment)

@@ -28,6 +28,10 @@ class TokenRow:
         return [IGNORED] * self.prompt_length + self.input_ids[self.prompt_length :]
 
 
+PINNED_CLOCK = "{%- macro strftime_now(_) -%}{{ current_date }}{%- endmacro -%}"
+"""Put before a chat template, it takes the place of the template's own clock."""
+
+
 class Renderer:
     """Renders messages by a tokenizer's chat template, with the date and the reasoning effort pinned.
 
@@ -38,8 +42,9 @@ class Renderer:
         self._tokenizer = tokenizer
         self._options = {
             "tokenize": False,
+            "chat_template": PINNED_CLOCK + tokenizer.chat_template,
+            "current_date": current_date,
             "reasoning_effort": reasoning_effort,
-            "strftime_now": lambda _format: current_date,  # shadows the template's own clock
         }
 
     def prompt(self, messages: list[dict[str, str]]) -> str:

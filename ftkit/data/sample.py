@@ -52,7 +52,7 @@ class Problem:
 
 
 def generate(rows: int, seed: int = 0) -> Iterator[dict[str, str]]:
-    """Yield ``rows`` rows with the columns ``question``, ``answer``, ``question_type``, ``answer_format``, ``dialogue_type``.
+    """Yield ``rows`` rows: ``question``, ``answer``, ``question_type``, ``answer_format``, ``dialogue_type``.
 
     Equal arguments give equal rows, and fewer rows are the beginning of more. No question occurs twice.
 
@@ -134,7 +134,7 @@ def _price(random: Random) -> Problem:
     return Problem(
         f"1{counter}{price}円の{thing}を{count}{counter}買うと、代金はいくらですか？",
         f"{thing}は1{counter}{price}円で、{count}{counter}買います。{price}×{count}={total}なので、代金は{total}円です。",
-        f"One of the {english} costs {price} yen, and {count} are bought. {price}×{count}={total}, so the price is {total} yen.",
+        f"{count} {english} at {price} yen each are bought. {price}×{count}={total}, so the price is {total} yen.",
         f"代金は{total}円です。",
         "arithmetic",
         "number",
@@ -175,23 +175,24 @@ def _weekday(random: Random) -> Problem:
     sign, word, english = (-1, "前", "before") if past else (1, "後", "after")
     (start, start_en), (end, end_en) = words.WEEKDAYS[today], words.WEEKDAYS[(today + sign * days) % 7]
     weeks, rest = divmod(days, 7)
+    whole = whole_en = ""
     if weeks:
-        same = f"{rest}日{word}と同じ曜日" if rest else "同じ曜日"
-        same_en = f"as {rest} days {english}" if rest else "weekday"
-        whole, whole_en = (
-            f"{days}=7×{weeks}+{rest}なので、{same}です。",
-            f"{days}=7×{weeks}+{rest}, so it is the same {same_en}. ",
+        whole = f"{days}=7×{weeks}+{rest}なので、{f'{rest}日{word}と' if rest else ''}同じ曜日です。"
+        whole_en = (
+            f"{days}=7×{weeks}+{rest}, so it is the same weekday{f' as {_days(rest)} {english}' if rest else ''}. "
         )
-    else:
-        whole = whole_en = ""
     return Problem(
         f"今日は{start}曜日です。{days}日{word}は何曜日ですか？",
         f"今日は{start}曜日です。{whole}{start}曜日の{days}日{word}は{end}曜日です。",
-        f"Today is {start_en}. {whole_en}{days} days {english} {start_en} is {end_en}.",
+        f"Today is {start_en}. {whole_en}{_days(days)} {english} {start_en} is {end_en}.",
         f"{end}曜日です。",
         "date",
         "date",
     )
+
+
+def _days(count: int) -> str:
+    return f"{count} day{'s' if count > 1 else ''}"
 
 
 def _calendar(random: Random) -> Problem:
@@ -260,12 +261,13 @@ def _longer(random: Random) -> Problem:
         (other, f"{other}{small}", f"{other} {small_en}s"),
     ]
     random.shuffle(parts)
-    (_, first, first_en), (_, second, second_en) = parts
+    (_, first, _), (_, second, _) = parts
     _, best, best_en = max(parts)
     return Problem(
         f"{first}と{second}ではどちらが{word}ですか？",
         f"{count}{big}は{count * factor}{small}です。{count * factor}と{other}を比べると、{best}の方が{word}です。",
-        f"{count} {big_en}s are {count * factor} {small_en}s. Compare {count * factor} and {other}: {best_en} is {english}.",
+        f"{count} {big_en}s are {count * factor} {small_en}s. "
+        f"Compare {count * factor} and {other}: {best_en} is {english}.",
         f"{best}です。",
         "comparison",
         "choice",

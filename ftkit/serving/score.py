@@ -27,12 +27,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 FIELDS = ("messages", "prompt", "max_new_tokens", "temperature", "top_p", "seed", "reasoning_effort", "stop")
+SETTINGS = ("FTKIT_MAX_NEW_TOKENS", "FTKIT_MAX_INPUT_TOKENS", "FTKIT_MAX_CONCURRENT_REQUESTS", "SCORING_TIMEOUT_MS")
 ROLES = ("system", "developer", "user", "assistant")
 EFFORTS = ("low", "medium", "high")
 EXAMPLE = '{"messages": [{"role": "user", "content": "…"}], "max_new_tokens": 500}'
 SPECIAL_TOKEN = re.compile(r"<\|[a-z_0-9]+\|>")
 LONGEST_TOKEN = 128
 """Characters of o200k_harmony's longest token: a text that must be too long is refused before it is tokenized."""
+
+PINNED_CLOCK = "{%- macro strftime_now(format) -%}{{ current_date }}{%- endmacro -%}\n"
+"""Put before a chat template, shadows its clock: transformers 5.23 turns a function that is passed to it into text."""
 
 
 class ModelError(Exception):
@@ -57,11 +61,10 @@ class Limits(NamedTuple):
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Limits:
-        names = "FTKIT_MAX_NEW_TOKENS FTKIT_MAX_INPUT_TOKENS FTKIT_MAX_CONCURRENT_REQUESTS SCORING_TIMEOUT_MS".split()
-        for name in names:
+        for name in SETTINGS:
             if not re.fullmatch(r"[1-9]\d{0,11}", environment.get(name, "1")):
                 raise ModelError(f"{name}={environment[name]!r} in the environment; it takes a positive whole number")
-        return cls(*(int(environment.get(name, usual)) for name, usual in zip(names, cls(), strict=True)))
+        return cls(*(int(environment.get(name, usual)) for name, usual in zip(SETTINGS, cls(), strict=True)))
 
 
 class TrainedWith(NamedTuple):
@@ -92,6 +95,7 @@ class Request(NamedTuple):
     seed: int | None = None
     reasoning_effort: str = "medium"
     stop: tuple[str, ...] = ()
+    given: str = "messages"  # or prompt: the field that the chat came in
 
 
 def parse_request(raw: str | bytes, limits: Limits, trained: TrainedWith) -> Request:
@@ -118,6 +122,7 @@ def parse_request(raw: str | bytes, limits: Limits, trained: TrainedWith) -> Req
         seed=_number(body, "seed", None, 0, 2**63 - 1, whole=True),
         reasoning_effort=effort,
         stop=_stop(body.get("stop", [])),
+        given="prompt" if "prompt" in body else "messages",
     )
 
 
@@ -170,8 +175,10 @@ def _chat(messages: Any) -> list[dict[str, str]]:
                 f"{at}.role is {role}: only the first message may be, a later one would be lost", f"{at}.role"
             )
         _text(message["content"], f"{at}.content")
-    if (role := messages[-1]["role"]) != "user":
-        raise Refused(f"the last message is from {role}; the one to be answered comes from user", f"{at}.role")
+    last = messages[-1]["role"]
+    if last != "user":
+        field = f"messages[{len(messages) - 1}].role"
+        raise Refused(f"the last message is from {last}; the one to be answered comes from user", field)
     return messages
 
 
@@ -260,8 +267,8 @@ class Harmony:
                 texts[channel].append(text)
             elif name in ("start", "end"):
                 channel = ""
-        shape = "".join(f"<{name}>" + ("" if name == "message" else text) for name, text in parts)
-        earlier = r"<channel>(analysis|commentary)( .*)?(<constrain>.*)?<message><end><start>assistant"
+        shape = "".join(f"<{name}>" + ("" if name == "message" else text.replace("<", "?")) for name, text in parts)
+        earlier = "<channel>(analysis|commentary)( [^<]*)?(<constrain>[^<]*)?<message><end><start>assistant"
         well_formed = re.fullmatch(rf"<>({earlier})*<channel>final<message><return>", shape) is not None
         return Completion("\n\n".join(texts["analysis"]), "\n\n".join(texts["final"]), end is not None, well_formed)
 
@@ -373,8 +380,8 @@ class Served:
     def prompt_ids(self, request: Request) -> list[int]:
         """Token ids of the chat, up to where the assistant takes over."""
         options: dict[str, Any] = {"reasoning_effort": request.reasoning_effort}
-        if self.trained.current_date:  # shadows the template's own clock
-            options["strftime_now"] = lambda _format: self.trained.current_date
+        if date := self.trained.current_date:
+            options |= {"chat_template": PINNED_CLOCK + self.tokenizer.chat_template, "current_date": date}
         text = self.tokenizer.apply_chat_template(
             request.messages, tokenize=False, add_generation_prompt=True, **options
         )
@@ -382,7 +389,7 @@ class Served:
         room = min(self.limits.max_input_tokens, self.context - request.max_new_tokens)
         if len(ids) > room:
             beside = f"beside max_new_tokens={request.max_new_tokens} " if room < self.limits.max_input_tokens else ""
-            raise Refused(f"the request has {len(ids)} tokens; {beside}at most {room} are taken", "messages")
+            raise Refused(f"the request has {len(ids)} tokens; {beside}at most {room} are taken", request.given)
         return ids
 
     def generate(self, request: Request, ids: Sequence[int], seconds: float) -> list[int]:

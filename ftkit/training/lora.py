@@ -133,15 +133,10 @@ def _ending_in(target: str, names: Iterable[str]) -> set[str]:
 def _refuse(key: str, target: str, names: Iterable[str]) -> set[str]:
     """Raise with the nearest of all names and of all their endings."""
     endings = {".".join(name.split(".")[i:]) for name in names for i in range(name.count(".") + 1)}
-    without_layer = sorted((e for e in endings if not re.search(r"(^|\.)\d+\.", e)), key=len)
-    close = difflib.get_close_matches(target, without_layer, 1) or difflib.get_close_matches(target, sorted(endings), 1)
-    hint = (
-        f"did you mean {close[0]}?"
-        if close
-        else f"for instance {without_layer[0]}"
-        if without_layer
-        else "lora=attention"
-    )
+    of_every_layer = sorted(ending for ending in endings if not re.search(r"(^|\.)\d+\.", ending))
+    close = difflib.get_close_matches(target, of_every_layer, 1) or difflib.get_close_matches(target, sorted(endings), 1)
+    example = max(of_every_layer, key=lambda ending: ending.count("."), default="lora=attention")
+    hint = f"did you mean {close[0]}?" if close else f"for instance {example}"
     raise StageError(f"{key}: {target!r} names nothing in this model that can be trained", cure=hint)
 
 

@@ -42,8 +42,8 @@ class MergeResult:
         """The comparison in a line."""
         return (
             f"read back and compared on {self.tokens} tokens of {self.rows} held-out rows in {self.dtype}: "
-            f"logits differ by {self.mean_difference:.1e} on average and {self.max_difference:.1e} at most; training changed them by "
-            f"{self.mean_change:.2g}"
+            f"logits differ by {self.mean_difference:.1e} on average and {self.max_difference:.1e} at most; "
+            f"training changed them by {self.mean_change:.2g}"
         )
 
 

@@ -68,7 +68,6 @@ def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
     model.generation_config.pad_token_id = stops[-1]
     model.config.eos_token_id, model.config.pad_token_id = stops[0], stops[-1]
     model.config.use_cache = True
-    vars(model.config).pop("quantization_config", None)
     # By default a model that came from MXFP4 is saved under names that the dense architecture does not find again.
     model.save_pretrained(folder, save_original_format=False)
     tokenizer.save_pretrained(folder)

@@ -104,7 +104,7 @@ def _set_up(config: Config, args: SFTConfig, tokens: Path, say: Say) -> tuple[Tr
     say(_what_computes(config, args))
     tokenizer = load_tokenizer(config.model)
     rows, counts = training_rows(tokens, config, vocab_size=config.model.architecture.vocab_size)
-    say(_what_is_read(counts, config))
+    say(_what_is_read(counts, config, args))
     base = load_base(config.model, device=device, router_aux_loss_coef=config.sft.router_aux_loss_coef)
     set_seed(config.sft.seed)
     model, trained = add_lora(base, config.lora)
@@ -182,6 +182,7 @@ def _load_finished(trainer: Trainer, checkpoint: Path) -> None:
     assert isinstance(trainer.model, PeftModel)
     trainer.model.load_adapter(str(checkpoint), "default", is_trainable=False)
     trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
 
 
 def _save(config: Config, trainer: Trainer, out: Path, max_steps: int) -> None:
@@ -215,12 +216,14 @@ def _what_computes(config: Config, args: SFTConfig) -> str:
     )
 
 
-def _what_is_read(counts: DataCounts, config: Config) -> str:
+def _what_is_read(counts: DataCounts, config: Config, args: SFTConfig) -> str:
     text = f"{counts.rows:,} rows, {counts.tokens:,} tokens, {counts.loss_tokens:,} with loss"
     if counts.overlength:
         text += f"; {counts.overlength:,} rows left out: longer than sft.max_length={config.sft.max_length}"
     if counts.fill is not None:
         text += f"; packed into {counts.trained:,} rows, {counts.fill:.1%} full"
+    if args.world_size > 1 and (short := -counts.trained % (args.world_size * args.per_device_train_batch_size)):
+        text += f"; {short} of them come twice in an epoch, so that every process has as many"
     return text
 
 

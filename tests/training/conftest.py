@@ -1,108 +1,26 @@
-"""A random gpt-oss, small enough that a step takes milliseconds, with a tokenizer and token rows of its own."""
+"""The small model of ``small_model.py`` as fixtures."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import GptOssConfig, GptOssForCausalLM, PreTrainedTokenizerFast
+from small_model import save_mxfp4_copy, save_small_model, save_token_rows, small_config
+from transformers import GptOssForCausalLM
 
-from ftkit.config.resolve import resolve
-from ftkit.config.schema import Config
-
-SPECIAL = ("<|endoftext|>", "<|return|>", "<|channel|>", "<|start|>", "<|end|>", "<|message|>", "<|call|>")
-SHAPE: dict[str, Any] = {
-    "num_hidden_layers": 2,
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    "num_local_experts": 4,
-    "num_experts_per_tok": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "vocab_size": 288,
-}
-
-
-def small_config(**changes: Any) -> GptOssConfig:
-    """The shape with a sliding window of 8 and the published router_aux_loss_coef."""
-    return GptOssConfig(
-        **SHAPE
-        | {
-            "sliding_window": 8,
-            "max_position_embeddings": 512,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-            "router_aux_loss_coef": 0.9,
-            "initializer_range": 0.2,
-            "eos_token_id": 1,
-            "pad_token_id": 0,
-        }
-        | changes
-    )
-
-
-def small_tokenizer() -> PreTrainedTokenizerFast:
-    """One token for each byte, and Harmony's special tokens."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(list(SPECIAL))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|return|>", pad_token="<|endoftext|>", chat_template="{{ messages }}"
-    )
-
-
-def save_small_model(folder: Path, **changes: Any) -> Path:
-    torch.manual_seed(0)
-    GptOssForCausalLM(small_config(**changes)).save_pretrained(folder)
-    small_tokenizer().save_pretrained(folder)
-    return folder
-
-
-def save_token_rows(path: Path, lengths: list[int], *, split: list[str] | None = None, seed: int = 0) -> Path:
-    """Rows of random tokens, their first third without loss; every fifth is held out unless ``split`` says otherwise."""
-    rng = np.random.default_rng(seed)
-    ids = [rng.integers(len(SPECIAL), SHAPE["vocab_size"], n).tolist() for n in lengths]
-    prompts = [max(1, n // 3) for n in lengths]
-    table = pa.table(
-        {
-            "row": pa.array([i + 1 for i in range(len(lengths))], pa.int64()),
-            "split": split or ["heldout" if i % 5 == 4 else "train" for i in range(len(lengths))],
-            "input_ids": pa.array(ids, pa.list_(pa.int32())),
-            "labels": pa.array(
-                [[-100] * p + row[p:] for row, p in zip(ids, prompts, strict=True)], pa.list_(pa.int32())
-            ),
-            "prompt_length": pa.array(prompts, pa.int32()),
-        }
-    )
-    pq.write_table(table, path)
-    return path
-
-
-def small_run(model: Path, *overrides: str) -> Config:
-    """The tiny experiment, put on the small model."""
-    shape = [f"model.architecture.{key}={value}" for key, value in SHAPE.items()]
-    return resolve(
-        ["experiment=tiny", f"model.pretrained_model_name_or_path={model}", *shape, "sft.max_length=64",
-        "sft.per_device_train_batch_size=2",
-         "sft.num_train_epochs=2", "sft.save_steps=3", "sft.learning_rate=1e-2", *overrides]
-    )  # fmt: skip
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_small_model(tmp_path_factory.mktemp("small-model"))
+
+
+@pytest.fixture(scope="session")
+def mxfp4_folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small model with its experts in MXFP4."""
+    return save_mxfp4_copy(model_folder, tmp_path_factory.mktemp("mxfp4") / "model")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,34 @@
+"""Tab completion for bash: ``eval "$(python -m ftkit -sc install=bash)"`` completes ``ftkit …`` and ``python -m ftkit …``."""
+
+from __future__ import annotations
+
+import os
+
+from ftkit.config.schema import SIDE_STAGES, STAGES
+
+INSTALL = r"""
+_ftkit_complete() {
+    local helper=(ftkit) word=${COMP_LINE:0:COMP_POINT}
+    if [ "${COMP_LINE#*-m ftkit}" != "$COMP_LINE" ]; then helper=("${COMP_WORDS[0]}" -m ftkit); fi
+    if [ "${helper[0]}" != ftkit ] || [ "${COMP_LINE%% *}" = ftkit ]; then
+        local line="ftkit ${COMP_LINE#*ftkit}"
+        word=${word##* }
+        COMPREPLY=($(compgen -W "$(COMP_LINE=$line COMP_POINT=${#line} "${helper[@]}" -sc query=bash 2>/dev/null)" -- "$word"))
+    fi
+}
+COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
+complete -o nospace -o default -F _ftkit_complete ftkit python python3
+"""
+
+
+def complete(arguments: list[str]) -> bool:
+    """Answer what Hydra's completion does not know; False leaves the question to Hydra."""
+    if "install=bash" in arguments:
+        print(INSTALL)
+        return True
+    word = os.environ.get("COMP_LINE", "").rpartition(" ")[2]
+    if "query=bash" in arguments and word.startswith("stage="):
+        before, comma, _ = word.removeprefix("stage=").rpartition(",")
+        print(" ".join(f"stage={before}{comma}{name}" for name in (*STAGES, *SIDE_STAGES, "all")))
+        return True
+    return False

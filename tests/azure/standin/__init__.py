@@ -1,0 +1,10 @@
+"""A stand-in for Azure ML on loopback, driven by the unmodified azure-ai-ml and azure-identity.
+
+Clients are led through a CONNECT proxy (HTTPS_PROXY) to a TLS server that answers under Azure's host names: Entra ID,
+Azure Resource Manager, the data plane, scoring and key vault by itself, blob storage by Azurite. Jobs and endpoints
+really run. Read ``standin.py`` first.
+"""
+
+from standin.standin import StandIn
+
+__all__ = ["StandIn"]

@@ -1,0 +1,149 @@
+"""What the client makes of the configuration, and of answers that are none."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from ftkit.config.schema import Invoke
+from ftkit.errors import StageError
+from ftkit.serving import client
+
+KEY = "s3cr3t-k3y"
+
+
+class Answering(BaseHTTPRequestHandler):
+    """Answers every POST with what the test has put into ``server.answer``: status and body, or None for silence."""
+
+    def do_POST(self) -> None:
+        self.server.asked = self.headers, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.server.answer is None:
+            self.server.released.wait(60)
+            return
+        status, body = self.server.answer
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def server() -> Iterator[ThreadingHTTPServer]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
+        server.released = threading.Event()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.released.set()
+        server.shutdown()
+
+
+def ask(server: ThreadingHTTPServer, timeout_s: float = 30, **options):
+    uri = f"http://127.0.0.1:{server.server_address[1]}/score"
+    return client.score(uri, {"prompt": "a"}, timeout_s=timeout_s, key=KEY, **options)
+
+
+def test_the_answer_comes_back_and_the_key_is_sent(server):
+    server.answer = (200, b'{"output": "\xe3\x81\x82"}')
+    assert ask(server) == {"output": "あ"}
+    headers, body = server.asked
+    assert headers["Authorization"] == f"Bearer {KEY}"
+    assert body == {"prompt": "a"}
+
+
+def test_a_proxy_in_the_environment_is_not_asked_for_the_loopback(server, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    server.answer = (200, b'{"output": "a"}')
+    assert ask(server) == {"output": "a"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "says", "where"),
+    [
+        ((400, b'{"error": {"message": "top_p is 3", "field": "top_p"}}'), "top_p is 3", "top_p"),
+        ((400, b'{"message": "not UTF-8"}'), "not UTF-8", "http"),
+        ((404, b"<html>"), "refuses the request (404)", "http"),
+        ((401, b"{}"), "does not accept the key", "http"),
+        ((429, b'{"error": {"message": "2 are running", "field": ""}}'), "busy: 2 are running", "http"),
+        ((424, b'{"message": "in the script"}'), "failed (424): in the script", "log server.log"),
+        ((500, b""), "failed (500)", "log server.log"),
+        ((504, b""), "took too long", "http"),
+        ((200, b"<html>"), "no JSON object", "http"),
+        ((200, b"[]"), "no JSON object", "http"),
+        ((302, b"{}"), "no JSON object", "http"),
+    ],
+)
+def test_an_answer_that_is_none_is_explained(server, answer, says: str, where: str):
+    server.answer = answer
+    with pytest.raises(StageError) as error:
+        ask(server, log="server.log")
+    assert says in error.value.what
+    assert error.value.where.startswith(where)
+    assert KEY not in str(error.value)
+
+
+def test_no_answer_in_time(server):
+    server.answer = None
+    with pytest.raises(StageError, match=r"no answer within 0\.2 s") as error:
+        ask(server, timeout_s=0.2)
+    assert "max_new_tokens" in error.value.cure
+
+
+def test_an_endpoint_that_is_not_running(server):
+    server.server_close()
+    with pytest.raises(StageError, match="not running") as error:
+        ask(server)
+    assert "stage=deploy" in error.value.cure
+
+
+def test_a_key_that_is_no_header_is_not_shown(server):
+    with pytest.raises(StageError) as error:
+        client.score("http://127.0.0.1:9/score", {}, timeout_s=5, key=KEY + "\n")
+    assert KEY not in str(error.value)
+
+
+def invoke(**given) -> Invoke:
+    return Invoke(**({"prompt": None, "messages": None, "file": None, "max_new_tokens": 7} | given))
+
+
+def test_the_payload_is_the_prompt_or_the_chat_with_its_limit():
+    chat = [{"role": "user", "content": "a"}]
+    assert client.build_payload(invoke(prompt="a")) == {"prompt": "a", "max_new_tokens": 7}
+    assert client.build_payload(invoke(messages=chat)) == {"messages": chat, "max_new_tokens": 7}
+
+
+def test_a_file_is_the_whole_payload(tmp_path: Path):
+    (tmp_path / "request.json").write_text('{"prompt": "あ", "seed": 3}', encoding="utf-8")
+    assert client.build_payload(invoke(file=str(tmp_path / "request.json"))) == {"prompt": "あ", "seed": 3}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "No such file"),
+        (b"{", "not JSON"),
+        (b"[]", "no JSON object"),
+        (b"\xff", "not JSON"),
+        (b'{"top_p": NaN}', "NaN"),
+    ],
+)
+def test_a_file_that_is_no_request_is_named(tmp_path: Path, content: bytes | None, says: str):
+    path = tmp_path / "request.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(StageError, match=says) as error:
+        client.build_payload(invoke(file=str(path)))
+    assert error.value.where == str(path)
+
+
+@pytest.mark.parametrize("given", [{}, {"prompt": "a", "file": "b"}])
+def test_exactly_one_request_is_wanted(given):
+    with pytest.raises(StageError, match=r"nothing is asked|prompt and file") as error:
+        client.build_payload(invoke(**given))
+    assert "invoke.prompt" in error.value.cure

@@ -1,0 +1,104 @@
+"""Generated token ids to thinking and answer."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ftkit.serving.score import Completion, Harmony, Request, describe
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40).filter(lambda text: "<|" not in text)
+
+
+@pytest.fixture(scope="session")
+def harmony(tokenizer) -> Harmony:
+    return Harmony(tokenizer)
+
+
+@pytest.fixture(scope="session")
+def parsed(tokenizer, harmony: Harmony):
+    """Parses what a model would have generated, given as text."""
+    return lambda text: harmony.parse(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+ANALYSIS = "<|channel|>analysis<|message|>考える<|end|><|start|>assistant"
+FINAL = "<|channel|>final<|message|>2です<|return|>"
+WHOLE = Completion("考える", "2です", ended=True, well_formed=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (ANALYSIS + FINAL, WHOLE),
+        (ANALYSIS + FINAL + "<|endoftext|><|endoftext|>", WHOLE),
+        (FINAL, WHOLE._replace(thinking="")),
+        (ANALYSIS + "<|channel|>commentary<|message|>少し待って<|end|><|start|>assistant" + FINAL, WHOLE),
+        (ANALYSIS + FINAL.replace("<|return|>", ""), WHOLE._replace(ended=False, well_formed=False)),
+        (ANALYSIS, Completion("考える", "", False, False)),
+        ("<|channel|>analysis<|message|>考え", Completion("考え", "", False, False)),
+        ("<|channel|>ana", Completion("", "", False, False)),
+        ("", Completion("", "", False, False)),
+        ("2です<|return|>", Completion("", "", True, False)),
+        (ANALYSIS + FINAL.replace("<|return|>", "<|endoftext|>"), WHOLE._replace(well_formed=False)),
+        (ANALYSIS.replace("<|start|>assistant", "") + FINAL, WHOLE._replace(well_formed=False)),
+        (
+            ANALYSIS + FINAL.replace("<|return|>", "<|end|>") + "<|start|>assistant" + FINAL,
+            Completion("考える", "2です\n\n2です", True, False),
+        ),
+        (
+            "<|channel|>commentary to=functions.add<|constrain|>json<|message|>{}<|call|>",
+            Completion("", "", ended=True, well_formed=False),
+        ),
+    ],
+)
+def test_channels_are_told_apart(parsed, text: str, expected: Completion):
+    assert parsed(text) == expected
+
+
+@given(thinking=TEXT, answer=TEXT)
+def test_what_the_chat_template_writes_is_read_back(tokenizer, parsed, thinking: str, answer: str):
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "thinking": thinking, "content": answer}]
+    prompt = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template(turns, tokenize=False)
+    assert parsed(whole.removeprefix(prompt)) == Completion(thinking, answer, ended=True, well_formed=True)
+
+
+@given(data=st.data())
+def test_any_tokens_at_all_are_taken(tokenizer, harmony: Harmony, data: st.DataObject):
+    special = [*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder]
+    token = st.sampled_from(special) | st.integers(0, len(tokenizer) + 64)  # a model's vocabulary is padded
+    ids = data.draw(st.lists(token, max_size=60))
+    completion = harmony.parse(ids)
+    assert completion.ended == bool(set(ids) & set(harmony.stop_ids))
+    assert completion.ended or not completion.well_formed
+
+
+def test_many_headers_that_do_not_fit_take_no_time(parsed):
+    assert parsed("<|channel|>analysis x<|message|><|end|><|start|>assistant" * 200).well_formed is False
+
+
+def test_the_end_of_the_analysis_is_no_stop(tokenizer, harmony: Harmony):
+    assert tokenizer.convert_tokens_to_ids("<|end|>") not in harmony.stop_ids
+    assert set(tokenizer.convert_ids_to_tokens(harmony.stop_ids)) == {"<|return|>", "<|call|>", "<|endoftext|>"}
+
+
+@pytest.mark.parametrize(
+    ("completion", "stop", "expected"),
+    [
+        (WHOLE, (), {"output": "2です", "finish_reason": "stop"}),
+        (WHOLE._replace(ended=False), ("で",), {"output": "2", "finish_reason": "stop"}),
+        (WHOLE._replace(ended=False), (), {"finish_reason": "length", "note": "cut off by max_new_tokens=9"}),
+        (
+            Completion("考", "", False, False),
+            (),
+            {"output": "", "note": "cut off by max_new_tokens=9; the final answer had not begun"},
+        ),
+        (Completion("考", "", True, False), (), {"output": "", "note": "the model ended without a final answer"}),
+    ],
+)
+def test_the_answer_says_what_is_missing(completion: Completion, stop: tuple[str, ...], expected: dict[str, str]):
+    answer = describe(completion, Request([], max_new_tokens=9, stop=stop), 3, 9)
+    assert answer | expected == answer
+    assert ("note" in answer) == ("note" in expected)
+    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 9}

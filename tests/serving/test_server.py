@@ -1,0 +1,171 @@
+"""score.py as an endpoint runs it: asked over HTTP."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from ftkit.errors import StageError
+from ftkit.platforms.local_endpoint import Endpoint
+from ftkit.serving import client, score
+
+QUESTION = "オーストラリアの首都はどこですか？"
+SEED_PAYLOAD = {
+    "messages": [
+        {"role": "system", "content": "reasoning language: Japanese"},
+        {"role": "user", "content": QUESTION},
+    ],
+    "max_new_tokens": 500,
+}
+RAMBLING = {"prompt": QUESTION, "temperature": 2, "seed": 1, "max_new_tokens": 600}
+"""At temperature 2 the tiny model babbles on: a request that takes a while."""
+
+
+@pytest.fixture
+def ask(endpoint: Endpoint):
+    return lambda **payload: client.score(endpoint.scoring_uri, payload, timeout_s=60, log=endpoint.log)
+
+
+def post(endpoint: Endpoint, content: Any) -> httpx.Response:
+    return httpx.post(endpoint.scoring_uri, content=content, timeout=60, trust_env=False)
+
+
+def test_a_chat_is_answered_and_ends_by_itself(ask):
+    answer = ask(**SEED_PAYLOAD)
+    assert answer["finish_reason"] == "stop"
+    assert answer["output"]
+    assert answer["thinking"]
+    assert "<|" not in answer["output"] + answer["thinking"]
+    assert answer["usage"]["completion_tokens"] < 500
+
+
+def test_a_raw_prompt_is_asked_as_in_training(ask):
+    bare = {"messages": [{"role": "user", "content": QUESTION}]}
+    assert ask(prompt=QUESTION) == ask(**SEED_PAYLOAD)
+    assert ask(prompt=QUESTION)["usage"]["prompt_tokens"] > ask(**bare)["usage"]["prompt_tokens"]
+
+
+def test_an_answer_that_is_cut_off_says_so(ask):
+    answer = ask(prompt=QUESTION, max_new_tokens=3)
+    assert (answer["output"], answer["finish_reason"]) == ("", "length")
+    assert answer["usage"]["completion_tokens"] == 3
+    assert "max_new_tokens=3" in answer["note"]
+
+
+def test_stop_ends_the_output_before_the_text(ask):
+    whole = ask(prompt=QUESTION)["output"]
+    answer = ask(prompt=QUESTION, stop=[whole[2:]])
+    assert (answer["output"], answer["finish_reason"]) == (whole[:2], "stop")
+
+
+def test_the_same_seed_gives_the_same_sample(ask):
+    hot = {"prompt": QUESTION, "temperature": 1.5, "top_p": 0.95, "max_new_tokens": 24}
+    texts = [json.dumps(ask(**hot, seed=seed)) for seed in (5, 5, 6, 7, 8)]
+    assert texts[0] == texts[1]
+    assert len(set(texts)) > 1
+
+
+@pytest.mark.parametrize(
+    ("content", "field"),
+    [
+        (b"{", ""),
+        (b'{"prompt": "a", "temperature": NaN}', "temperature"),
+        (b'{"prompt": "<|return|>"}', "prompt"),
+        (json.dumps({"prompt": "な" * 3000}).encode(), "prompt"),
+        (json.dumps({"messages": [{"role": "user", "content": "x" * 10_000_000}]}).encode(), "messages"),
+    ],
+    ids=["not JSON", "NaN", "special token", "too many tokens", "10 MB"],
+)
+def test_a_bad_request_gets_a_400_and_the_server_goes_on(endpoint: Endpoint, content: bytes, field: str):
+    answer = post(endpoint, content)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["field"] == field
+    assert answer.json()["error"]["message"]
+    assert httpx.get(endpoint.health_uri, trust_env=False).status_code == 200
+
+
+def test_invalid_utf8_gets_a_400(endpoint: Endpoint):
+    assert post(endpoint, b'{"prompt": "\xff"}').status_code == 400
+
+
+def test_health_is_answered_while_requests_run_and_those_too_many_are_turned_away(endpoint: Endpoint):
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(post, endpoint, json.dumps(RAMBLING | {"seed": seed})) for seed in range(8)]
+        first, others = wait(asked, return_when=FIRST_COMPLETED)  # two are taken; a refusal comes before any answer
+        healthy = httpx.get(endpoint.health_uri, timeout=30, trust_env=False)
+        still_running = [future for future in others if not future.done()]
+    turned_away = first.pop().result()
+    assert turned_away.status_code == 429
+    assert turned_away.headers["retry-after"]
+    assert healthy.status_code == 200
+    assert still_running
+    assert {future.result().status_code for future in asked} == {200, 429}
+
+
+def test_the_client_names_field_and_cure_of_a_refused_request(ask):
+    with pytest.raises(StageError, match="did you mean max_new_tokens") as refused:
+        ask(prompt="a", max_tokens=5)
+    assert refused.value.where == "max_tokens"
+
+
+def break_config(folder: Path) -> None:
+    shutil.copytree(folder, folder.parent / "another")
+
+
+def cut_weights(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def lose_a_tensor(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = folder / "model.safetensors"
+    tensors = load_file(weights)
+    del tensors["model.norm.weight"]
+    save_file(tensors, weights, metadata={"format": "pt"})
+
+
+def index_of_missing(folder: Path) -> None:
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+BROKEN = {
+    "no config": (lambda folder: (folder / "config.json").unlink(), "no folder with a config.json"),
+    "two models": (break_config, "several models (another, merged)"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
+    "a part of the weights missing": (index_of_missing, "model-00002-of-00002.safetensors is missing"),
+    "truncated weights": (cut_weights, "truncated or damaged"),
+    "a tensor missing": (lose_a_tensor, "missing keys: model.norm.weight"),
+    "no chat template": (lambda folder: (folder / "chat_template.jinja").unlink(), "no chat template"),
+    "ftkit.json damaged": (lambda folder: (folder / "ftkit.json").write_text("{"), "ftkit.json cannot be read"),
+}
+
+
+@pytest.mark.parametrize(("damage", "says"), BROKEN.values(), ids=BROKEN)
+def test_a_model_that_is_not_whole_gives_one_clear_line(
+    model_dir: Path, tmp_path: Path, monkeypatch, damage, says: str
+):
+    shutil.copytree(model_dir / "merged", tmp_path / "merged")
+    damage(tmp_path / "merged")
+    monkeypatch.setenv("AZUREML_MODEL_DIR", str(tmp_path))
+    with pytest.raises(score.ModelError) as error:
+        score.init()
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_model_folder_is_found_deep_down_and_folders_inside_it_do_not_count(tmp_path: Path):
+    model = tmp_path / "1" / "content" / "merged"
+    for folder in (model, model / "original"):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    assert score.find_model(tmp_path) == model
+    assert score.find_model(model) == model

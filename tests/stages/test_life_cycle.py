@@ -1,0 +1,133 @@
+"""The whole life cycle at toy size, as a user runs it; then what the second command, a lost file or a change makes of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import FinishedRun
+from PIL import Image
+
+from ftkit.config.schema import STAGES
+
+EIGHT = [stage for stage in STAGES if stage not in ("environment", "invoke")]
+
+
+def record(run: FinishedRun, stage: str) -> dict:
+    return json.loads((run.outputs / stage / "record.json").read_text(encoding="utf-8"))
+
+
+def test_every_stage_reports_and_leaves_a_record(finished_run: FinishedRun):
+    lines = finished_run.all.out.splitlines()
+    assert [stage for stage in STAGES if any(line.startswith(stage) for line in lines)] == list(STAGES)
+    for stage in EIGHT:
+        made = record(finished_run, stage)
+        assert made["seconds"] >= 0 and made["versions"]["ftkit"]
+        assert all((finished_run.outputs / name).stat().st_size == size for name, size in made["files"].items())
+
+
+def test_prepare_accounts_for_every_row(finished_run: FinishedRun):
+    folder, result = finished_run.outputs / "prepare", record(finished_run, "prepare")["result"]
+    assert result["rows"] == result["train"] + result["heldout"] + result["rejected"] == 256
+    table = pq.read_table(folder / "apto_reasoning_harmony.parquet").to_pylist()
+    lines = (folder / "apto_reasoning_harmony.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(table) == len(lines) == 256
+    first = json.loads(lines[0])["messages"]
+    assert [message["role"] for message in first] == ["system", "user", "assistant"]
+    assert first[0]["content"].startswith("reasoning language: Japanese")
+    assert first[2]["thinking"] and "<think>" not in first[2]["content"]
+
+
+def test_training_leaves_curve_metrics_and_tensorboard(finished_run: FinishedRun):
+    folder = finished_run.outputs / "train"
+    assert Image.open(folder / "loss.png").size[0] > 400
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert metrics[-1]["loss"] < metrics[0]["loss"] / 2
+    assert all(line["tokens_per_s"] > 0 and line["peak_gib"] > 0 for line in metrics)
+    assert list((folder / "tensorboard").rglob("events.*"))
+
+
+def test_the_model_learns_to_think_in_japanese(finished_run: FinishedRun):
+    result = record(finished_run, "evaluate")["result"]
+    assert result["base"]["thinks_in_japanese"] <= 0.1
+    assert result["merged"]["thinks_in_japanese"] >= 0.9
+    for model in ("base", "merged"):
+        assert result[model]["parses"] == result[model]["finished"] == 1.0
+    assert "before" in finished_run.evaluate.out and "after" in finished_run.evaluate.out
+
+
+def test_the_second_command_skips_what_is_up_to_date(finished_run: FinishedRun):
+    done = finished_run.ftkit("stage=all")
+    assert done.status == 0, done.err
+    assert done.out.count("up to date") == len(EIGHT)
+
+
+def test_invoke_answers_with_thinking_and_counts(finished_run: FinishedRun):
+    done = finished_run.ftkit("stage=invoke", "invoke.prompt=3メートルは何センチメートルですか？")
+    assert done.status == 0, done.err
+    assert "300" in done.out and "ended by itself" in done.out
+
+
+def test_the_seeds_payload_works_unchanged(finished_run: FinishedRun):
+    (finished_run.folder / "request.json").write_text(
+        '{"messages": [{"role": "system", "content": "reasoning language: Japanese"},'
+        ' {"role": "user", "content": "5と8ではどちらが大きいですか？"}], "max_new_tokens": 500}',
+        encoding="utf-8",
+    )
+    done = finished_run.ftkit("stage=invoke", "invoke.prompt=null", "invoke.file=request.json")
+    assert done.status == 0, done.err
+
+
+def test_plan_knows_what_is_up_to_date_and_what_a_change_touches(finished_run: FinishedRun):
+    assert finished_run.ftkit("stage=plan").out.count("up to date") == len(EIGHT)
+    changed = finished_run.ftkit("stage=plan", "lora.r=4").out.splitlines()
+    status = {line.split()[0]: line for line in changed if line.strip()}
+    assert "up to date" in status["publish"]
+    assert "changed: would run again" in status["train"]
+    assert "would run again" in status["merge"]
+
+
+def test_a_predecessor_made_with_other_settings_is_refused(finished_run: FinishedRun):
+    done = finished_run.ftkit("stage=train", "dataset.persona=quiet")
+    assert done.status == 1 and "dataset.persona" in done.err
+    assert "stage=prepare,publish,train" in done.err
+
+
+@pytest.fixture
+def copied_run(finished_run: FinishedRun, tmp_path: Path) -> FinishedRun:
+    """The run's files in a folder of the test's own, for tests that break them."""
+    shutil.copytree(finished_run.folder / "outputs", tmp_path / "outputs")
+    return FinishedRun(tmp_path, finished_run.all, finished_run.evaluate)
+
+
+def test_a_record_whose_files_are_gone_is_refused_and_made_again(copied_run: FinishedRun):
+    (copied_run.outputs / "train" / "adapter" / "adapter_model.safetensors").unlink()
+    done = copied_run.ftkit("stage=merge")
+    assert done.status == 1 and "adapter_model.safetensors, which is gone" in done.err
+    assert "stage=train,merge" in done.err
+
+
+def test_a_missing_predecessor_names_all_that_is_missing(ftkit):
+    done = ftkit("experiment=tiny", "stage=merge")
+    assert done.status == 1 and "stage=prepare,publish,train,merge" in done.err
+
+
+def test_a_registered_version_is_immutable(copied_run: FinishedRun):
+    store = copied_run.folder / "outputs" / "_workspace" / "models" / "tiny-01-pre"
+    assert [path.name for path in sorted(store.iterdir())] == ["1"]
+    done = copied_run.ftkit("stage=register", "force=true")
+    assert "same content as before" in done.out
+    weights = next((store / "1").rglob("config.json"))
+    weights.chmod(0o644)
+    weights.write_text("{}")
+    changed = copied_run.ftkit("stage=deploy")
+    assert changed.status == 1 and "was changed after it was registered" in changed.err
+
+
+def test_outputs_that_cannot_be_written_are_an_error(ftkit, tmp_path: Path):
+    (tmp_path / "outputs").write_text("a file where the folder should be")
+    done = ftkit("experiment=tiny", "stage=prepare")
+    assert done.status == 1 and "run.outputs=" in done.err and "Traceback" not in done.err

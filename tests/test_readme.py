@@ -1,0 +1,48 @@
+"""Each command that the README shows works: it is run, or, where it would start a real job, resolved and planned."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, run_ftkit
+
+from ftkit.config.schema import SIDE_STAGES, STAGES
+from ftkit.config.sources import groups, options
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^\$ (python -m \S+.*?)(?:\s+#.*)?$", README, flags=re.MULTILINE)
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "q", "answer": "<think>a</think>b"}\n', encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python -m ftkit ")])
+def test_command_of_the_readme(command: str, rows: Path):
+    arguments = shlex.split(command)[3:]
+    mistaken = "sft.pakcing=false" in arguments
+    if not mistaken and not any(a == "stage=prepare" for a in arguments):
+        arguments = [re.sub(r"^stage=\w+$", "stage=plan", a) for a in arguments]
+    done = run_ftkit(*arguments, cwd=rows)
+    assert done.status == (2 if mistaken else 0), done.err
+    if mistaken:
+        assert all(line.strip() in README for line in done.err.splitlines())
+
+
+def test_readme_names_every_stage_group_and_option():
+    for stage in (*STAGES, *SIDE_STAGES):
+        assert f"| `{stage}` |" in README
+    for group in groups():
+        row = next(line for line in README.splitlines() if line.startswith(f"| `{group}` |"))
+        assert all(f"`{option}`" in row for option in options(group))
+
+
+def test_its_two_commands_are_there_and_executable():
+    for script in ("demo", "test"):
+        assert f"$ scripts/{script}" in README
+        assert (REPOSITORY / "scripts" / script).stat().st_mode & 0o111

@@ -1,0 +1,79 @@
+"""A checkpoint whose writing was cut off is never taken for a whole one. The guard is the marker, written last."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from ftkit.errors import StageError
+from ftkit.training.checkpoints import MARKER, is_complete, keep_newest, mark_complete, newest_complete, saving
+
+
+def checkpoint(folder: Path, step: int, *, whole: bool = True) -> Path:
+    path = folder / f"checkpoint-{step}"
+    (path / "sub").mkdir(parents=True)
+    (path / "adapter.safetensors").write_bytes(b"a" * 100)
+    (path / "sub" / "optimizer.pt").write_bytes(b"b" * 50)
+    if whole:
+        mark_complete(path)
+    return path
+
+
+def test_the_newest_whole_checkpoint_is_found_by_number_and_the_others_are_named(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 9)
+    hundred = checkpoint(tmp_path, 100)
+    cut_off = checkpoint(tmp_path, 110, whole=False)
+    (tmp_path / "checkpoint-final").mkdir()
+    assert newest_complete(tmp_path) == (hundred, [cut_off])
+    assert newest_complete(tmp_path / "none") == (None, [])
+
+
+@pytest.mark.parametrize("damage", ["shorter", "gone", "marker cut off", "marker of another kind"])
+def test_a_damaged_checkpoint_does_not_count(tmp_path: Path, damage: str) -> None:
+    good, bad = checkpoint(tmp_path, 1), checkpoint(tmp_path, 2)
+    optimizer, marker = bad / "sub" / "optimizer.pt", bad / MARKER
+    {
+        "shorter": lambda: optimizer.write_bytes(b"b" * 49),
+        "gone": optimizer.unlink,
+        "marker cut off": lambda: marker.write_text(marker.read_text()[:20]),
+        "marker of another kind": lambda: marker.write_text("[]"),
+    }[damage]()
+    assert newest_complete(tmp_path) == (good, [bad])
+
+
+def test_only_whole_checkpoints_count_towards_the_limit(tmp_path: Path) -> None:
+    for step in (10, 20, 30):
+        checkpoint(tmp_path, step)
+    checkpoint(tmp_path, 25, whole=False)
+    checkpoint(tmp_path, 40, whole=False)
+    keep_newest(tmp_path, 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-20", "checkpoint-30", "checkpoint-40"]
+    assert is_complete(tmp_path / "checkpoint-20")
+
+
+def test_nothing_is_deleted_while_no_checkpoint_is_whole(tmp_path: Path) -> None:
+    left = checkpoint(tmp_path, 10, whole=False)
+    keep_newest(tmp_path, 1)
+    assert left.is_dir()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 64 vs 0"),
+        RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+    ],
+    ids=str,
+)
+def test_a_full_disk_is_named_whichever_library_meets_it(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(StageError, match=r"the disk is full: .* GiB are free") as caught, saving(tmp_path / "checkpoint-3"):
+        raise error
+    assert "checkpoint-3" in caught.value.where
+
+
+def test_other_errors_pass(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="shapes"), saving(tmp_path):
+        raise RuntimeError("shapes differ")

@@ -1,0 +1,169 @@
+"""Merging: traps 1 (names on saving) and 9 (stops), and a merged model that is wrong is not kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from small_model import SHAPE, save_small_model, small_run
+from transformers import AutoModelForCausalLM, AutoTokenizer, GptOssForCausalLM
+
+from ftkit.errors import StageError
+from ftkit.training import merging
+from ftkit.training.merge import MergeResult, merge
+from ftkit.training.model import load_base
+from ftkit.training.train import train
+
+SERVING = {"system": "reasoning language: Japanese", "reasoning_effort": "medium"}
+
+
+@pytest.fixture(scope="module")
+def adapter(model_folder: Path, token_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    train(small_run(model_folder), tokens=token_file, out=folder, checkpoints=folder / "checkpoints", say=lambda _: None)
+    return folder / "adapter"
+
+
+@pytest.fixture
+def merged(model_folder: Path, token_file: Path, adapter: Path, tmp_path: Path) -> tuple[Path, MergeResult]:
+    out = tmp_path / "merged"
+    return out, merge(small_run(model_folder), adapter=adapter, tokens=token_file, out=out, serving=SERVING)
+
+
+def test_the_merged_model_is_the_base_with_the_adapter(merged: tuple[Path, MergeResult], model_folder: Path, adapter: Path) -> None:
+    folder, result = merged
+    ids = torch.tensor([[9, 8, 200, 30, 31, 32]])
+    base = GptOssForCausalLM.from_pretrained(model_folder, attn_implementation="eager").eval()
+    with torch.no_grad():
+        before = base(ids).logits
+        with_adapter = PeftModel.from_pretrained(base, str(adapter)).eval()(ids).logits
+        after = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")(ids).logits
+    assert (after - with_adapter).abs().max() < 1e-4 < 0.1 < (after - before).abs().max()
+    assert result.max_difference < 1e-4 < result.mean_change and result.dtype == "float32" and result.rows == 4
+    assert "logits differ by" in result.summary
+
+
+def test_the_folder_has_all_that_serving_needs(merged: tuple[Path, MergeResult]) -> None:
+    folder, _ = merged
+    config = json.loads((folder / "config.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    stops = [tokenizer.convert_tokens_to_ids(name) for name in ("<|return|>", "<|call|>", "<|endoftext|>")]
+    generation = json.loads((folder / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == stops and tokenizer.convert_tokens_to_ids("<|end|>") not in stops
+    assert "quantization_config" not in config and config.get("use_cache", True) is True
+    assert tokenizer.chat_template and json.loads((folder / "ftkit.json").read_text()) == SERVING
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_upstream_still_saves_a_dequantised_model_under_names_it_does_not_find(mxfp4_folder: Path, tmp_path: Path) -> None:
+    """Canary for trap 1: when this fails, save_original_format=False in ``write`` is no longer needed."""
+    load_base(small_run(mxfp4_folder).model).save_pretrained(tmp_path)
+    _, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert any("experts" in name for name in info["missing_keys"])
+
+
+def test_a_model_that_came_in_mxfp4_is_merged_dense(
+    mxfp4_folder: Path, token_file: Path, tmp_path: Path
+) -> None:
+    """Trap 1. Guard: save_original_format=False in ``write``."""
+    config = small_run(mxfp4_folder)
+    train(config, tokens=token_file, out=tmp_path / "train", checkpoints=tmp_path / "checkpoints", say=lambda _: None)
+    out = tmp_path / "merged"
+    result = merge(config, adapter=tmp_path / "train" / "adapter", tokens=token_file, out=out, serving=SERVING)
+    assert result.max_difference < 1e-4
+    assert "quantization_config" not in json.loads((out / "config.json").read_text())
+    assert not [name for name in load_file(out / "model.safetensors") if name.endswith(("_blocks", "_scales"))]
+
+
+def test_bfloat16_is_held_to_the_mean(model_folder: Path, token_file: Path, adapter: Path, tmp_path: Path) -> None:
+    config = small_run(model_folder, "merge.dtype=bfloat16")
+    result = merge(config, adapter=adapter, tokens=token_file, out=tmp_path / "merged", serving=SERVING)
+    assert result.dtype == "bfloat16" and 0 < result.mean_difference < 0.05 * result.spread
+    assert load_file(tmp_path / "merged" / "model.safetensors")["lm_head.weight"].dtype == torch.bfloat16
+
+
+def refused(config: Any, said: str, **arguments: Any) -> StageError:
+    with pytest.raises(StageError, match=said) as caught:
+        merge(config, serving=SERVING, **arguments)
+    left = arguments["out"].parent
+    assert not arguments["out"].exists() and not [p for p in left.iterdir() if "merged" in p.name]
+    return caught.value
+
+
+def test_a_model_that_reads_back_otherwise_is_not_kept(
+    model_folder: Path, token_file: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guard: compare, after reading back."""
+    write = merging.write
+
+    def damaged(model: Any, tokenizer: Any, folder: Path, serving: Any) -> None:
+        write(model, tokenizer, folder, serving)
+        weights = load_file(folder / "model.safetensors")
+        weights["model.layers.0.self_attn.o_proj.weight"] *= 1.05
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+    monkeypatch.setattr(merging, "write", damaged)
+    refused(small_run(model_folder), "differs from base and adapter", adapter=adapter, tokens=token_file, out=tmp_path / "merged")
+
+
+def test_a_model_that_reads_back_with_holes_is_not_kept(
+    model_folder: Path, token_file: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trap 1's outcome; guard: check_complete in read_back."""
+    write = merging.write
+
+    def renamed(model: Any, tokenizer: Any, folder: Path, serving: Any) -> None:
+        write(model, tokenizer, folder, serving)
+        weights = load_file(folder / "model.safetensors")
+        weights["model.layers.0.mlp.experts.down_proj_blocks"] = weights.pop("model.layers.0.mlp.experts.down_proj")
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+    monkeypatch.setattr(merging, "write", renamed)
+    refused(small_run(model_folder), "weights are missing", adapter=adapter, tokens=token_file, out=tmp_path / "merged")
+
+
+def test_an_adapter_that_changes_nothing_is_refused(model_folder: Path, token_file: Path, adapter: Path, tmp_path: Path) -> None:
+    idle = Path(shutil.copytree(adapter, tmp_path / "adapter"))
+    weights = load_file(idle / "adapter_model.safetensors")
+    save_file({k: v * 0 if "lora_B" in k else v for k, v in weights.items()}, idle / "adapter_model.safetensors", {"format": "pt"})
+    refused(small_run(model_folder), "changes nothing", adapter=idle, tokens=token_file, out=tmp_path / "merged")
+
+
+def test_an_earlier_merged_model_stays_when_the_new_one_fails(
+    merged: tuple[Path, MergeResult], model_folder: Path, token_file: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = merged
+    monkeypatch.setattr(merging, "TOLERANCE", {"float32": -1.0})
+    with pytest.raises(StageError, match="differs"):
+        merge(small_run(model_folder), adapter=adapter, tokens=token_file, out=folder, serving=SERVING)
+    assert (folder / "model.safetensors").is_file() and list(folder.parent.iterdir()) == [folder]
+
+
+def test_an_adapter_for_another_base_is_refused(
+    model_folder: Path, token_file: Path, adapter: Path, tmp_path: Path
+) -> None:
+    other = save_small_model(tmp_path / "other")
+    error = refused(small_run(other), "was made for", adapter=adapter, tokens=token_file, out=tmp_path / "merged")
+    assert "model.pretrained_model_name_or_path" in error.what
+    architecture = f"model.architecture.num_local_experts={SHAPE['num_local_experts'] * 2}"
+    refused(small_run(model_folder, architecture), "num_local_experts", adapter=adapter, tokens=token_file, out=tmp_path / "merged")
+
+
+def test_an_adapter_that_is_unfinished_or_missing_is_refused(
+    model_folder: Path, token_file: Path, adapter: Path, tmp_path: Path
+) -> None:
+    config, out = small_run(model_folder), tmp_path / "merged"
+    refused(config, "no finished adapter", adapter=tmp_path / "none", tokens=token_file, out=out)
+    refused(config, "no finished adapter", adapter=adapter.parent / "checkpoints" / "checkpoint-15", tokens=token_file, out=out)
+    early = Path(shutil.copytree(adapter, tmp_path / "adapter"))
+    origin = json.loads((early / "ftkit_adapter.json").read_text()) | {"global_step": 9}
+    (early / "ftkit_adapter.json").write_text(json.dumps(origin))
+    refused(config, "interrupted at step 9 of 16", adapter=early, tokens=token_file, out=out)
+    (early / "ftkit_adapter.json").write_text("{")
+    refused(config, "cannot be read", adapter=early, tokens=token_file, out=out)

@@ -1,0 +1,122 @@
+"""Loading the base: trap 3 (router loss) and half of trap 1 (weights that are missing are drawn at random)."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from huggingface_hub import errors
+from safetensors.torch import load_file, save_file
+from small_model import SHAPE, save_small_model, small_run
+
+from ftkit.config.schema import Model
+from ftkit.errors import StageError
+from ftkit.training.model import load_base, load_tokenizer
+from ftkit.training.mxfp4 import dequantize_mxfp4
+
+
+def test_the_router_loss_of_the_checkpoint_is_not_taken_over(model_folder: Path) -> None:
+    """Guard: router_aux_loss_coef in load_base; the folder's config.json carries 0.9, as the published ones do."""
+    assert '"router_aux_loss_coef": 0.9' in (model_folder / "config.json").read_text()
+    loaded = load_base(small_run(model_folder).model)
+    assert loaded.config.router_aux_loss_coef == 0.0 and loaded.router_aux_loss_coef == 0.0
+    assert load_base(small_run(model_folder).model, router_aux_loss_coef=0.01).router_aux_loss_coef == 0.01
+
+
+def test_it_computes_as_the_configuration_says(model_folder: Path) -> None:
+    config = small_run(model_folder, "model.experts_implementation=batched_mm")
+    loaded = load_base(config.model, dtype="bfloat16")
+    assert loaded.config._experts_implementation == "batched_mm" and loaded.config._attn_implementation == "eager"
+    assert loaded.lm_head.weight.dtype == torch.bfloat16 and loaded.config.use_cache is False
+
+
+def test_mxfp4_experts_become_dense(mxfp4_folder: Path) -> None:
+    stored = load_file(mxfp4_folder / "model.safetensors")
+    loaded = load_base(small_run(mxfp4_folder).model)
+    for layer, block in enumerate(loaded.model.layers):
+        for name in ("gate_up_proj", "down_proj"):
+            prefix = f"model.layers.{layer}.mlp.experts.{name}"
+            expected = dequantize_mxfp4(stored[f"{prefix}_blocks"], stored[f"{prefix}_scales"], torch.float32)
+            assert torch.equal(getattr(block.mlp.experts, name), expected)
+
+
+@pytest.mark.parametrize("key", SHAPE)
+def test_another_shape_than_the_checkpoint_is_refused(model_folder: Path, key: str) -> None:
+    model = small_run(model_folder).model
+    other = model.model_copy(update={"architecture": model.architecture.model_copy(update={key: SHAPE[key] + 1})})
+    with pytest.raises(StageError, match=f"model.architecture.{key} is {SHAPE[key] + 1}, and the checkpoint has {SHAPE[key]}"):
+        load_base(other)
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected"])
+def test_weights_that_are_missing_or_unexpected_are_refused(model_folder: Path, tmp_path: Path, change: str) -> None:
+    """Guard: check_complete; without it transformers fills what is missing with random numbers."""
+    folder = Path(shutil.copytree(model_folder, tmp_path / "m"))
+    weights = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.experts.down_proj"
+    tensor = weights.pop(name)
+    save_file(weights | ({"other": tensor, name: tensor.clone()} if change == "unexpected" else {}), folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(StageError, match=f"weights are {change}: {'other' if change == 'unexpected' else name}"):
+        load_base(small_run(folder).model)
+
+
+def test_a_download_that_was_cut_off_is_named(model_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model_folder, tmp_path / "m"))
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(StageError, match="cannot be read") as caught:
+        load_base(small_run(folder).model)
+    assert "download the model again" in caught.value.cure
+
+
+def test_a_folder_that_is_not_there_is_named_with_its_neighbour(model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "gpt-oss").mkdir()
+    with pytest.raises(StageError, match="no such folder") as caught:
+        load_tokenizer(small_run(tmp_path / "gptoss").model)
+    assert str(tmp_path / "gpt-oss") in caught.value.cure
+
+
+def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(StageError, match="is a llama; ftkit trains gpt-oss"):
+        load_base(small_run(tmp_path).model)
+
+
+def response() -> httpx.Response:
+    return httpx.Response(401, request=httpx.Request("GET", "https://hub"))
+
+
+@pytest.mark.parametrize(
+    ("cause", "what", "cure"),
+    [
+        (errors.GatedRepoError("gated", response=response()), "gated", "HF_TOKEN"),
+        (errors.RepositoryNotFoundError("none", response=response()), "the hub has no openai/gpt-oss-20b", "HF_TOKEN"),
+        (errors.RevisionNotFoundError("none", response=response()), "no revision 'v9'", "model.revision=null"),
+        (errors.OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE", "model.pretrained_model_name_or_path=<a folder"),
+        (errors.LocalEntryNotFoundError("none"), "cannot be reached", "model.pretrained_model_name_or_path=<a folder"),
+        (httpx.ConnectError("no route"), "cannot be reached", "HF_HUB_OFFLINE=1"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_what_the_hub_refuses_is_explained(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, cause: Exception, what: str, cure: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("We couldn't connect to 'https://hub'\nlong text") from cause
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", refuse)
+    model: Model = small_run(model_folder).model.model_copy(
+        update={"pretrained_model_name_or_path": "openai/gpt-oss-20b", "revision": "v9"}
+    )
+    with pytest.raises(StageError) as caught:
+        load_base(model)
+    assert what in caught.value.what and cure in caught.value.cure
+
+
+def test_a_tied_or_smaller_copy_of_the_vocabulary_is_no_gpt_oss_of_this_shape(tmp_path: Path) -> None:
+    folder = save_small_model(tmp_path / "m", vocab_size=264)
+    with pytest.raises(StageError, match="vocab_size"):
+        load_base(small_run(folder).model)

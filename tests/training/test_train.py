@@ -1,0 +1,354 @@
+"""A whole training run on the small model: what it leaves, that its loss is right, and that nothing interrupts it for good."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small_model import save_token_rows, small_run
+from torch.nn.functional import cross_entropy
+from transformers import GptOssForCausalLM
+
+from ftkit.config.resolve import freeze
+from ftkit.config.schema import Config
+from ftkit.errors import Interrupted, StageError
+from ftkit.training.checkpoints import MARKER, newest_complete
+from ftkit.training.train import TrainResult, train
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run in a folder of its own."""
+
+    config: Config
+    tokens: Path
+    folder: Path
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "train"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def metrics(self) -> list[dict[str, float]]:
+        return [json.loads(line) for line in (self.out / "metrics.jsonl").read_text().splitlines()]
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        return load_file(self.out / "adapter" / "adapter_model.safetensors")
+
+    def train(self) -> tuple[TrainResult, list[str]]:
+        said: list[str] = []
+        return train(self.config, tokens=self.tokens, out=self.out, checkpoints=self.checkpoints, say=said.append), said
+
+
+WORKER = """
+import signal, sys
+from pathlib import Path
+from ftkit.config.resolve import load_frozen
+from ftkit.training.train import train
+
+config, tokens, out, checkpoints, stop_at = sys.argv[1:]
+
+def say(line):
+    print(line, flush=True)
+    if line.startswith(stop_at):
+        signal.pause()
+
+train(load_frozen(Path(config)), tokens=Path(tokens), out=Path(out), checkpoints=Path(checkpoints), say=say)
+"""
+
+
+def command(run: Run, stop_at: str = "never") -> list[str]:
+    run.folder.mkdir(exist_ok=True)
+    script, frozen = run.folder / "worker.py", run.folder / "config.yaml"
+    script.write_text(WORKER)
+    freeze(run.config, frozen)
+    return [str(script), str(frozen), str(run.tokens), str(run.out), str(run.checkpoints), stop_at]
+
+
+@pytest.fixture(scope="module")
+def whole(model_folder: Path, token_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, TrainResult, list[str]]:
+    """A run that nothing interrupted: 16 rows in batches of 2, 2 epochs, 16 steps, a checkpoint every 3."""
+    run = Run(small_run(model_folder), token_file, tmp_path_factory.mktemp("whole"))
+    return run, *run.train()
+
+
+@pytest.fixture
+def run(model_folder: Path, token_file: Path, tmp_path: Path) -> Run:
+    return Run(small_run(model_folder), token_file, tmp_path / "run")
+
+
+def test_a_run_says_what_it_does_and_what_came_out(whole: tuple[Run, TrainResult, list[str]], capfd: pytest.CaptureFixture) -> None:
+    run, result, said = whole
+    assert said[0].startswith("eager attention, grouped_mm experts") and "float32" in said[0] and "CPU" in said[0]
+    assert said[1] == "16 rows, 393 tokens, 267 with loss"
+    assert said[2].startswith("training 13,824 parameters: attention 3,584 in 8 modules, experts 10,240 in 4 tensors")
+    assert [line.split()[:2] for line in said[3:]] == [["step", f"{i}/16"] if i > 9 else ["step", f"{i}/16"] for i in range(1, 17)]
+    assert (result.global_step, result.max_steps, result.resumed_from) == (16, 16, None)
+    assert result.last_loss < result.first_loss
+    assert result.tokens == 2 * 393 and result.tokens_per_s == pytest.approx(result.tokens / result.seconds)
+    assert 0 < result.peak_gib < 8
+
+
+def test_a_run_leaves_adapter_metrics_events_and_a_picture(whole: tuple[Run, TrainResult, list[str]]) -> None:
+    run, _, _ = whole
+    assert {p.name for p in run.out.iterdir()} >= {"adapter", "metrics.jsonl", "tensorboard", "loss.png", "library.log"}
+    assert {p.name for p in (run.out / "adapter").iterdir()} >= {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json"}
+    assert [line["step"] for line in run.metrics] == list(range(1, 17))
+    assert all(value is not None for line in run.metrics for value in line.values())
+    assert (run.out / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list((run.out / "tensorboard").iterdir())) == 1
+    assert sorted(p.name for p in run.checkpoints.iterdir()) == ["checkpoint-15", "checkpoint-16"]
+
+
+def test_libraries_keep_quiet(run: Run, capfd: pytest.CaptureFixture) -> None:
+    train(run.config.model_copy(update={"sft": run.config.sft.model_copy(update={"max_steps": 1})}), tokens=run.tokens, out=run.out, checkpoints=run.checkpoints)
+    out, err = capfd.readouterr()
+    assert err == ""
+    assert [line.split()[0] for line in out.splitlines()] == ["eager", "16", "training", "step"]
+
+
+@pytest.mark.parametrize("packing", ["true", "false"])
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_the_loss_is_the_mean_over_the_loss_tokens_of_each_document_alone(
+    model_folder: Path, token_file: Path, tmp_path: Path, packing: str, accumulation: int
+) -> None:
+    """Guard for packing: isolate_documents in session._set_up; for accumulation: TRL's count of loss tokens over the whole step."""
+    batch = 16 // accumulation
+    overrides = [f"sft.packing={packing}", f"sft.per_device_train_batch_size={batch}", f"sft.gradient_accumulation_steps={accumulation}"]
+    run = Run(small_run(model_folder, *overrides, "sft.max_steps=1"), token_file, tmp_path)
+    result, _ = run.train()
+    model = GptOssForCausalLM.from_pretrained(model_folder, attn_implementation="eager").eval()
+    total = count = 0.0
+    with torch.no_grad():
+        for row in pq.read_table(token_file).to_pylist():
+            if row["split"] == "train":
+                labels = torch.tensor(row["labels"])[1:]
+                logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1]
+                total += cross_entropy(logits, labels, reduction="sum", ignore_index=-100).item()
+                count += (labels != -100).sum().item()
+    assert result.first_loss == pytest.approx(total / count, rel=1e-5)
+
+
+def test_the_router_is_not_trained_towards_balance(model_folder: Path, token_file: Path, tmp_path: Path) -> None:
+    """Trap 3, in the trainer: with a coefficient the loss is another; its guard is in test_model.py and in sft_config."""
+    losses = {}
+    for coefficient in ("0.0", "0.9"):
+        run = Run(small_run(model_folder, "sft.max_steps=1", f"sft.router_aux_loss_coef={coefficient}"), token_file, tmp_path / coefficient)
+        losses[coefficient] = run.train()[0].first_loss
+    assert losses["0.9"] > losses["0.0"] + 0.5
+
+
+def test_accumulating_gives_the_same_losses_as_larger_batches(model_folder: Path, token_file: Path, tmp_path: Path) -> None:
+    curves = []
+    for batch, accumulation in ((4, 1), (1, 4)):
+        overrides = [f"sft.per_device_train_batch_size={batch}", f"sft.gradient_accumulation_steps={accumulation}"]
+        run = Run(small_run(model_folder, *overrides), token_file, tmp_path / str(batch))
+        run.train()
+        curves.append([line["loss"] for line in run.metrics])
+    assert len(curves[0]) == 8 and curves[0] == pytest.approx(curves[1], rel=1e-4)
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_weights(run: Run, whole: tuple[Run, TrainResult, list[str]]) -> None:
+    """Trap 7: guards are save_only_model=False and ignore_data_skip=False in sft_config. Killed at step 11, in the second epoch."""
+    process = subprocess.Popen([sys.executable, *command(run, "step 11/")], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("step 11/"):
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    shutil.copytree(run.checkpoints / "checkpoint-9", run.checkpoints / "checkpoint-10")
+    (run.checkpoints / "checkpoint-10" / MARKER).unlink()
+    assert not (run.out / "adapter").exists()
+
+    result, said = run.train()
+    assert f"{run.checkpoints / 'checkpoint-10'} was cut off while it was written; removed" in said
+    assert f"resuming from step 9 of 16 ({run.checkpoints / 'checkpoint-9'})" in said
+    assert (result.resumed_from, result.global_step, result.tokens) == (9, 16, whole[1].tokens)
+    for key in ("step", "loss", "learning_rate", "grad_norm", "tokens", "loss_tokens"):
+        assert [line[key] for line in run.metrics] == [line[key] for line in whole[0].metrics], key
+    expected = whole[0].weights
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in run.weights.items())
+
+
+def test_a_run_that_was_cut_off_before_it_saved_the_adapter_only_saves_it(run: Run, model_folder: Path) -> None:
+    """Guard: ``done >= planned`` in session._train; the trainer would take one more step, in the middle of an epoch."""
+    run = replace(run, config=small_run(model_folder, "sft.max_steps=10"))
+    first, _ = run.train()
+    weights, metrics = run.weights, run.metrics
+    shutil.rmtree(run.out)
+    result, said = run.train()
+    assert result.resumed_from == result.global_step == 10 and not any(line.startswith("step") for line in said)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in run.weights.items())
+    assert (result.last_loss, run.metrics) == (first.last_loss, metrics)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_step_and_the_next_run_goes_on_from_there(
+    run: Run, whole: tuple[Run, TrainResult, list[str]], number: signal.Signals
+) -> None:
+    """Trap 8: a run that was stopped is no finished run."""
+
+    def say(line: str) -> None:
+        if line.startswith("step  4/"):
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(Interrupted, match="stopped after step 5 of 16") as caught:
+        train(run.config, tokens=run.tokens, out=run.out, checkpoints=run.checkpoints, say=say)
+    assert caught.value.exit_status == 128 + number
+    assert not (run.out / "adapter").exists()
+    result, _ = run.train()
+    assert result.resumed_from == 5
+    assert all(torch.equal(tensor, whole[0].weights[name]) for name, tensor in run.weights.items())
+
+
+def test_a_second_ctrl_c_stops_at_once(run: Run) -> None:
+    def say(line: str) -> None:
+        if line.startswith("step  4/"):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="goes on from step 3"):
+        train(run.config, tokens=run.tokens, out=run.out, checkpoints=run.checkpoints, say=say)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_training_that_ends_early_is_no_success(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trap 8: guard is the comparison of global_step with max_steps in session._train."""
+    from ftkit.training.trainer import Trainer
+
+    monkeypatch.setattr(Trainer, "before_optimizer_step", lambda self: setattr(self.control, "should_training_stop", True))
+    with pytest.raises(StageError, match="training ended at step 1 of 16"):
+        run.train()
+    assert not (run.out / "adapter").exists()
+
+
+@contextmanager
+def files_no_larger_than(size: int) -> Iterator[None]:
+    """What a full disk looks like to a process: writing beyond a size fails."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+
+
+@pytest.mark.parametrize("size", [20_000, 90_000], ids=["adapter", "optimizer"])
+def test_a_disk_that_fills_up_is_named_and_the_last_good_checkpoint_stays(run: Run, size: int) -> None:
+    """Guards: ``saving``, and that older checkpoints go only after the marker of the new one (keep_newest)."""
+
+    def stop(line: str) -> None:
+        if line.startswith("step  3/"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    one = replace(run, config=run.config.model_copy(update={"sft": run.config.sft.model_copy(update={"save_total_limit": 1})}))
+    with pytest.raises(Interrupted):
+        train(one.config, tokens=one.tokens, out=one.out, checkpoints=one.checkpoints, say=stop)
+    newest, _ = newest_complete(one.checkpoints)
+    assert newest is not None
+    with files_no_larger_than(size), pytest.raises(StageError, match=r"the disk is full: .* GiB are free") as caught:
+        one.train()
+    assert "checkpoint-6" in caught.value.where
+    assert newest_complete(one.checkpoints) == (newest, [])
+    result, _ = one.train()
+    assert result.resumed_from == 4
+
+
+def test_the_last_good_checkpoint_stays_until_the_next_one_is_marked(
+    run: Run, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guard: save_total_limit=None in sft_config, with keep_newest after the marker; TRL would delete before it."""
+    from ftkit.training import trainer
+
+    mark = trainer.mark_complete
+
+    def full(checkpoint: Path) -> None:
+        if checkpoint.name == "checkpoint-6":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        mark(checkpoint)
+
+    monkeypatch.setattr(trainer, "mark_complete", full)
+    one = replace(run, config=small_run(model_folder, "sft.save_total_limit=1"))
+    with pytest.raises(StageError, match="the disk is full"):
+        one.train()
+    assert newest_complete(one.checkpoints) == (one.checkpoints / "checkpoint-3", [])
+
+
+def test_folders_that_cannot_be_written_are_named(run: Run) -> None:
+    run.folder.mkdir()
+    run.out.write_text("a file where a folder should be")
+    with pytest.raises(StageError, match="cannot be written") as caught:
+        run.train()
+    assert str(run.out) in caught.value.where
+
+
+def test_a_loss_that_is_no_number_names_its_rows_and_trains_nothing(run: Run, model_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model_folder, tmp_path / "m"))
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"][287] = float("nan")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    path = save_token_rows(tmp_path / "t.parquet", [12] * 10)
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    for row in rows:
+        row["input_ids"] = [min(token, 286) for token in row["input_ids"]]
+        row["labels"] = [min(label, 286) for label in row["labels"]]
+    rows[6]["input_ids"][3] = 287
+    pq.write_table(table.from_pylist(rows, table.schema), path)
+    config = small_run(folder, "sft.per_device_train_batch_size=1")
+    with pytest.raises(StageError, match=r"the loss of step \d+ is not a number; its rows are 7\n"):
+        replace(run, config=config, tokens=path).train()
+
+
+def test_new_logging_and_saving_steps_hold_after_resuming(run: Run, model_folder: Path) -> None:
+    """The checkpoint carries its own; they are no reason to begin anew."""
+
+    def stop(line: str) -> None:
+        if line.startswith("step  3/"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        train(run.config, tokens=run.tokens, out=run.out, checkpoints=run.checkpoints, say=stop)
+    other = replace(run, config=small_run(model_folder, "sft.logging_steps=4", "sft.save_steps=10"))
+    other.train()
+    assert [line["step"] for line in other.metrics] == [1, 2, 3, 4, 8, 10, 12, 16]
+    assert sorted(p.name for p in other.checkpoints.iterdir()) == ["checkpoint-10", "checkpoint-16"]
+
+
+def test_two_processes_train_as_one_with_twice_the_accumulation(model_folder: Path, tmp_path: Path) -> None:
+    """With packing and checkpointing, under DDP; and only the first process prints and writes."""
+    token_file = save_token_rows(tmp_path / "tokens.parquet", [11, 29] * 8, split=["train"] * 16)
+    common = ["sft.packing=true", "sft.max_length=40", "sft.per_device_train_batch_size=1", "sft.gradient_checkpointing=true", "sft.max_steps=4"]
+    one = Run(small_run(model_folder, *common, "sft.gradient_accumulation_steps=4"), token_file, tmp_path / "one")
+    two = Run(small_run(model_folder, *common, "sft.gradient_accumulation_steps=2"), token_file, tmp_path / "two")
+    one.train()
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*torchrun, *command(two)], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert sum(line.startswith("step") for line in done.stdout.splitlines()) == 4 and "2 × CPU" in done.stdout
+    for key in ("loss", "grad_norm", "learning_rate", "tokens", "loss_tokens"):
+        assert [line[key] for line in two.metrics] == pytest.approx([line[key] for line in one.metrics], rel=1e-3), key
+    assert {p.name for p in (two.checkpoints / "checkpoint-4").iterdir()} >= {"rng_state_0.pth", "rng_state_1.pth", MARKER}
+    for name, tensor in two.weights.items():
+        torch.testing.assert_close(tensor, one.weights[name], rtol=1e-3, atol=1e-4)
