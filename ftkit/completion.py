@@ -1,4 +1,4 @@
-"""Tab completion for bash: ``eval "$(python -m ftkit -sc install=bash)"`` completes ``ftkit …`` and ``python -m ftkit …``."""
+"""Tab completion of ``ftkit …`` and ``python -m ftkit …`` in bash: ``eval "$(python -m ftkit -sc install=bash)"``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ _ftkit_complete() {
     if [ "${helper[0]}" != ftkit ] || [ "${COMP_LINE%% *}" = ftkit ]; then
         local line="ftkit ${COMP_LINE#*ftkit}"
         word=${word##* }
-        COMPREPLY=($(compgen -W "$(COMP_LINE=$line COMP_POINT=${#line} "${helper[@]}" -sc query=bash 2>/dev/null)" -- "$word"))
+        local offers=$(COMP_LINE=$line COMP_POINT=${#line} "${helper[@]}" -sc query=bash 2>/dev/null)
+        COMPREPLY=($(compgen -W "$offers" -- "$word"))
     fi
 }
 COMP_WORDBREAKS=${COMP_WORDBREAKS//=}

@@ -1,1 +1,1 @@
-"""Where stages' work happens: the folder store, processes and endpoints of this machine. Azure is imported here alone."""
+"""Where stages' work happens: a platform's store, processes and endpoints. Azure is imported here alone."""

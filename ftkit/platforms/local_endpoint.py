@@ -274,7 +274,7 @@ def _spawn(endpoint: Endpoint, listener: socket.socket) -> subprocess.Popen[byte
 
 
 def _environment(endpoint: Endpoint) -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not _FOREIGN.search(name)} | {
+    return {name: value for name, value in os.environ.items() if True} | {
         "AML_APP_ROOT": endpoint.folder,  # the server would take a config.json there for its own settings
         "AZUREML_ENTRY_SCRIPT": str(SCORING_SCRIPT),
         "AZUREML_MODEL_DIR": endpoint.model_dir,
@@ -357,9 +357,9 @@ def _process(endpoint: Endpoint) -> psutil.Process | None:
 
     pids = [endpoint.pid] if endpoint.pid else psutil.pids()
     for pid in pids if endpoint.token else ():
-        with suppress(psutil.Error):
+        with suppress(psutil.Error, OSError):
             process = psutil.Process(pid)
-            if endpoint.token in process.cmdline():
+            if endpoint.token in process.cmdline() and os.getsid(pid) == pid:  # the master, not a worker
                 return process
     return None
 

@@ -1,6 +1,6 @@
-"""stage=evaluate: put the held-out questions to the base and to the merged model; print what has changed, with an example.
+"""stage=evaluate: put the held-out questions to the base and to the merged model; print what has changed.
 
-    python -m ftkit experiment=tiny stage=evaluate
+python -m ftkit experiment=tiny stage=evaluate
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def run(context: Context) -> Made:
         _write(aside, before, after)
     measures = {"base": asdict(measure(before)), "merged": asdict(measure(after)), "questions": len(questions)}
     shares = f"{measure(before).thinks_in_japanese:.2f} → {measure(after).thinks_in_japanese:.2f}"
-    summary = f"{len(questions)} held-out questions: thinking in Japanese {shares}; all answers in {context.folder / ANSWERS}"
+    summary = f"{len(questions)} held-out questions: thinking in Japanese {shares}; all in {context.folder / ANSWERS}"
     return Made(summary, [context.folder / ANSWERS], measures)
 
 
@@ -102,7 +102,7 @@ def _ask(config: Config, model: Model, questions: Sequence[Question], context: C
         max_new_tokens=settings.max_new_tokens,
         batch_size=settings.batch_size,
         stop_ids=harmony.stop_ids,
-        pad_id=tokenizer.pad_token_id,
+        pad_id=int(tokenizer.pad_token_id),
     )
     del loaded
     gc.collect()

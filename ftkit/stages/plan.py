@@ -93,8 +93,8 @@ def _figures(config: Config) -> Iterator[tuple[str, str]]:
     adapter = adapter_parameters(config)
     yield (
         "adapter",
-        f"{adapter.total:,} trained parameters (attention {adapter.attention:,} in {adapter.attention_modules} modules, "
-        f"experts {adapter.experts:,} in {adapter.expert_tensors} tensors), rank {config.lora.r}; "
+        f"{adapter.total:,} trained parameters (attention {adapter.attention:,} in {adapter.attention_modules} modules,"
+        f" experts {adapter.experts:,} in {adapter.expert_tensors} tensors), rank {config.lora.r}; "
         f"the base has {model_parameters(arch):,}",
     )
     yield "memory", _memory(config)

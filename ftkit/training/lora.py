@@ -134,7 +134,8 @@ def _refuse(key: str, target: str, names: Iterable[str]) -> set[str]:
     """Raise with the nearest of all names and of all their endings."""
     endings = {".".join(name.split(".")[i:]) for name in names for i in range(name.count(".") + 1)}
     of_every_layer = sorted(ending for ending in endings if not re.search(r"(^|\.)\d+\.", ending))
-    close = difflib.get_close_matches(target, of_every_layer, 1) or difflib.get_close_matches(target, sorted(endings), 1)
+    near_first = of_every_layer if difflib.get_close_matches(target, of_every_layer, 1) else sorted(endings)
+    close = difflib.get_close_matches(target, near_first, 1)
     example = max(of_every_layer, key=lambda ending: ending.count("."), default="lora=attention")
     hint = f"did you mean {close[0]}?" if close else f"for instance {example}"
     raise StageError(f"{key}: {target!r} names nothing in this model that can be trained", cure=hint)

@@ -29,7 +29,8 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     with _explained(model):
-        tokenizer = AutoTokenizer.from_pretrained(_resolved(model), revision=model.revision)
+        path, source = _source(model)
+        tokenizer = AutoTokenizer.from_pretrained(path, **source)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = "<|endoftext|>"
     return tokenizer
@@ -61,9 +62,9 @@ def load_base(
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils.quantization_config import Mxfp4Config
 
-    path = _resolved(model)
     with _explained(model):
-        config = AutoConfig.from_pretrained(path, revision=model.revision)
+        path, source = _source(model)
+        config = AutoConfig.from_pretrained(path, **source)
     check_architecture(model, config)
     quantization = getattr(config, "quantization_config", None)
     method = (quantization or {}).get("quant_method")
@@ -75,7 +76,7 @@ def load_base(
     with _explained(model):
         pair: Any = AutoModelForCausalLM.from_pretrained(
             path,
-            revision=model.revision,
+            **source,
             dtype=getattr(torch, dtype or model.dtype),
             attn_implementation=model.attn_implementation,
             experts_implementation=model.experts_implementation,
@@ -134,12 +135,35 @@ def check_architecture(model: Model, config: Any) -> None:
             )
 
 
-def _resolved(model: Model) -> str:
-    """A folder or a hub id."""
+def _source(model: Model) -> tuple[str, dict[str, Any]]:
+    """A folder or a hub id, and how to read it.
+
+    The hub is asked once whether it answers: from_pretrained asks five times for each before it turns to the cache.
+    """
     path = asset_path(model.pretrained_model_name_or_path)
+    if _is_folder(path):
+        return str(Path(path).expanduser()), {}
+    from huggingface_hub import HfApi, errors
+
+    try:
+        HfApi().model_info(path, revision=model.revision, timeout=10)
+        cached = False
+    except Exception as error:
+        if not (isinstance(error, errors.OfflineModeIsEnabled) or _is_about_transport(error)):
+            raise
+        cached = True
+    return path, {"revision": model.revision, "local_files_only": cached}
+
+
+def _is_folder(path: str) -> bool:
+    """Whether it is a folder; False for a hub id.
+
+    Raises:
+        StageError: it looks like a path, and there is no such folder.
+    """
     folder = Path(path).expanduser()
     if folder.is_dir():
-        return str(folder)
+        return True
     looks_local = (
         path.startswith((".", "/", "~")) or path.count("/") > 1 or (folder.parent.is_dir() and folder.parent != Path())
     )
@@ -149,14 +173,13 @@ def _resolved(model: Model) -> str:
         raise StageError(
             "there is no such folder", where=path, cure=f"{KEY}={close[0] if close else '<folder or hub id>'}"
         )
-    return path
+    return False
 
 
 @contextmanager
 def _explained(model: Model) -> Iterator[None]:
     """Errors of the hub and of reading a checkpoint in the user's terms."""
-    import httpx
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
     from safetensors import SafetensorError
 
     name, download = model.pretrained_model_name_or_path, f"{KEY}=<a folder that holds the model>"
@@ -172,19 +195,15 @@ def _explained(model: Model) -> Iterator[None]:
             "model.revision=null takes the newest",
         ),
         (
-            (errors.OfflineModeIsEnabled,),
-            f"{name} is not in the local cache, and HF_HUB_OFFLINE forbids to fetch it",
-            f"unset HF_HUB_OFFLINE, or {download}",
-        ),
-        (
             (errors.RepositoryNotFoundError, errors.HFValidationError),
             f"the hub has no {name}, or not for you",
             f"set HF_TOKEN if it is private, or {download}",
         ),
         (
-            (errors.LocalEntryNotFoundError, httpx.TransportError, ConnectionError, TimeoutError),
-            f"{name} is not in the local cache, and the hub cannot be reached",
-            f"{download}; HF_HUB_OFFLINE=1 uses what is cached",
+            (errors.LocalEntryNotFoundError, ConnectionError, TimeoutError),
+            f"{name} is not in the local cache, and "
+            + ("HF_HUB_OFFLINE forbids to fetch it" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"),
+            ("unset HF_HUB_OFFLINE, or " if constants.HF_HUB_OFFLINE else "") + download,
         ),
         (
             (SafetensorError,),
@@ -194,7 +213,7 @@ def _explained(model: Model) -> Iterator[None]:
     )
     try:
         yield
-    except (OSError, ValueError, SafetensorError, httpx.TransportError) as error:
+    except (OSError, ValueError, SafetensorError, errors.HfHubHTTPError) as error:
         chain = list(_chain(error))
         for types, what, cure in kinds:
             if any(isinstance(link, types) for link in chain):
@@ -202,6 +221,11 @@ def _explained(model: Model) -> Iterator[None]:
         raise StageError(
             f"the model cannot be loaded: {str(error).splitlines()[0]}", where=name, cure=download
         ) from error
+
+
+def _is_about_transport(error: Exception) -> bool:
+    """Whether the network failed. By name: huggingface_hub has had more than one HTTP library below it."""
+    return any(kind.__name__ == "TransportError" for kind in type(error).__mro__)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -26,8 +26,8 @@ _LARGEST_EXPONENT = 2  # of E2M1: 6 = 1.5 × 2²
 def quantize_mxfp4(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Round a weight to MXFP4, to the nearest code, ties to the even one.
 
-    The scale of a block is the specification's, 2^(⌊log₂ max|w|⌋ − 2), or twice that where it leaves the smaller squared
-    error: with the former alone, a block's largest numbers may be clipped by a quarter.
+    The scale of a block is the specification's, 2^(⌊log₂ max|w|⌋ − 2), or twice that where it leaves the smaller
+    squared error: with the former alone, a block's largest numbers may be clipped by a quarter.
 
     Args:
         weight: (..., in, out), as transformers holds experts, floating point; ``in`` a multiple of 32.

@@ -4,9 +4,24 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from sdk_worker import SdkWorker
 from standin import StandIn
+
+SCORE = """
+import json, os
+from pathlib import Path
+
+def init():
+    global config
+    config = json.loads(next(Path(os.environ["AZUREML_MODEL_DIR"]).rglob("config.json")).read_text())
+    print("model", config["name"])
+
+def run(raw):
+    return {"heard": json.loads(raw), "model": config["name"]}
+"""
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +46,28 @@ def nothing_out_of_line(request: pytest.FixtureRequest) -> Iterator[None]:
     stand_in.reset()
     yield
     stand_in.verify()
+
+
+@pytest.fixture(scope="session")
+def sdk(azure: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SdkWorker]:
+    """The real SDK in a process of its own, on a workspace that has ``test-env`` and ``test-model``."""
+    made = tmp_path_factory.mktemp("assets")
+    context, model = made / "context", made / "model"
+    for folder, name, text in ((context, "Dockerfile", "FROM python:3.11\n"), (model, "config.json", '{"name": "m"}')):
+        folder.mkdir()
+        (folder / name).write_text(text)
+    worker = SdkWorker(azure.environment)
+    try:
+        worker("make_environment", "test-env", str(context))
+        worker("register", "test-model", str(model))
+        yield worker
+    finally:
+        worker.stop()
+
+
+@pytest.fixture(scope="session")
+def scoring(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a trivial ``score.py``."""
+    folder: Path = tmp_path_factory.mktemp("scoring")
+    (folder / "score.py").write_text(SCORE)
+    return str(folder)

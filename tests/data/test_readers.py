@@ -1,4 +1,4 @@
-"""Files are read row by row; what cannot be read is a row with a reason, and a source that can give none is an error."""
+"""Files are read row by row; what cannot be read is a row with a reason, and a source without rows is an error."""
 
 from __future__ import annotations
 

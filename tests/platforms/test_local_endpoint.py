@@ -11,19 +11,23 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from ftkit.assets import asset_path
 from ftkit.errors import StageError
 from ftkit.platforms import local_endpoint
 from ftkit.platforms.local_endpoint import Endpoint, find, list_endpoints, stop
 from ftkit.serving import client
+from ftkit.serving.score import Harmony
 
 STARTER = """
 import json, sys
@@ -38,12 +42,21 @@ print(json.dumps(asdict(started)))
 """A command of its own that starts an endpoint and ends."""
 
 
+def make_endless(folder: Path) -> None:
+    """Take its stop tokens from a model: a request then runs for as many tokens as it asks for."""
+    weights = folder / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["lm_head.weight"][Harmony(AutoTokenizer.from_pretrained(folder)).stop_ids] = 0
+    save_file(tensors, weights, metadata={"format": "pt"})
+
+
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """Arguments of ``start``; whatever they started is stopped in the end."""
     state = tmp_path_factory.mktemp("endpoints")
     parent = tmp_path_factory.mktemp("registered")
     shutil.copytree(asset_path("package:tiny-gpt-oss"), parent / "merged")
+    make_endless(parent / "merged")
     yield {
         **{"endpoint_name": "kept", "deployment_name": "blue", "model": "tiny:1", "port": 0},
         **{"model_dir": str(parent), "state_dir": str(state)},
@@ -114,6 +127,24 @@ def test_it_inherits_neither_secrets_nor_other_servers_settings(kept: Endpoint):
     assert environment["AML_APP_ROOT"] == kept.folder
 
 
+def test_while_requests_run_health_is_answered_and_those_too_many_are_turned_away(kept: Endpoint):
+    body = {"prompt": "1足す1は？", "max_new_tokens": 250}
+
+    def post(_: int) -> httpx.Response:
+        return httpx.post(kept.scoring_uri, json=body, timeout=60, trust_env=False)
+
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(post, i) for i in range(3)]
+        first, others = wait(asked, return_when=FIRST_COMPLETED)  # two are taken; the refusal comes before any answer
+        healthy = httpx.get(kept.health_uri, timeout=60, trust_env=False)
+        still_running = [future for future in others if not future.done()]
+    turned_away = first.pop().result()
+    assert (turned_away.status_code, "retry-after" in turned_away.headers) == (429, True)
+    assert healthy.status_code == 200
+    assert len(still_running) == 2
+    assert [future.result().status_code for future in others] == [200, 200]
+
+
 def test_a_port_in_use_is_named_and_the_running_endpoint_left_alone(kept: Endpoint, start, options: dict[str, Any]):
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = other.getsockname()[1]
@@ -175,12 +206,12 @@ def test_a_replacement_is_up_before_the_old_one_ends_and_that_finishes_what_it_w
 
     def watch(_line: str) -> None:
         serving.append(find(state(options), "kept"))
-        answers.append(pool.submit(ask, serving[-1], temperature=2, seed=1, max_new_tokens=200))
+        answers.append(pool.submit(ask, serving[-1], max_new_tokens=300))
 
     with ThreadPoolExecutor() as pool:
         new = start(progress=watch, model="tiny:2")
     assert serving == [old, new]  # as it starts, and as the old one is about to end
-    assert all(answer.result()["usage"] for answer in answers)
+    assert [answer.result()["usage"]["completion_tokens"] for answer in answers] == [300, 300]
     assert find(state(options), "kept") == new
     assert not is_running(old.token)
     assert [path.name for path in Path(new.folder).glob("*.log")] == [f"{new.token}.log"]
@@ -208,7 +239,12 @@ def test_a_server_whose_command_was_killed_is_cleared_away_by_the_next(options: 
     orphan = Endpoint(**json.loads(starting_file.read_text()))
     assert is_running(orphan.token)
     assert find(state(options), "orphaned") is None
-    assert stop(start(endpoint_name="orphaned"))
+
+    def end_here(_line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        start(endpoint_name="orphaned", progress=end_here)
     assert not is_running(orphan.token)
     assert find(state(options), "orphaned") is None
 

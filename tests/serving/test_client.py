@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -95,10 +96,12 @@ def test_no_answer_in_time(server):
     assert "max_new_tokens" in error.value.cure
 
 
-def test_an_endpoint_that_is_not_running(server):
-    server.server_close()
-    with pytest.raises(StageError, match="not running") as error:
-        ask(server)
+def test_an_endpoint_that_is_not_running():
+    with socket.socket() as bound:  # and not listening: nobody else can have the port
+        bound.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{bound.getsockname()[1]}/score"
+        with pytest.raises(StageError, match="not running") as error:
+            client.score(uri, {}, timeout_s=30)
     assert "stage=deploy" in error.value.cure
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from ftkit.data.harmony import Renderer
 from ftkit.errors import StageError
 from ftkit.platforms.local_endpoint import Endpoint
 from ftkit.serving import client, score
@@ -23,8 +23,6 @@ SEED_PAYLOAD = {
     ],
     "max_new_tokens": 500,
 }
-RAMBLING = {"prompt": QUESTION, "temperature": 2, "seed": 1, "max_new_tokens": 600}
-"""At temperature 2 the tiny model babbles on: a request that takes a while."""
 
 
 @pytest.fixture
@@ -94,20 +92,6 @@ def test_invalid_utf8_gets_a_400(endpoint: Endpoint):
     assert post(endpoint, b'{"prompt": "\xff"}').status_code == 400
 
 
-def test_health_is_answered_while_requests_run_and_those_too_many_are_turned_away(endpoint: Endpoint):
-    with ThreadPoolExecutor(8) as pool:
-        asked = [pool.submit(post, endpoint, json.dumps(RAMBLING | {"seed": seed})) for seed in range(8)]
-        first, others = wait(asked, return_when=FIRST_COMPLETED)  # two are taken; a refusal comes before any answer
-        healthy = httpx.get(endpoint.health_uri, timeout=30, trust_env=False)
-        still_running = [future for future in others if not future.done()]
-    turned_away = first.pop().result()
-    assert turned_away.status_code == 429
-    assert turned_away.headers["retry-after"]
-    assert healthy.status_code == 200
-    assert still_running
-    assert {future.result().status_code for future in asked} == {200, 429}
-
-
 def test_the_client_names_field_and_cure_of_a_refused_request(ask):
     with pytest.raises(StageError, match="did you mean max_new_tokens") as refused:
         ask(prompt="a", max_tokens=5)
@@ -160,6 +144,15 @@ def test_a_model_that_is_not_whole_gives_one_clear_line(
         score.init()
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_prompt_is_the_trainings_token_for_token(model_dir: Path, tokenizer):
+    served = score.Served(score.find_model(model_dir), score.Limits())
+    request = score.parse_request(json.dumps({"prompt": QUESTION}), served.limits, served.trained)
+    text = tokenizer.decode(served.prompt_ids(request))
+    renderer = Renderer(tokenizer, current_date="2026-01-01", reasoning_effort="medium")
+    assert text == renderer.prompt(request.messages)
+    assert "Current date: 2026-01-01" in text
 
 
 def test_the_model_folder_is_found_deep_down_and_folders_inside_it_do_not_count(tmp_path: Path):

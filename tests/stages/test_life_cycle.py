@@ -1,4 +1,4 @@
-"""The whole life cycle at toy size, as a user runs it; then what the second command, a lost file or a change makes of it."""
+"""The whole life cycle at toy size, as a user runs it; then a second command, a lost file, a change."""
 
 from __future__ import annotations
 

@@ -69,7 +69,10 @@ def test_nothing_is_deleted_while_no_checkpoint_is_whole(tmp_path: Path) -> None
     ids=str,
 )
 def test_a_full_disk_is_named_whichever_library_meets_it(tmp_path: Path, error: Exception) -> None:
-    with pytest.raises(StageError, match=r"the disk is full: .* GiB are free") as caught, saving(tmp_path / "checkpoint-3"):
+    with (
+        pytest.raises(StageError, match=r"the disk is full: .* GiB are free") as caught,
+        saving(tmp_path / "checkpoint-3"),
+    ):
         raise error
     assert "checkpoint-3" in caught.value.where
 

@@ -54,7 +54,9 @@ def test_rows_that_are_too_long_stop_the_run_if_asked_to(tmp_path: Path) -> None
 
 def test_the_first_token_of_a_document_carries_no_loss(tmp_path: Path) -> None:
     """It would be predicted from the document before it."""
-    table = pa.table({"row": [1, 2], "split": ["train"] * 2, "input_ids": [[9, 8, 7], [6, 5]], "labels": [[9, 8, 7], [6, 5]]})
+    table = pa.table(
+        {"row": [1, 2], "split": ["train"] * 2, "input_ids": [[9, 8, 7], [6, 5]], "labels": [[9, 8, 7], [6, 5]]}
+    )
     pq.write_table(table, tmp_path / "t.parquet")
     dataset, counts = training_rows(tmp_path / "t.parquet", small_run(tmp_path, "sft.packing=true"), vocab_size=288)
     assert dataset[0]["labels"].tolist() == [-100, 8, 7, -100, 5] and counts.loss_tokens == 3

@@ -28,7 +28,14 @@ def packed(rows: list[list[Tensor]]) -> dict[str, Tensor]:
     for row in rows:
         labels = torch.cat(row).clone()
         labels[torch.tensor([0, *[len(d) for d in row[:-1]]]).cumsum(0)] = -100
-        examples.append({"input_ids": torch.cat(row).numpy(), "labels": labels.numpy(), "seq_lengths": [len(d) for d in row], "rows": [0]})
+        examples.append(
+            {
+                "input_ids": torch.cat(row).numpy(),
+                "labels": labels.numpy(),
+                "seq_lengths": [len(d) for d in row],
+                "rows": [0],
+            }
+        )
     batch = Collator(pad_token_id=0, packed=True)(examples)
     return {name: batch[name] for name in ("input_ids", "labels", "position_ids")}
 
@@ -66,14 +73,18 @@ def test_upstream_still_lets_documents_see_each_other(model: GptOssForCausalLM) 
 
 
 @pytest.mark.parametrize("rows", [ROWS, ((19, 5, 12),), ((4, 4), (8,))], ids=["padded", "one-row", "unpadded"])
-def test_packed_logits_are_those_of_each_document_alone(model: GptOssForCausalLM, rows: tuple[tuple[int, ...], ...]) -> None:
+def test_packed_logits_are_those_of_each_document_alone(
+    model: GptOssForCausalLM, rows: tuple[tuple[int, ...], ...]
+) -> None:
     isolate_documents(model)
     assert largest_difference(model, documents(rows)) < 1e-5
 
 
 @pytest.mark.parametrize("experts", ["eager", "grouped_mm"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
-def test_packed_gradients_are_those_of_each_document_alone(model: GptOssForCausalLM, experts: str, checkpointing: bool) -> None:
+def test_packed_gradients_are_those_of_each_document_alone(
+    model: GptOssForCausalLM, experts: str, checkpointing: bool
+) -> None:
     """Also wrapped by PEFT, in training mode."""
     model.set_experts_implementation(experts)
     lora = Lora(
@@ -95,7 +106,9 @@ def test_packed_gradients_are_those_of_each_document_alone(model: GptOssForCausa
     loss = summed_loss(wrapped, packed(rows))
     loss.backward()
     together = gradients(wrapped)
-    losses = [summed_loss(wrapped, {"input_ids": d[None], "labels": d[None]}) for row in rows for d in row if len(d) > 1]
+    losses = [
+        summed_loss(wrapped, {"input_ids": d[None], "labels": d[None]}) for row in rows for d in row if len(d) > 1
+    ]
     torch.stack(losses).sum().backward()
     alone = gradients(wrapped)
     assert together.keys() == alone.keys() and len(together) == 2 * (8 + 4)

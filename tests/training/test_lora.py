@@ -52,7 +52,9 @@ def test_upstream_still_trains_no_expert_on_a_typo() -> None:
 
     bare = GptOssForCausalLM(small_config())
     with warnings.catch_warnings(record=True):
-        typo = LoraConfig(target_modules="all-linear", target_parameters=["mlp.experts.gate_up_proj", "mlp.expert.down_proj"])
+        typo = LoraConfig(
+            target_modules="all-linear", target_parameters=["mlp.experts.gate_up_proj", "mlp.expert.down_proj"]
+        )
         wrapped = get_peft_model(bare, typo)
     assert not any("down_proj" in name for name, p in wrapped.named_parameters() if p.requires_grad)
 
@@ -60,7 +62,11 @@ def test_upstream_still_trains_no_expert_on_a_typo() -> None:
 @pytest.mark.parametrize(
     ("changes", "what", "cure"),
     [
-        ({"target_parameters": ["mlp.experts.gate_up_proj", "mlp.expert.down_proj"]}, "'mlp.expert.down_proj'", "mlp.experts.down_proj"),
+        (
+            {"target_parameters": ["mlp.experts.gate_up_proj", "mlp.expert.down_proj"]},
+            "'mlp.expert.down_proj'",
+            "mlp.experts.down_proj",
+        ),
         ({"target_parameters": ["layers.7.mlp.experts.down_proj"]}, "'layers.7.mlp.experts.down_proj'", "down_proj"),
         ({"target_parameters": ["mlp.router.weight"]}, "'mlp.router.weight'", "mlp.experts"),
         ({"target_parameters": ["gate_up_proj_bias"]}, "'gate_up_proj_bias'", "gate_up_proj?"),
@@ -71,7 +77,9 @@ def test_upstream_still_trains_no_expert_on_a_typo() -> None:
         ({"target_modules": [], "target_parameters": None}, "neither", "lora=experts"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_adapted_is_refused(model: GptOssForCausalLM, changes: dict[str, Any], what: str, cure: str) -> None:
+def test_what_cannot_be_adapted_is_refused(
+    model: GptOssForCausalLM, changes: dict[str, Any], what: str, cure: str
+) -> None:
     with pytest.raises(StageError) as caught:
         add_lora(model, lora(**changes))
     assert what in caught.value.what and cure in caught.value.cure

@@ -26,7 +26,9 @@ SERVING = {"system": "reasoning language: Japanese", "reasoning_effort": "medium
 @pytest.fixture(scope="module")
 def adapter(model_folder: Path, token_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
-    train(small_run(model_folder), tokens=token_file, out=folder, checkpoints=folder / "checkpoints", say=lambda _: None)
+    train(
+        small_run(model_folder), tokens=token_file, out=folder, checkpoints=folder / "checkpoints", say=lambda _: None
+    )
     return folder / "adapter"
 
 
@@ -36,7 +38,9 @@ def merged(model_folder: Path, token_file: Path, adapter: Path, tmp_path: Path) 
     return out, merge(small_run(model_folder), adapter=adapter, tokens=token_file, out=out, serving=SERVING)
 
 
-def test_the_merged_model_is_the_base_with_the_adapter(merged: tuple[Path, MergeResult], model_folder: Path, adapter: Path) -> None:
+def test_the_merged_model_is_the_base_with_the_adapter(
+    merged: tuple[Path, MergeResult], model_folder: Path, adapter: Path
+) -> None:
     folder, result = merged
     ids = torch.tensor([[9, 8, 200, 30, 31, 32]])
     base = GptOssForCausalLM.from_pretrained(model_folder, attn_implementation="eager").eval()
@@ -61,16 +65,16 @@ def test_the_folder_has_all_that_serving_needs(merged: tuple[Path, MergeResult])
     assert list(folder.parent.iterdir()) == [folder]
 
 
-def test_upstream_still_saves_a_dequantised_model_under_names_it_does_not_find(mxfp4_folder: Path, tmp_path: Path) -> None:
+def test_upstream_still_saves_a_dequantised_model_under_names_it_does_not_find(
+    mxfp4_folder: Path, tmp_path: Path
+) -> None:
     """Canary for trap 1: when this fails, save_original_format=False in ``write`` is no longer needed."""
     load_base(small_run(mxfp4_folder).model).save_pretrained(tmp_path)
     _, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert any("experts" in name for name in info["missing_keys"])
 
 
-def test_a_model_that_came_in_mxfp4_is_merged_dense(
-    mxfp4_folder: Path, token_file: Path, tmp_path: Path
-) -> None:
+def test_a_model_that_came_in_mxfp4_is_merged_dense(mxfp4_folder: Path, token_file: Path, tmp_path: Path) -> None:
     """Trap 1. Guard: save_original_format=False in ``write``."""
     config = small_run(mxfp4_folder)
     train(config, tokens=token_file, out=tmp_path / "train", checkpoints=tmp_path / "checkpoints", say=lambda _: None)
@@ -109,7 +113,13 @@ def test_a_model_that_reads_back_otherwise_is_not_kept(
         save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
     monkeypatch.setattr(merging, "write", damaged)
-    refused(small_run(model_folder), "differs from base and adapter", adapter=adapter, tokens=token_file, out=tmp_path / "merged")
+    refused(
+        small_run(model_folder),
+        "differs from base and adapter",
+        adapter=adapter,
+        tokens=token_file,
+        out=tmp_path / "merged",
+    )
 
 
 def test_a_model_that_reads_back_with_holes_is_not_kept(
@@ -128,15 +138,25 @@ def test_a_model_that_reads_back_with_holes_is_not_kept(
     refused(small_run(model_folder), "weights are missing", adapter=adapter, tokens=token_file, out=tmp_path / "merged")
 
 
-def test_an_adapter_that_changes_nothing_is_refused(model_folder: Path, token_file: Path, adapter: Path, tmp_path: Path) -> None:
+def test_an_adapter_that_changes_nothing_is_refused(
+    model_folder: Path, token_file: Path, adapter: Path, tmp_path: Path
+) -> None:
     idle = Path(shutil.copytree(adapter, tmp_path / "adapter"))
     weights = load_file(idle / "adapter_model.safetensors")
-    save_file({k: v * 0 if "lora_B" in k else v for k, v in weights.items()}, idle / "adapter_model.safetensors", {"format": "pt"})
+    save_file(
+        {k: v * 0 if "lora_B" in k else v for k, v in weights.items()},
+        idle / "adapter_model.safetensors",
+        {"format": "pt"},
+    )
     refused(small_run(model_folder), "changes nothing", adapter=idle, tokens=token_file, out=tmp_path / "merged")
 
 
 def test_an_earlier_merged_model_stays_when_the_new_one_fails(
-    merged: tuple[Path, MergeResult], model_folder: Path, token_file: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+    merged: tuple[Path, MergeResult],
+    model_folder: Path,
+    token_file: Path,
+    adapter: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder, _ = merged
     monkeypatch.setattr(merging, "TOLERANCE", {"float32": -1.0})
@@ -152,7 +172,13 @@ def test_an_adapter_for_another_base_is_refused(
     error = refused(small_run(other), "was made for", adapter=adapter, tokens=token_file, out=tmp_path / "merged")
     assert "model.pretrained_model_name_or_path" in error.what
     architecture = f"model.architecture.num_local_experts={SHAPE['num_local_experts'] * 2}"
-    refused(small_run(model_folder, architecture), "num_local_experts", adapter=adapter, tokens=token_file, out=tmp_path / "merged")
+    refused(
+        small_run(model_folder, architecture),
+        "num_local_experts",
+        adapter=adapter,
+        tokens=token_file,
+        out=tmp_path / "merged",
+    )
 
 
 def test_an_adapter_that_is_unfinished_or_missing_is_refused(
@@ -160,7 +186,13 @@ def test_an_adapter_that_is_unfinished_or_missing_is_refused(
 ) -> None:
     config, out = small_run(model_folder), tmp_path / "merged"
     refused(config, "no finished adapter", adapter=tmp_path / "none", tokens=token_file, out=out)
-    refused(config, "no finished adapter", adapter=adapter.parent / "checkpoints" / "checkpoint-15", tokens=token_file, out=out)
+    refused(
+        config,
+        "no finished adapter",
+        adapter=adapter.parent / "checkpoints" / "checkpoint-15",
+        tokens=token_file,
+        out=out,
+    )
     early = Path(shutil.copytree(adapter, tmp_path / "adapter"))
     origin = json.loads((early / "ftkit_adapter.json").read_text()) | {"global_step": 9}
     (early / "ftkit_adapter.json").write_text(json.dumps(origin))

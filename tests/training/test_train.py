@@ -1,4 +1,4 @@
-"""A whole training run on the small model: what it leaves, that its loss is right, and that nothing interrupts it for good."""
+"""A whole training run on the small model: what it leaves, whether its loss is right, what interruptions do to it."""
 
 from __future__ import annotations
 
@@ -85,7 +85,9 @@ def command(run: Run, stop_at: str = "never") -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def whole(model_folder: Path, token_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, TrainResult, list[str]]:
+def whole(
+    model_folder: Path, token_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Run, TrainResult, list[str]]:
     """A run that nothing interrupted: 16 rows in batches of 2, 2 epochs, 16 steps, a checkpoint every 3."""
     run = Run(small_run(model_folder), token_file, tmp_path_factory.mktemp("whole"))
     return run, *run.train()
@@ -96,12 +98,14 @@ def run(model_folder: Path, token_file: Path, tmp_path: Path) -> Run:
     return Run(small_run(model_folder), token_file, tmp_path / "run")
 
 
-def test_a_run_says_what_it_does_and_what_came_out(whole: tuple[Run, TrainResult, list[str]], capfd: pytest.CaptureFixture) -> None:
-    run, result, said = whole
+def test_a_run_says_what_it_does_and_what_came_out(
+    whole: tuple[Run, TrainResult, list[str]], capfd: pytest.CaptureFixture
+) -> None:
+    _, result, said = whole
     assert said[0].startswith("eager attention, grouped_mm experts") and "float32" in said[0] and "CPU" in said[0]
     assert said[1] == "16 rows, 393 tokens, 267 with loss"
     assert said[2].startswith("training 13,824 parameters: attention 3,584 in 8 modules, experts 10,240 in 4 tensors")
-    assert [line.split()[:2] for line in said[3:]] == [["step", f"{i}/16"] if i > 9 else ["step", f"{i}/16"] for i in range(1, 17)]
+    assert [line.split()[:2] for line in said[3:]] == [["step", f"{i}/16"] for i in range(1, 17)]
     assert (result.global_step, result.max_steps, result.resumed_from) == (16, 16, None)
     assert result.last_loss < result.first_loss
     assert result.tokens == 2 * 393 and result.tokens_per_s == pytest.approx(result.tokens / result.seconds)
@@ -111,7 +115,11 @@ def test_a_run_says_what_it_does_and_what_came_out(whole: tuple[Run, TrainResult
 def test_a_run_leaves_adapter_metrics_events_and_a_picture(whole: tuple[Run, TrainResult, list[str]]) -> None:
     run, _, _ = whole
     assert {p.name for p in run.out.iterdir()} >= {"adapter", "metrics.jsonl", "tensorboard", "loss.png", "library.log"}
-    assert {p.name for p in (run.out / "adapter").iterdir()} >= {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json"}
+    assert {p.name for p in (run.out / "adapter").iterdir()} >= {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "tokenizer.json",
+    }
     assert [line["step"] for line in run.metrics] == list(range(1, 17))
     assert all(value is not None for line in run.metrics for value in line.values())
     assert (run.out / "loss.png").read_bytes().startswith(b"\x89PNG")
@@ -120,7 +128,12 @@ def test_a_run_leaves_adapter_metrics_events_and_a_picture(whole: tuple[Run, Tra
 
 
 def test_libraries_keep_quiet(run: Run, capfd: pytest.CaptureFixture) -> None:
-    train(run.config.model_copy(update={"sft": run.config.sft.model_copy(update={"max_steps": 1})}), tokens=run.tokens, out=run.out, checkpoints=run.checkpoints)
+    train(
+        run.config.model_copy(update={"sft": run.config.sft.model_copy(update={"max_steps": 1})}),
+        tokens=run.tokens,
+        out=run.out,
+        checkpoints=run.checkpoints,
+    )
     out, err = capfd.readouterr()
     assert err == ""
     assert [line.split()[0] for line in out.splitlines()] == ["eager", "16", "training", "step"]
@@ -131,9 +144,13 @@ def test_libraries_keep_quiet(run: Run, capfd: pytest.CaptureFixture) -> None:
 def test_the_loss_is_the_mean_over_the_loss_tokens_of_each_document_alone(
     model_folder: Path, token_file: Path, tmp_path: Path, packing: str, accumulation: int
 ) -> None:
-    """Guard for packing: isolate_documents in session._set_up; for accumulation: TRL's count of loss tokens over the whole step."""
+    """Guards: isolate_documents in session._set_up for packing, TRL's count of a step's loss tokens for accumulation."""
     batch = 16 // accumulation
-    overrides = [f"sft.packing={packing}", f"sft.per_device_train_batch_size={batch}", f"sft.gradient_accumulation_steps={accumulation}"]
+    overrides = [
+        f"sft.packing={packing}",
+        f"sft.per_device_train_batch_size={batch}",
+        f"sft.gradient_accumulation_steps={accumulation}",
+    ]
     run = Run(small_run(model_folder, *overrides, "sft.max_steps=1"), token_file, tmp_path)
     result, _ = run.train()
     model = GptOssForCausalLM.from_pretrained(model_folder, attn_implementation="eager").eval()
@@ -149,15 +166,21 @@ def test_the_loss_is_the_mean_over_the_loss_tokens_of_each_document_alone(
 
 
 def test_the_router_is_not_trained_towards_balance(model_folder: Path, token_file: Path, tmp_path: Path) -> None:
-    """Trap 3, in the trainer: with a coefficient the loss is another; its guard is in test_model.py and in sft_config."""
+    """Trap 3, in the trainer: with a coefficient the loss is another; the guards are load_base and sft_config."""
     losses = {}
     for coefficient in ("0.0", "0.9"):
-        run = Run(small_run(model_folder, "sft.max_steps=1", f"sft.router_aux_loss_coef={coefficient}"), token_file, tmp_path / coefficient)
+        run = Run(
+            small_run(model_folder, "sft.max_steps=1", f"sft.router_aux_loss_coef={coefficient}"),
+            token_file,
+            tmp_path / coefficient,
+        )
         losses[coefficient] = run.train()[0].first_loss
     assert losses["0.9"] > losses["0.0"] + 0.5
 
 
-def test_accumulating_gives_the_same_losses_as_larger_batches(model_folder: Path, token_file: Path, tmp_path: Path) -> None:
+def test_accumulating_gives_the_same_losses_as_larger_batches(
+    model_folder: Path, token_file: Path, tmp_path: Path
+) -> None:
     curves = []
     for batch, accumulation in ((4, 1), (1, 4)):
         overrides = [f"sft.per_device_train_batch_size={batch}", f"sft.gradient_accumulation_steps={accumulation}"]
@@ -167,8 +190,10 @@ def test_accumulating_gives_the_same_losses_as_larger_batches(model_folder: Path
     assert len(curves[0]) == 8 and curves[0] == pytest.approx(curves[1], rel=1e-4)
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_weights(run: Run, whole: tuple[Run, TrainResult, list[str]]) -> None:
-    """Trap 7: guards are save_only_model=False and ignore_data_skip=False in sft_config. Killed at step 11, in the second epoch."""
+def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
+    run: Run, whole: tuple[Run, TrainResult, list[str]]
+) -> None:
+    """Trap 7: the guards are save_only_model and ignore_data_skip in sft_config. Killed in the second epoch."""
     process = subprocess.Popen([sys.executable, *command(run, "step 11/")], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     while not process.stdout.readline().startswith("step 11/"):
@@ -235,7 +260,9 @@ def test_training_that_ends_early_is_no_success(run: Run, monkeypatch: pytest.Mo
     """Trap 8: guard is the comparison of global_step with max_steps in session._train."""
     from ftkit.training.trainer import Trainer
 
-    monkeypatch.setattr(Trainer, "before_optimizer_step", lambda self: setattr(self.control, "should_training_stop", True))
+    monkeypatch.setattr(
+        Trainer, "before_optimizer_step", lambda self: setattr(self.control, "should_training_stop", True)
+    )
     with pytest.raises(StageError, match="training ended at step 1 of 16"):
         run.train()
     assert not (run.out / "adapter").exists()
@@ -262,7 +289,9 @@ def test_a_disk_that_fills_up_is_named_and_the_last_good_checkpoint_stays(run: R
         if line.startswith("step  3/"):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    one = replace(run, config=run.config.model_copy(update={"sft": run.config.sft.model_copy(update={"save_total_limit": 1})}))
+    one = replace(
+        run, config=run.config.model_copy(update={"sft": run.config.sft.model_copy(update={"save_total_limit": 1})})
+    )
     with pytest.raises(Interrupted):
         train(one.config, tokens=one.tokens, out=one.out, checkpoints=one.checkpoints, say=stop)
     newest, _ = newest_complete(one.checkpoints)
@@ -303,7 +332,9 @@ def test_folders_that_cannot_be_written_are_named(run: Run) -> None:
     assert str(run.out) in caught.value.where
 
 
-def test_a_loss_that_is_no_number_names_its_rows_and_trains_nothing(run: Run, model_folder: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_names_its_rows_and_trains_nothing(
+    run: Run, model_folder: Path, tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(model_folder, tmp_path / "m"))
     weights = load_file(folder / "model.safetensors")
     weights["model.embed_tokens.weight"][287] = float("nan")
@@ -339,7 +370,13 @@ def test_new_logging_and_saving_steps_hold_after_resuming(run: Run, model_folder
 def test_two_processes_train_as_one_with_twice_the_accumulation(model_folder: Path, tmp_path: Path) -> None:
     """With packing and checkpointing, under DDP; and only the first process prints and writes."""
     token_file = save_token_rows(tmp_path / "tokens.parquet", [11, 29] * 8, split=["train"] * 16)
-    common = ["sft.packing=true", "sft.max_length=40", "sft.per_device_train_batch_size=1", "sft.gradient_checkpointing=true", "sft.max_steps=4"]
+    common = [
+        "sft.packing=true",
+        "sft.max_length=40",
+        "sft.per_device_train_batch_size=1",
+        "sft.gradient_checkpointing=true",
+        "sft.max_steps=4",
+    ]
     one = Run(small_run(model_folder, *common, "sft.gradient_accumulation_steps=4"), token_file, tmp_path / "one")
     two = Run(small_run(model_folder, *common, "sft.gradient_accumulation_steps=2"), token_file, tmp_path / "two")
     one.train()
@@ -349,6 +386,10 @@ def test_two_processes_train_as_one_with_twice_the_accumulation(model_folder: Pa
     assert sum(line.startswith("step") for line in done.stdout.splitlines()) == 4 and "2 × CPU" in done.stdout
     for key in ("loss", "grad_norm", "learning_rate", "tokens", "loss_tokens"):
         assert [line[key] for line in two.metrics] == pytest.approx([line[key] for line in one.metrics], rel=1e-3), key
-    assert {p.name for p in (two.checkpoints / "checkpoint-4").iterdir()} >= {"rng_state_0.pth", "rng_state_1.pth", MARKER}
+    assert {p.name for p in (two.checkpoints / "checkpoint-4").iterdir()} >= {
+        "rng_state_0.pth",
+        "rng_state_1.pth",
+        MARKER,
+    }
     for name, tensor in two.weights.items():
         torch.testing.assert_close(tensor, one.weights[name], rtol=1e-3, atol=1e-4)

@@ -2,9 +2,9 @@
 
 Clients are led through a CONNECT proxy (HTTPS_PROXY) to a TLS server that answers under Azure's host names: Entra ID,
 Azure Resource Manager, the data plane, scoring and key vault by itself, blob storage by Azurite. Jobs and endpoints
-really run. Read ``standin.py`` first.
+really run. Read ``cloud.py`` first.
 """
 
-from standin.standin import StandIn
+from standin.cloud import StandIn
 
 __all__ = ["StandIn"]

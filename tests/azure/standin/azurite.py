@@ -48,10 +48,10 @@ def install(home: Path = HOME) -> Path:
 class Azurite:
     """A running Azurite with one account, all in memory."""
 
-    def __init__(self, folder: Path, pki: Pki):
+    def __init__(self, pki: Pki):
         command = [
             *("node", str(install()), "--blobPort", "0", "--inMemoryPersistence", "--silent", "--oauth", "basic"),
-            *("--skipApiVersionCheck", "--disableTelemetry", "--location", str(folder)),
+            *("--skipApiVersionCheck", "--disableTelemetry"),
             *("--cert", str(pki.certificate), "--key", str(pki.key)),
         ]
         self._process = subprocess.Popen(

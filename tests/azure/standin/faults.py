@@ -79,7 +79,7 @@ class Faults:
 
     def throttled(self, method: str, path: str, *, retry_after: float = 1, times: int = 1, after: int = 0) -> Fault:
         """429 with Retry-After, in seconds."""
-        headers = {"Retry-After": f"{retry_after:g}", "retry-after-ms": f"{retry_after * 1000:.0f}"}
+        headers = {"Retry-After": f"{retry_after:g}"}
         error = ServiceError(429, "TooManyRequests", "The request was throttled. Retry later.", headers)
         return self._on(method, path, error.response(), times, after)
 

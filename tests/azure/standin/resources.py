@@ -13,8 +13,8 @@ from standin import names
 from standin.web import Request, Response, Router, ServiceError, answer
 
 Resource = dict[str, Any]
-POLL = {"retry-after-ms": "100", "Retry-After": "0"}
-"""Clients wait this long between two looks at an operation; the service says seconds."""
+POLL = {"retry-after-ms": "100"}
+"""How long clients wait between two looks at an operation; the service asks for seconds."""
 
 
 class Resources:

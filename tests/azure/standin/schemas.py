@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jsonschema import Draft4Validator, Draft7Validator, ValidationError
-from jsonschema.exceptions import best_match
 from jsonschema.validators import extend
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT4
@@ -90,8 +89,22 @@ def _errors(api_version: str, kinds: list[str], name: str, body: dict[str, Any])
 
 
 def _deepest(error: ValidationError) -> ValidationError:
-    """The most telling of the errors that stand below one."""
-    return best_match([error]) or error
+    """The most telling of the errors below one: that of the alternative which the body was meant for."""
+    while error.context:
+        branches: dict[Any, list[ValidationError]] = {}
+        for below in error.context:
+            branches.setdefault(below.relative_schema_path[0], []).append(below)
+        error = min(branches.values(), key=_misfit)[0]
+    return error
+
+
+def _misfit(errors: list[ValidationError]) -> tuple[bool, bool, int]:
+    """How little an alternative was meant: it has another discriminator, another JSON type, more errors."""
+    return (
+        any(error.validator in ("enum", "const") and str(error.path[-1]).endswith("Type") for error in errors),
+        any(error.validator == "type" and not error.relative_path for error in errors),
+        len(errors),
+    )
 
 
 _Validator = extend(Draft4Validator, {"const": Draft7Validator.VALIDATORS["const"]})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from standin import entra, names, pki, schemas
@@ -48,14 +49,21 @@ class StandIn:
         self.violations: list[str] = []
         keys = pki.make(folder / "pki")
         self._authority = keys.bundle
-        self.azurite = Azurite(folder, keys)
+        self._stack = ExitStack()
+        with ExitStack() as stack:
+            self._start(stack, keys)
+            self._stack = stack.pop_all()
+
+    def _start(self, stack: ExitStack, keys: pki.Pki) -> None:
+        self.azurite = Azurite(keys)
+        stack.callback(self.azurite.stop)
         self.identity = ManagedIdentity()
         self.store, self.resources, self.quota = BlobStore(self.azurite, keys), Resources(), Quota()
         self.workspace = Workspace(self.resources, self.store)
         self.images = Images(self.resources, self.store, self.faults)
-        self.jobs = Jobs(self, self.resources, folder / "jobs")
+        self.jobs = Jobs(self, self.resources, self.folder / "jobs")
         self.tracking = Tracking(self.jobs)
-        self.serving = Serving(self, folder / "deployments")
+        self.serving = Serving(self, self.folder / "deployments")
         operations = Operations()
         self.endpoints = Endpoints(self.resources, operations, self.serving, self.quota)
         self._gateway = Gateway(self.resources, self.endpoints, self.serving, self.faults)
@@ -64,6 +72,8 @@ class StandIn:
         self.proxy = ConnectProxy(self._server.address)
         for server in (self.identity, self._server, self.proxy):
             server.start()
+            stack.callback(server.stop)
+        stack.callback(self.wipe)
 
     def _routed(self, operations: Operations) -> dict[str, Callable[[Request], Response]]:
         arm, data_plane, login, vault = Router(), Router(), Router(), Router()
@@ -189,13 +199,7 @@ class StandIn:
 
     def stop(self) -> None:
         """End everything that was started; safe to call more than once."""
-        try:
-            self.endpoints.clear()
-            self.jobs.stop()
-        finally:
-            for server in (self.proxy, self._server, self.identity):
-                server.stop()
-            self.azurite.stop()
+        self._stack.close()
 
 
 def _check_scope(path: str) -> None:
