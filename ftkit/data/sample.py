@@ -102,7 +102,7 @@ def _arithmetic(random: Random) -> Problem:
 
 def _more(random: Random) -> Problem:
     thing, counter, english = random.choice(words.THINGS)
-    a, b = random.randint(2, 30), random.randint(2, 20)
+    a, b = random.randint(2, 20), random.randint(2, 10)
     return Problem(
         f"{thing}が{a}{counter}あります。{b}{counter}もらうと、全部で何{counter}になりますか？",
         f"はじめに{thing}が{a}{counter}あり、{b}{counter}増えます。{a}+{b}={a + b}なので、全部で{a + b}{counter}です。",
@@ -115,8 +115,8 @@ def _more(random: Random) -> Problem:
 
 def _fewer(random: Random) -> Problem:
     thing, counter, english = random.choice(words.THINGS)
-    a = random.randint(4, 40)
-    b = random.randint(2, min(a - 1, 20))
+    a = random.randint(4, 20)
+    b = random.randint(2, min(a - 1, 10))
     return Problem(
         f"{thing}が{a}{counter}あります。友だちに{b}{counter}あげると、残りは何{counter}ですか？",
         f"はじめに{thing}が{a}{counter}あり、{b}{counter}減ります。{a}-{b}={a - b}なので、残りは{a - b}{counter}です。",
@@ -142,7 +142,7 @@ def _price(random: Random) -> Problem:
 
 
 def _sum(random: Random) -> Problem:
-    a, b = random.randint(2, 60), random.randint(2, 30)
+    a, b = random.randint(2, 40), random.randint(2, 10)
     return Problem(
         random.choice((f"{a}+{b}を計算してください。", f"{a}たす{b}はいくつですか？")),
         f"{a}に{b}をたします。{a}+{b}={a + b}なので、答えは{a + b}です。",
@@ -154,8 +154,8 @@ def _sum(random: Random) -> Problem:
 
 
 def _difference(random: Random) -> Problem:
-    a = random.randint(6, 70)
-    b = random.randint(2, min(a - 1, 30))
+    a = random.randint(4, 40)
+    b = random.randint(2, min(a - 1, 10))
     return Problem(
         random.choice((f"{a}-{b}を計算してください。", f"{a}ひく{b}はいくつですか？")),
         f"{a}から{b}をひきます。{a}-{b}={a - b}なので、答えは{a - b}です。",
@@ -171,7 +171,7 @@ def _date(random: Random) -> Problem:
 
 
 def _weekday(random: Random) -> Problem:
-    today, days, past = random.randrange(7), random.randint(1, 20), random.random() < 0.3
+    today, days, past = random.randrange(7), random.randint(1, 14), random.random() < 0.3
     sign, word, english = (-1, "前", "before") if past else (1, "後", "after")
     (start, start_en), (end, end_en) = words.WEEKDAYS[today], words.WEEKDAYS[(today + sign * days) % 7]
     weeks, rest = divmod(days, 7)
@@ -197,7 +197,7 @@ def _days(count: int) -> str:
 
 def _calendar(random: Random) -> Problem:
     month = random.choice([m for m in range(1, 13) if m != 2])  # February's length depends on the year
-    length, days = words.DAYS_IN_MONTH[month], random.randint(2, 20)
+    length, days = words.DAYS_IN_MONTH[month], random.randint(2, 10)
     day = random.randint(1, length)
     total, following = day + days, month % 12 + 1
     fact, fact_en = f"{month}月は{length}日までです。", f"Month {month} has {length} days. "
@@ -220,7 +220,7 @@ def _calendar(random: Random) -> Problem:
 
 def _unit(random: Random) -> Problem:
     big, small, factor, big_en, small_en = random.choice(words.UNITS)
-    count = random.randint(2, 99 if factor in (10, 100, 1000) else 12)
+    count = random.randint(2, 99 if factor in (10, 100, 1000) else 9)
     many = count * factor
     fact, fact_en = f"1{big}は{factor}{small}です。", f"One {big_en} is {factor} {small_en}s. "
     if random.random() < 0.6:
@@ -309,7 +309,7 @@ def _parity(random: Random) -> Problem:
 
 
 def _sequence(random: Random) -> Problem:
-    start, step = random.randint(1, 30), random.randint(2, 10)
+    start, step = random.randint(1, 20), random.randint(2, 9)
     a, b, c, d = (start + i * step for i in range(4))
     return Problem(
         f"{a}、{b}、{c}の次の数は何ですか？",

@@ -274,7 +274,7 @@ def _spawn(endpoint: Endpoint, listener: socket.socket) -> subprocess.Popen[byte
 
 
 def _environment(endpoint: Endpoint) -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if True} | {
+    return {name: value for name, value in os.environ.items() if not _FOREIGN.search(name)} | {
         "AML_APP_ROOT": endpoint.folder,  # the server would take a config.json there for its own settings
         "AZUREML_ENTRY_SCRIPT": str(SCORING_SCRIPT),
         "AZUREML_MODEL_DIR": endpoint.model_dir,

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.table import Table
 from rich.text import Text
@@ -102,7 +102,7 @@ def _ask(config: Config, model: Model, questions: Sequence[Question], context: C
         max_new_tokens=settings.max_new_tokens,
         batch_size=settings.batch_size,
         stop_ids=harmony.stop_ids,
-        pad_id=int(tokenizer.pad_token_id),
+        pad_id=cast(int, tokenizer.pad_token_id),
     )
     del loaded
     gc.collect()

@@ -138,7 +138,7 @@ def check_architecture(model: Model, config: Any) -> None:
 def _source(model: Model) -> tuple[str, dict[str, Any]]:
     """A folder or a hub id, and how to read it.
 
-    The hub is asked once whether it answers: from_pretrained asks five times for each before it turns to the cache.
+    The hub is asked once if it answers: from_pretrained asks five times for each before it turns to the cache.
     """
     path = asset_path(model.pretrained_model_name_or_path)
     if _is_folder(path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,11 +30,13 @@ def azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
     """Azure on loopback; hand ``azure.environment`` to the processes that shall speak to it."""
     if not shutil.which("node"):
         pytest.skip("needs Node.js, for Azurite")
+    usual = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing outlives a terminated session
     stand_in = StandIn(tmp_path_factory.mktemp("azure"))
     try:
         yield stand_in
     finally:
         stand_in.stop()
+        signal.signal(signal.SIGTERM, usual)
 
 
 @pytest.fixture(autouse=True)

@@ -37,14 +37,18 @@ def _client(credential: Any, workspace: str | None = None) -> MLClient:
     return MLClient(credential, *names, show_progress=False)
 
 
+def _region(of: MLClient) -> str:
+    found: Any = of.workspaces.get(of.workspace_name)
+    return found.location
+
+
 def region(workspace: str | None = None) -> str:
-    found = _client(DefaultAzureCredential(), workspace)
-    return str(found.workspaces.get(found.workspace_name).location)
+    return _region(_client(DefaultAzureCredential(), workspace))
 
 
 def region_with_secret(secret: str) -> str:
     credential = ClientSecretCredential(os.environ["AZURE_TENANT_ID"], os.environ["AZURE_CLIENT_ID"], secret)
-    return str(_client(credential).workspaces.get(os.environ["WORKSPACE_NAME"]).location)
+    return _region(_client(credential))
 
 
 def region_few_retries() -> str:
@@ -52,21 +56,27 @@ def region_few_retries() -> str:
         DefaultAzureCredential(), client().subscription_id, client().resource_group_name, client().workspace_name,
         retry_total=2, retry_backoff_factor=0.01,
     )  # fmt: skip
-    return str(few.workspaces.get(client().workspace_name).location)
+    return _region(few)
 
 
 def usages() -> dict[str, tuple[int, int]]:
     """Used and allowed vCPUs by family; the SDK leaves ``current_value`` empty and keeps the answer's own name."""
-    return {usage.name["value"]: (vars(usage)["currentValue"], usage.limit) for usage in client().compute.list_usage()}
+    found: Any = client().compute.list_usage()
+    return {usage.name["value"]: (vars(usage)["currentValue"], usage.limit) for usage in found}
 
 
 def sizes() -> dict[str, int]:
-    return {size.name: vars(size)["vCPUs"] for size in client().compute.list_sizes()}
+    found: Any = client().compute.list_sizes()
+    return {size.name: vars(size)["vCPUs"] for size in found}
 
 
 def cluster(name: str) -> tuple[str, int]:
     found: Any = client().compute.get(name)
     return found.size, found.max_instances
+
+
+def connection_key(name: str) -> str:
+    return str(client().connections.get(name, populate_secrets=True).credentials.key)  # type: ignore[union-attr]
 
 
 def make_environment(name: str, folder: str) -> str:
@@ -91,7 +101,8 @@ def _text(state: Any) -> str:
 
 
 def _workspace_id() -> str:
-    return str(client().workspaces.get(client().workspace_name).id)
+    found: Any = client().workspaces.get(client().workspace_name)
+    return found.id
 
 
 def make_data(name: str, version: str, path: str) -> str:

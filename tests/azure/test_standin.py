@@ -140,6 +140,11 @@ def test_a_secret_reaches_a_job_by_its_managed_identity_alone(azure: StandIn, sd
     assert sdk.attempt("stream", without).error == "JobException"
 
 
+def test_a_connection_gives_its_key(azure: StandIn, sdk: SdkWorker):
+    azure.workspace.connections["hugging-face"] = "hf_key"
+    assert sdk("connection_key", "hugging-face") == "hf_key"
+
+
 def test_jobs_on_a_cluster_are_cancelled_time_out_and_fail(azure: StandIn, sdk: SdkWorker, code: Path):
     job = sdk("submit", str(code), "sleep 600", {"compute": "gpu-cluster"})
     assert azure.jobs[job].started.wait(20) and azure.costing() == [f"job {job}"]
@@ -201,11 +206,24 @@ def test_an_identity_based_datastore(azure: StandIn, sdk: SdkWorker, tmp_path: P
     assert azure.record.uploaded_bytes == len("by identity") and not azure.record.to("POST", "/listSecrets")
 
 
-def test_a_body_that_breaks_the_schema_is_refused_and_remembered(azure: StandIn, sdk: SdkWorker):
-    body = {"properties": {"dataType": "uri_file", "dataUri": "azureml://datastores/x/paths/y", "colour": "red"}}
-    assert sdk("put_raw", "data/odd/versions/1", "2023-04-01-preview", body) == 400
-    assert "'colour' was unexpected" in azure.violations[0]
-    with pytest.raises(AssertionError, match="colour"):
+DATA = {"dataType": "uri_file", "dataUri": "azureml://datastores/workspaceblobstore/paths/rows.jsonl"}
+JOB = {"jobType": "Command", "command": "true", "environmentId": "x"}
+
+
+@pytest.mark.parametrize(
+    ("path", "api_version", "properties", "problem"),
+    [
+        ("data/odd/versions/1", "2023-04-01-preview", {**DATA, "colour": "red"}, "'colour' was unexpected"),
+        ("jobs/odd", "2025-01-01-preview", {**JOB, "resources": {"nodes": 2}}, "'nodes' was unexpected"),
+        ("jobs/odd", "2025-01-01-preview", {"jobType": "Command", "command": "true"}, "'environmentId' is a required"),
+        ("jobs/odd", "2020-01-01", JOB, "no schema of api-version 2020-01-01"),
+    ],
+)
+def test_a_body_that_breaks_its_schema_is_refused_and_remembered(
+    azure: StandIn, sdk: SdkWorker, path: str, api_version: str, properties: dict, problem: str
+):
+    assert sdk("put_raw", path, api_version, {"properties": properties}) == 400
+    with pytest.raises(AssertionError, match=problem):
         azure.verify()
     azure.violations.clear()
 

@@ -232,7 +232,8 @@ def test_a_server_whose_command_was_killed_is_cleared_away_by_the_next(options: 
     with command(options | {"endpoint_name": "orphaned"}) as starting:
         assert starting.stdout is not None
         starting.stdout.readline()
-        while not (starting_file := state(options) / "orphaned" / "starting.json").exists():
+        starting_file = state(options) / "orphaned" / "starting.json"
+        while not (starting_file.exists() and json.loads(starting_file.read_text())["pid"]):
             assert starting.poll() is None
         starting.kill()
         starting.communicate(timeout=60)
@@ -250,7 +251,8 @@ def test_a_server_whose_command_was_killed_is_cleared_away_by_the_next(options: 
 
 
 def test_a_stranger_with_the_old_number_is_left_alone(tmp_path: Path):
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as stranger:
+    sleeper = [sys.executable, "-c", "input()"]
+    with subprocess.Popen(sleeper, stdin=subprocess.PIPE, start_new_session=True) as stranger:
         folder = tmp_path / "gone"
         folder.mkdir()
         gone = Endpoint(

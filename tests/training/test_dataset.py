@@ -1,4 +1,4 @@
-"""Trap 6: no row vanishes, none is cut. The guards are in ``training_rows``."""
+"""No row vanishes, none is cut. The guards are in ``training_rows``."""
 
 from __future__ import annotations
 

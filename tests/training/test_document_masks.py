@@ -1,4 +1,4 @@
-"""Trap 2: documents of a packed row must not see each other. The guard is ``isolate_documents``."""
+"""Documents of a packed row must not see each other. The guard is ``isolate_documents``."""
 
 from __future__ import annotations
 

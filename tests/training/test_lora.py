@@ -1,4 +1,4 @@
-"""Trap 4: adapters go where they were asked for, or nothing is trained. The guards are in ``add_lora``."""
+"""Adapters go where they were asked for, or nothing is trained. The guards are in ``add_lora``."""
 
 from __future__ import annotations
 

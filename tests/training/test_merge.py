@@ -1,4 +1,4 @@
-"""Merging: traps 1 (names on saving) and 9 (stops), and a merged model that is wrong is not kept."""
+"""Merging: names on saving, stop tokens, and a merged model that is wrong is not kept."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ def test_the_folder_has_all_that_serving_needs(merged: tuple[Path, MergeResult])
 def test_upstream_still_saves_a_dequantised_model_under_names_it_does_not_find(
     mxfp4_folder: Path, tmp_path: Path
 ) -> None:
-    """Canary for trap 1: when this fails, save_original_format=False in ``write`` is no longer needed."""
+    """Canary: when this fails, save_original_format=False in ``write`` is no longer needed."""
     load_base(small_run(mxfp4_folder).model).save_pretrained(tmp_path)
     _, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert any("experts" in name for name in info["missing_keys"])
 
 
 def test_a_model_that_came_in_mxfp4_is_merged_dense(mxfp4_folder: Path, token_file: Path, tmp_path: Path) -> None:
-    """Trap 1. Guard: save_original_format=False in ``write``."""
+    """Names that load again. Guard: save_original_format=False in ``write``."""
     config = small_run(mxfp4_folder)
     train(config, tokens=token_file, out=tmp_path / "train", checkpoints=tmp_path / "checkpoints", say=lambda _: None)
     out = tmp_path / "merged"
@@ -125,7 +125,7 @@ def test_a_model_that_reads_back_otherwise_is_not_kept(
 def test_a_model_that_reads_back_with_holes_is_not_kept(
     model_folder: Path, token_file: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Trap 1's outcome; guard: check_complete in read_back."""
+    """Missing weights are an error. Guard: check_complete in read_back."""
     write = merging.write
 
     def renamed(model: Any, tokenizer: Any, folder: Path, serving: Any) -> None:

@@ -1,4 +1,4 @@
-"""Loading the base: trap 3 (router loss) and half of trap 1 (weights that are missing are drawn at random)."""
+"""Loading the base: no router loss unless asked for, no weight that is missing and so drawn at random."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from huggingface_hub import errors
 from safetensors.torch import load_file, save_file
 from small_model import SHAPE, save_small_model, small_run
 
+from ftkit.config.resolve import resolve
 from ftkit.config.schema import Model
 from ftkit.errors import StageError
 from ftkit.training.model import load_base, load_tokenizer
@@ -41,6 +42,12 @@ def test_mxfp4_experts_become_dense(mxfp4_folder: Path) -> None:
             prefix = f"model.layers.{layer}.mlp.experts.{name}"
             expected = dequantize_mxfp4(stored[f"{prefix}_blocks"], stored[f"{prefix}_scales"], torch.float32)
             assert torch.equal(getattr(block.mlp.experts, name), expected)
+
+
+def test_the_model_that_ships_with_ftkit_loads_by_the_same_path() -> None:
+    model = resolve(["experiment=tiny"]).model
+    assert load_base(model).config.num_local_experts == model.architecture.num_local_experts
+    assert load_tokenizer(model).convert_tokens_to_ids("<|return|>") is not None
 
 
 @pytest.mark.parametrize("key", SHAPE)

@@ -144,7 +144,7 @@ def test_libraries_keep_quiet(run: Run, capfd: pytest.CaptureFixture) -> None:
 def test_the_loss_is_the_mean_over_the_loss_tokens_of_each_document_alone(
     model_folder: Path, token_file: Path, tmp_path: Path, packing: str, accumulation: int
 ) -> None:
-    """Guards: isolate_documents in session._set_up for packing, TRL's count of a step's loss tokens for accumulation."""
+    """Guards: isolate_documents in session._set_up for packing, TRL's count of loss tokens for accumulation."""
     batch = 16 // accumulation
     overrides = [
         f"sft.packing={packing}",
@@ -166,7 +166,7 @@ def test_the_loss_is_the_mean_over_the_loss_tokens_of_each_document_alone(
 
 
 def test_the_router_is_not_trained_towards_balance(model_folder: Path, token_file: Path, tmp_path: Path) -> None:
-    """Trap 3, in the trainer: with a coefficient the loss is another; the guards are load_base and sft_config."""
+    """The router loss, in the trainer: with a coefficient the loss is another; guarded by load_base and sft_config."""
     losses = {}
     for coefficient in ("0.0", "0.9"):
         run = Run(
@@ -193,7 +193,7 @@ def test_accumulating_gives_the_same_losses_as_larger_batches(
 def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
     run: Run, whole: tuple[Run, TrainResult, list[str]]
 ) -> None:
-    """Trap 7: the guards are save_only_model and ignore_data_skip in sft_config. Killed in the second epoch."""
+    """Killed in the second epoch. Guards: save_only_model and ignore_data_skip in sft_config."""
     process = subprocess.Popen([sys.executable, *command(run, "step 11/")], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     while not process.stdout.readline().startswith("step 11/"):
@@ -230,7 +230,7 @@ def test_a_run_that_was_cut_off_before_it_saved_the_adapter_only_saves_it(run: R
 def test_a_signal_saves_the_step_and_the_next_run_goes_on_from_there(
     run: Run, whole: tuple[Run, TrainResult, list[str]], number: signal.Signals
 ) -> None:
-    """Trap 8: a run that was stopped is no finished run."""
+    """A run that was stopped is no finished run."""
 
     def say(line: str) -> None:
         if line.startswith("step  4/"):
@@ -257,7 +257,7 @@ def test_a_second_ctrl_c_stops_at_once(run: Run) -> None:
 
 
 def test_training_that_ends_early_is_no_success(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trap 8: guard is the comparison of global_step with max_steps in session._train."""
+    """Guard: the comparison of global_step with max_steps in session._train."""
     from ftkit.training.trainer import Trainer
 
     monkeypatch.setattr(

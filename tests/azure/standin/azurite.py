@@ -83,21 +83,23 @@ class Azurite:
         """Pass a request on, and its answer back; each of the server's threads keeps a connection."""
         headers = {name: value for name, value in request.headers.items() if name not in NOT_FORWARDED}
         headers["content-length"] = str(len(request.body))
-        for fresh in (False, True):
-            try:
-                connection = self._connection(fresh)
-                connection.request(request.method, request.target, request.body, headers)
-                answer = connection.getresponse()
-                body = answer.read()
-                break
-            except (http.client.RemoteDisconnected, ConnectionError):
-                if fresh:
-                    raise
+        try:
+            answer, body = self._exchange(request, headers, fresh=False)
+        except (http.client.RemoteDisconnected, ConnectionError):
+            answer, body = self._exchange(request, headers, fresh=True)
         kept = {name: value for name, value in answer.getheaders() if name.lower() not in NOT_FORWARDED}
         if request.method != "HEAD":
             kept.pop("content-length", None)
             kept.pop("Content-Length", None)
         return Response(answer.status, body, kept)
+
+    def _exchange(
+        self, request: Request, headers: dict[str, str], fresh: bool
+    ) -> tuple[http.client.HTTPResponse, bytes]:
+        connection = self._connection(fresh)
+        connection.request(request.method, request.target, request.body, headers)
+        answer = connection.getresponse()
+        return answer, answer.read()
 
     def _connection(self, fresh: bool) -> http.client.HTTPSConnection:
         if fresh or not hasattr(self._local, "connection"):

@@ -35,7 +35,7 @@ class ManagedIdentity(http.server.ThreadingHTTPServer):
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    server: ManagedIdentity
+    server: ManagedIdentity  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def log_message(self, format: str, *arguments: object) -> None:
         pass

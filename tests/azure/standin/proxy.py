@@ -37,7 +37,7 @@ class ConnectProxy(socketserver.ThreadingTCPServer):
 
 
 class _Tunnel(socketserver.StreamRequestHandler):
-    server: ConnectProxy
+    server: ConnectProxy  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def handle(self) -> None:
         method, target, *_ = (*self.rfile.readline().decode("latin1").split(), "", "")
