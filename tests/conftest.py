@@ -1,40 +1,14 @@
-"""Shared by all tests: one thread a process, no hub, and the command line as a user runs it."""
+"""Shared by all tests: one thread a process, no hub, an empty folder, a life cycle that has been run."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from command import FinishedRun, run_ftkit
 
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", COLUMNS="200")
-REPOSITORY = Path(__file__).resolve().parent.parent
-
-
-@dataclass(frozen=True)
-class Command:
-    """A finished ``python -m ftkit …``."""
-
-    status: int
-    out: str
-    err: str
-
-
-def run_ftkit(*arguments: str, cwd: Path, timeout: float = 240, **environment: str) -> Command:
-    """Run the command line in a folder, as a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "ftkit", *arguments],
-        cwd=cwd,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-    return Command(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.fixture
@@ -62,20 +36,3 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory):
         yield FinishedRun(folder, commands["all"], commands["evaluate"])
     finally:
         run_ftkit(*tiny, "stage=teardown", "yes=true", cwd=folder)
-
-
-@dataclass(frozen=True)
-class FinishedRun:
-    """A life cycle that has been run: the working directory, and two commands' output."""
-
-    folder: Path
-    all: Command
-    evaluate: Command
-
-    @property
-    def outputs(self) -> Path:
-        return self.folder / "outputs" / "tiny"
-
-    def ftkit(self, *arguments: str, **environment: str) -> Command:
-        """Another command in the same folder."""
-        return run_ftkit("experiment=tiny", "deployment.port=0", *arguments, cwd=self.folder, **environment)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, run_ftkit
+from command import REPOSITORY, run_ftkit
 
 from ftkit.config.schema import STAGES
 from ftkit.config.sources import groups, options

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, run_ftkit
+from command import REPOSITORY, run_ftkit
 
 from ftkit.config.schema import SIDE_STAGES, STAGES
 from ftkit.config.sources import groups, options

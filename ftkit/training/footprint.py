@@ -1,8 +1,7 @@
 """How many parameters LoRA trains and how much GPU memory a step needs, from the configuration; imports no torch.
 
-The working set was fitted to peaks measured on one H100 80GB (4 × 2,048 tokens, r=8, checkpointing, PEFT 0.21,
-transformers 5.17, torch 2.11): 6 layers with LoRA on all experts and flex attention, 16.4 GiB; 24 layers with LoRA
-on three layers' experts and eager attention, 58.8 GiB.
+The constants were fitted to peaks measured on one H100 80GB (PEFT 0.21, transformers 5.17, torch 2.11), five settings of
+``scripts/bench_train`` with 6 layers and one of 24 layers with eager attention; they give these within 4 %.
 """
 
 from __future__ import annotations
@@ -16,6 +15,10 @@ GIB = 2**30
 BYTES = {"bfloat16": 2, "float32": 4}
 ADAPTER_BYTES = 4 + 4 + 8
 """float32 weight, gradient and Adam's two moments, for each trained parameter."""
+EXPERT_ROW_COPIES = 2.7
+"""What a layer's backward pass holds for each token, as multiples of what its experts' forward pass leaves."""
+ADAPTED_WEIGHT_COPIES = 1.35
+"""What PEFT holds while it builds a layer's adapted experts whole, and their gradient, as multiples of their size."""
 EAGER_SCORE_COPIES = 7
 """Copies of the attention scores alive at once in the backward pass of eager attention."""
 LOSS_CHUNK_ROWS = 256
@@ -108,6 +111,7 @@ def footprint(config: Config) -> Footprint:
     saved = a.num_hidden_layers * tokens * a.hidden_size * width
     if not sft.gradient_checkpointing:
         saved = a.num_hidden_layers * tokens * (_expert_row(a) + 8 * a.hidden_size) * width
+        saved += len(adapted_expert_tensors(config)) / 2 * _expert_weights(a) * width
     return Footprint(
         weights=model_parameters(a) * width,
         adapter=adapter_parameters(config).total * (ADAPTER_BYTES + replicated),
@@ -119,12 +123,9 @@ def footprint(config: Config) -> Footprint:
 def _working_set(config: Config, tokens: int, width: int) -> float:
     """What one layer's recomputation and backward pass hold at their peak, or the loss where that is more."""
     a = config.model.architecture
-    layer = tokens * _expert_row(a) * width
+    layer = EXPERT_ROW_COPIES * tokens * _expert_row(a) * width
     if adapted_expert_tensors(config):
-        gate_up = a.num_local_experts * 2 * a.hidden_size * a.intermediate_size
-        layer += (
-            _expert_weights(a) * width + gate_up * 4
-        )  # PEFT builds the adapted experts whole, and a float32 gradient
+        layer += ADAPTED_WEIGHT_COPIES * _expert_weights(a) * width
     if config.model.attn_implementation == "eager":
         scores = config.sft.per_device_train_batch_size * a.num_attention_heads * config.sft.max_length**2
         layer += EAGER_SCORE_COPIES * scores * width

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from command import REPOSITORY
 
 from ftkit.config.resolve import resolve
 from ftkit.config.schema import GROUPS

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import FinishedRun
+from command import FinishedRun
 from PIL import Image
 
 from ftkit.config.schema import STAGES

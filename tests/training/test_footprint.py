@@ -1,0 +1,39 @@
+"""What plan predicts, against what was measured and what the real models have."""
+
+from __future__ import annotations
+
+import pytest
+
+from ftkit.config.resolve import resolve
+from ftkit.training.footprint import GIB, adapter_parameters, footprint, model_parameters
+
+SIX_LAYERS = "model.architecture.num_hidden_layers=6"
+MEASURED_ON_AN_H100 = {
+    f"{SIX_LAYERS} lora=attention sft.max_length=2048 sft.per_device_train_batch_size=4": 14.5,
+    f"{SIX_LAYERS} sft.max_length=2048 sft.per_device_train_batch_size=4": 16.3,
+    f"{SIX_LAYERS} sft.max_length=4096": 15.0,
+    f"{SIX_LAYERS} sft.max_length=4096 lora.r=32": 15.9,
+    f"{SIX_LAYERS} sft.max_length=4096 sft.gradient_checkpointing=false": 27.5,
+    "lora=cookbook model.attn_implementation=eager sft.max_length=2048 sft.per_device_train_batch_size=4": 58.8,
+}
+"""Peaks in GiB of torch.cuda.max_memory_allocated, by overrides."""
+
+
+@pytest.mark.parametrize("overrides", MEASURED_ON_AN_H100)
+def test_prediction_is_within_a_tenth_of_the_measured_peak(overrides: str):
+    predicted = footprint(resolve([*overrides.split(), "stage=plan"])).total / GIB
+    assert predicted == pytest.approx(MEASURED_ON_AN_H100[overrides], rel=0.1)
+
+
+@pytest.mark.parametrize(("model", "published"), [("gpt-oss-20b", 20_914_757_184), ("gpt-oss-120b", 116_829_156_672)])
+def test_parameters_are_the_published_ones(model: str, published: int):
+    assert model_parameters(resolve([f"model={model}", "stage=plan"]).model.architecture) == published
+
+
+@pytest.mark.parametrize(
+    ("lora", "attention", "experts"),
+    [("experts", 3_981_312, 88_473_600), ("attention", 3_981_312, 0), ("cookbook", 3_981_312, 11_059_200)],
+)
+def test_adapter_parameters(lora: str, attention: int, experts: int):
+    adapter = adapter_parameters(resolve([f"lora={lora}", "stage=plan"]))
+    assert (adapter.attention, adapter.experts) == (attention, experts)
