@@ -24,8 +24,10 @@ from ftkit.files import written_aside
 from ftkit.serving.score import Harmony
 from ftkit.stages import Context, Made
 from ftkit.stages.prepare import TOKENS
+from ftkit.training.quiet import libraries_to
 
 ANSWERS = "answers.jsonl"
+LIBRARY_LOG = "library.log"
 ROWS = (
     ("thinks in Japanese", "thinks_in_japanese"),
     ("parses as Harmony with a final answer", "parses"),
@@ -61,8 +63,10 @@ def run(context: Context) -> Made:
             "revision": None,
         }
     )
-    before = _ask(config, config.model, questions, context)
-    after = _ask(config, tuned, questions, context)
+    context.folder.mkdir(parents=True, exist_ok=True)
+    with libraries_to(context.folder / LIBRARY_LOG):
+        before = _ask(config, config.model, questions)
+        after = _ask(config, tuned, questions)
     _print(measure(before), measure(after), before, after)
     with written_aside(context.folder / ANSWERS) as aside:
         _write(aside, before, after)
@@ -89,7 +93,7 @@ def _questions(folder: Path, name: str, limit: int) -> list[Question]:
     ]
 
 
-def _ask(config: Config, model: Model, questions: Sequence[Question], context: Context) -> list[Answer]:
+def _ask(config: Config, model: Model, questions: Sequence[Question]) -> list[Answer]:
     from ftkit.training.model import load_base, load_tokenizer
 
     tokenizer = load_tokenizer(model)

@@ -45,7 +45,14 @@ def run(config: Config, *, tokens: Path, out: Path, checkpoints: Path, say: Say 
     _make_folders(out, checkpoints)
     with libraries_to(out / "library.log" if first else None):
         args = sft_config(config, checkpoints)
-        trainer, counts, trained = _set_up(config, args, tokens, say)
+        try:
+            trainer, counts, trained = _set_up(config, args, tokens, say)
+        except torch.OutOfMemoryError as error:
+            raise StageError(
+                f"{config.model.name} does not fit into the GPU's memory, or something else lies there: "
+                + str(error).split(". Of the allocated")[0],
+                cure="stage=plan shows what it needs; nvidia-smi shows what else runs on the GPU",
+            ) from error
         watch = Watch(out, say)
         if first:
             trainer.add_callback(watch)
