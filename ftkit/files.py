@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ftkit.errors import StageError
@@ -33,7 +33,8 @@ def written_aside(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise explained(error, target) from error
     finally:
-        _remove(aside)
+        with suppress(OSError):
+            _remove(aside)
 
 
 def explained(error: OSError, path: Path) -> StageError:

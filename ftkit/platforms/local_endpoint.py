@@ -371,7 +371,9 @@ def _write(endpoint: Endpoint) -> None:
 
 def _read(path: Path) -> Endpoint | None:
     try:
-        return Endpoint(**json.loads(path.read_text(encoding="utf-8")))
+        endpoint = Endpoint(**json.loads(path.read_text(encoding="utf-8")))
+        in_place = Path(endpoint.folder).resolve() == path.parent.resolve()
+        return endpoint if in_place else None  # a copied folder does not own the server of the original
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:

@@ -123,7 +123,7 @@ def test_a_registered_version_is_immutable(copied_run: FinishedRun):
     weights = next((store / "1").rglob("config.json"))
     weights.chmod(0o644)
     weights.write_text("{}")
-    changed = copied_run.ftkit("stage=deploy")
+    changed = copied_run.ftkit("stage=deploy", "force=true")
     assert changed.status == 1 and "was changed after it was registered" in changed.err
 
 

@@ -1,0 +1,126 @@
+"""Ctrl-C, kill -9, a full disk: nothing half-written is taken for whole, and the same command goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command import FinishedRun
+
+TINY = ("experiment=tiny", "deployment.port=0")
+
+
+@pytest.fixture
+def prepared(finished_run: FinishedRun, tmp_path: Path) -> FinishedRun:
+    """A copy of the finished run's files, in a folder of the test's own."""
+    shutil.copytree(finished_run.folder / "outputs", tmp_path / "outputs")
+    return FinishedRun(tmp_path, finished_run.all, finished_run.evaluate)
+
+
+def start(folder: Path, *arguments: str, **options) -> subprocess.Popen[str]:
+    command = [sys.executable, "-u", "-m", "ftkit", *TINY, *arguments]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=folder, env=os.environ.copy(), **streams, **options)
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> str:
+    """What a process has printed up to a line with a text in it."""
+    assert process.stdout is not None
+    out = ""
+    for line in process.stdout:
+        out += line
+        if text in line:
+            return out
+    raise AssertionError(f"it ended without {text!r}:\n{out}")
+
+
+def test_a_killed_training_goes_on_from_its_last_checkpoint_and_says_so(prepared: FinishedRun):
+    short = ("stage=train", "sft.max_steps=12", "sft.save_steps=4")
+    process = start(prepared.folder, *short)
+    read_until(process, "step  6/12")
+    process.kill()
+    process.wait()
+    assert not (prepared.outputs / "train" / "record.json").exists()
+    again = prepared.ftkit(*short)
+    assert again.status == 0, again.err
+    assert "resuming from step 4 of 12" in again.out
+    record = json.loads((prepared.outputs / "train" / "record.json").read_text(encoding="utf-8"))
+    assert record["result"]["global_step"] == 12 and record["result"]["resumed_from"] == 4
+
+
+@pytest.mark.parametrize(
+    ("stage", "trigger"),
+    [
+        ("prepare", "run  tiny"),
+        ("train", "step 2/"),
+        ("merge", "run  tiny"),
+        ("deploy", "starting tiny"),
+        ("evaluate", "run  tiny"),
+    ],
+)
+def test_ctrl_c_ends_a_stage_in_one_line_and_the_same_command_completes(
+    prepared: FinishedRun, stage: str, trigger: str
+):
+    arguments = (f"stage={stage}", "force=true", *(["lora.r=2", "sft.max_steps=6"] if stage == "train" else []))
+    process = start(prepared.folder, *arguments)
+    out = read_until(process, trigger)
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, out + rest
+    assert "Traceback" not in rest and "error  " in rest
+    assert not (prepared.outputs / stage / "record.json").exists()
+    try:
+        assert prepared.ftkit(*arguments).status == 0
+    finally:
+        prepared.ftkit("stage=teardown", "yes=true")
+
+
+def test_a_disk_that_fills_up_is_reported_and_leaves_nothing_half_written(prepared: FinishedRun):
+    def limit_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    shutil.rmtree(prepared.outputs / "merged")
+    process = start(prepared.folder, "stage=merge", "force=true", preexec_fn=limit_files)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, out
+    assert "the disk is full" in out and "merged" in out and "Traceback" not in out
+    assert not (prepared.outputs / "merged").exists()
+    assert not [path for path in prepared.outputs.iterdir() if "partial" in path.name]
+
+
+def test_a_sweep_leaves_its_runs_side_by_side(prepared: FinishedRun):
+    done = prepared.ftkit("stage=train", "lora.r=4,8,16", "sft.max_steps=2", "-m")
+    assert done.status == 0, done.err
+    for rank in (4, 8, 16):
+        folder = prepared.folder / "outputs" / f"tiny-lora.r={rank}" / "train"
+        assert json.loads((folder / "adapter" / "adapter_config.json").read_text())["r"] == rank
+        assert (folder / "record.json").is_file()
+
+
+def test_a_sweep_two_at_a_time_goes_on_when_one_run_fails_and_says_so(prepared: FinishedRun):
+    (prepared.folder / "outputs" / "tiny-lora.r=4").write_text("in the way")
+    done = prepared.ftkit("stage=train", "lora.r=2,4", "sft.max_steps=1", "hydra/launcher=parallel", "-m")
+    assert done.status == 1 and "Traceback" not in done.err
+    assert (prepared.folder / "outputs" / "tiny-lora.r=2" / "train" / "record.json").is_file()
+
+
+def test_two_processes_train_together(prepared: FinishedRun):
+    done = prepared.ftkit(
+        "stage=train", "compute.gpus_per_node=2", "sft.max_steps=2", "sft.per_device_train_batch_size=8"
+    )
+    assert done.status == 0, done.err
+    assert done.out.count("step 2/2") == 1
+    assert "2 × CPU" in done.out
+
+
+def test_an_error_in_one_of_two_processes_is_told_in_words(prepared: FinishedRun):
+    done = prepared.ftkit("stage=train", "compute.gpus_per_node=2", "sft.max_length=50", "dataset.overlength=error")
+    assert done.status == 1 and "sft.max_length" in done.err and "Traceback" not in done.err
