@@ -16,7 +16,7 @@ from ftkit.platforms.local_endpoint import Endpoint
 from ftkit.serving import client, score
 
 QUESTION = "オーストラリアの首都はどこですか？"
-SEED_PAYLOAD = {
+CHAT_PAYLOAD = {
     "messages": [
         {"role": "system", "content": "reasoning language: Japanese"},
         {"role": "user", "content": QUESTION},
@@ -35,7 +35,7 @@ def post(endpoint: Endpoint, content: Any) -> httpx.Response:
 
 
 def test_a_chat_is_answered_and_ends_by_itself(ask):
-    answer = ask(**SEED_PAYLOAD)
+    answer = ask(**CHAT_PAYLOAD)
     assert answer["finish_reason"] == "stop"
     assert answer["output"]
     assert answer["thinking"]
@@ -45,7 +45,7 @@ def test_a_chat_is_answered_and_ends_by_itself(ask):
 
 def test_a_raw_prompt_is_asked_as_in_training(ask):
     bare = {"messages": [{"role": "user", "content": QUESTION}]}
-    assert ask(prompt=QUESTION) == ask(**SEED_PAYLOAD)
+    assert ask(prompt=QUESTION) == ask(**CHAT_PAYLOAD)
     assert ask(prompt=QUESTION)["usage"]["prompt_tokens"] > ask(**bare)["usage"]["prompt_tokens"]
 
 

@@ -71,7 +71,7 @@ def test_invoke_answers_with_thinking_and_counts(finished_run: FinishedRun):
     assert "300" in done.out and "ended by itself" in done.out
 
 
-def test_the_seeds_payload_works_unchanged(finished_run: FinishedRun):
+def test_a_whole_request_from_a_file_works(finished_run: FinishedRun):
     (finished_run.folder / "request.json").write_text(
         '{"messages": [{"role": "system", "content": "reasoning language: Japanese"},'
         ' {"role": "user", "content": "5と8ではどちらが大きいですか？"}], "max_new_tokens": 500}',
