@@ -19,10 +19,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry of ``python -m ftkit`` and of ``ftkit``; ends the process with status 0, 1, 2 or 130."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        _dispatch(arguments)
-    except FtkitError as error:
-        print_error(error)
-        sys.exit(error.exit_status)
+        try:
+            _dispatch(arguments)
+        except FtkitError as error:
+            print_error(error)
+            sys.exit(error.exit_status)
     except KeyboardInterrupt:
         print_error(Interrupted("interrupted"))
         sys.exit(Interrupted.exit_status)
