@@ -90,14 +90,14 @@ def _run_frozen(arguments: list[str]) -> None:
             [Problem("--resolved", "names no file", "on the command line", "--resolved outputs/<run>/config.yaml")]
         )
     command_line = read(arguments[: position - 1] + arguments[position + 1 :], multirun=False)
-    allowed = ("stage", "force", "yes")
+    allowed = ("stage", "force", "yes", "run.outputs", "run.records", "run.earlier", "model.folder", "dataset.folder")
     fixed = [
         Problem(k, "is fixed by --resolved", "on the command line", "") for k in command_line.keys if k not in allowed
     ]
     if fixed or command_line.problems:
         raise ConfigError([*command_line.problems, *fixed])
     changes = {override.key_or_group: override.value() for override in command_line.overrides}
-    _run(load_frozen(Path(arguments[position])).model_copy(update=changes))
+    _run(load_frozen(Path(arguments[position]), changes))
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:

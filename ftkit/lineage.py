@@ -55,7 +55,7 @@ def context_of(config: Config, stage: Stage, origin: Origin, say: Callable[[str]
     """What the stage's ``run`` is given."""
     fingerprint = records.fingerprint(stage.name, origin.settings, origin.inputs, __version__)
     run_folder = folder_of(config)
-    return Context(config, run_folder, run_folder / stage.name, fingerprint, origin.needs, say)
+    return Context(config, run_folder, run_folder / stage.name, fingerprint, origin.needs, say, stage.name)
 
 
 def find(config: Config, stage: Stage, wanted_by: str) -> Found:
@@ -64,13 +64,16 @@ def find(config: Config, stage: Stage, wanted_by: str) -> Found:
     Raises:
         StageError: there is none, its files are gone, or it was made with other settings or an earlier predecessor.
     """
-    own = folder_of(config)
+    own, given = folder_of(config), config.run.records
     base = Path(config.run.outputs) / config.run.base if config.run.base else own
-    for run_folder in dict.fromkeys((own, base)):
+    earlier = Path(config.run.earlier) if config.run.earlier else own
+    for run_folder in dict.fromkeys((own, base, earlier)):
         if record := records.read(run_folder, stage.name):
             found = Found(record, run_folder)
             _check(config, stage, found, wanted_by)
             return found
+    if given and (record := records.read(Path(given), stage.name)):
+        return Found(record, Path(given))  # checked where the job was submitted; what was made is not here
     missing = _missing_before(config, stage)
     raise StageError(
         f"{wanted_by} needs what {stage.name} makes, and it has not been run",

@@ -15,6 +15,7 @@ RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._=,+-]{0,199}$"
 ASSET_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,254}$"
 ENDPOINT_NAME = r"^[A-Za-z][A-Za-z0-9-]{1,30}[A-Za-z0-9]$"
 DATE = r"^\d{4}-\d{2}-\d{2}$"
+SHM_SIZE = r"^\d+[kmg]$"
 PATTERNS = {
     RUN_NAME: "a name of letters, digits and . _ = , + -",
     ASSET_NAME: "a name of letters, digits and . _ -",
@@ -50,6 +51,39 @@ class Run(Group):
     """Folder that holds all runs."""
     base: Name | None
     """Run whose records stand in for stages that this run has not made itself; a sweep sets it."""
+    records: str | None
+    """Set inside an Azure ML job: folder with the records of the stages before it."""
+    earlier: str | None
+    """Set inside an Azure ML job: where the run folder of an earlier job is mounted."""
+
+
+class Workspace(Group):
+    """The Azure ML workspace; by default from SUBSCRIPTION_ID, RESOURCE_GROUP and WORKSPACE_NAME."""
+
+    subscription_id: str | None
+    """Subscription that holds the workspace."""
+    resource_group: str | None
+    """Resource group that holds the workspace."""
+    workspace_name: str | None
+    """Name of the workspace."""
+
+
+class Environment(Group):
+    train: AssetName
+    """Name of the environment whose image jobs run in; its version is a digest of its files."""
+    serve: AssetName
+    """Name of the environment whose image endpoints run in."""
+    wait: bool
+    """true follows the build of the images to its end; false lets the first job or deployment wait for it."""
+
+
+class Secrets(Group):
+    """Where a job finds the token of the model hub; the token itself is in no configuration, job or log."""
+
+    key_vault: str | None
+    """Name of the key vault; null takes the workspace's own."""
+    hf_token: str | None
+    """Name of the secret in it; null loads from the hub without a token."""
 
 
 class Architecture(Group):
@@ -79,7 +113,11 @@ class Model(Group):
     name: AssetName
     """Short name; the default run and model names are made from it."""
     pretrained_model_name_or_path: str
-    """Hub id, folder, or ``package:<name>`` for a model that ships with ftkit."""
+    """Hub id, folder, ``azureml:<model>:<version>``, or ``package:<name>`` for a model that ships with ftkit."""
+    tokenizer: str | None
+    """Hub id or folder of the tokenizer where the model itself cannot be read from here; null takes the model's own."""
+    folder: str | None
+    """Set inside an Azure ML job: where the model is mounted."""
     revision: str | None
     """Branch, tag or commit on the hub; null takes the newest."""
     dtype: Literal["bfloat16", "float32"]
@@ -107,6 +145,8 @@ class Dataset(Group):
     """Split to read from a hub data set; files have one."""
     revision: str | None
     """Branch, tag or commit on the hub; null takes the newest."""
+    folder: str | None
+    """Set inside an Azure ML job: where the published rows are mounted."""
     columns: Columns
     asset_name: AssetName
     """Name of the data asset, and of the parquet and JSONL files in it."""
@@ -199,6 +239,16 @@ class Compute(Group):
     """Machines (the NUM_NODES of other kits)."""
     gpus_per_node: PositiveInt
     """Processes on each machine, one for each GPU; on a machine without GPUs each is a CPU process."""
+    cluster: str | None
+    """Compute cluster of the workspace; null takes serverless compute of instance_type."""
+    spot: bool
+    """true takes spot machines: cheaper, and a job that is evicted goes on from its last checkpoint."""
+    timeout_hours: Annotated[float, Field(gt=0)]
+    """Hours after which Azure ML ends the job."""
+    shm_size: Annotated[str, Field(pattern=SHM_SIZE)]
+    """Shared memory of the job's containers."""
+    experiment_name: AssetName
+    """Azure ML experiment that jobs are listed under."""
     gib_per_gpu: Annotated[float, Field(gt=0)] | None
     """Memory of one GPU in GiB, against which plan holds its prediction; null when there is none."""
     usd_per_hour: Annotated[float, Field(ge=0)] | None
@@ -222,10 +272,16 @@ class Registration(Group):
 class Deployment(Group):
     platform: Literal["local", "azureml"]
     """local: a server on this machine's loopback. azureml: a managed online endpoint."""
+    server: Literal["score", "vllm"]
+    """score: ftkit's own score.py on Azure ML's inference server. vllm: a vLLM container, OpenAI-compatible."""
+    image: str | None
+    """Container image of deployment=vllm; null for score."""
     endpoint_name: EndpointName
     """Name of the endpoint, 3 to 32 letters, digits and hyphens."""
     deployment_name: EndpointName
-    """Name of the deployment that gets all traffic."""
+    """Name of the first deployment; on Azure ML the next version takes the other of blue and green."""
+    auth_mode: Literal["key", "aad_token"]
+    """What a request to a managed endpoint proves itself with: a key, or a token of Microsoft Entra."""
     instance_type: str | None
     """VM size on Azure ML; null on the local platform."""
     instance_count: PositiveInt
@@ -238,6 +294,10 @@ class Deployment(Group):
     """Longest request in milliseconds; Azure ML allows 180000."""
     max_concurrent_requests_per_instance: PositiveInt
     """Requests that one instance takes at a time."""
+    rollout: list[Annotated[int, Field(ge=1, le=100)]]
+    """Percent of the traffic that a new version gets one after the other, checked at each; the last is 100."""
+    keep_failed: bool
+    """true leaves a failed deployment to look at, where it costs money; false deletes it once its log is printed."""
 
 
 class Invoke(Group):
@@ -269,7 +329,14 @@ class Config(Group):
     """true runs a stage again even when nothing it depends on has changed."""
     yes: bool
     """true answers the question that teardown asks."""
+    check: bool
+    """true lets plan ask Azure: credential, workspace, VM sizes, quota, prices."""
+    attach: str | None
+    """Name of an Azure ML job under way, to follow instead of submitting a new one."""
     run: Run
+    workspace: Workspace
+    environment: Environment
+    secrets: Secrets
     model: Model
     dataset: Dataset
     lora: Lora

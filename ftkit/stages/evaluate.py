@@ -21,10 +21,11 @@ from ftkit.errors import StageError
 from ftkit.evaluation.generation import complete
 from ftkit.evaluation.measures import Answer, Measures, measure
 from ftkit.files import written_aside
+from ftkit.quiet import libraries_to
 from ftkit.serving.score import Harmony
 from ftkit.stages import Context, Made
 from ftkit.stages.prepare import TOKENS
-from ftkit.training.quiet import libraries_to
+from ftkit.stages.publish import published_rows
 
 ANSWERS = "answers.jsonl"
 LIBRARY_LOG = "library.log"
@@ -53,7 +54,7 @@ def run(context: Context) -> Made:
         StageError: no row is held out.
     """
     config, published = context.config, context.needs["publish"].record.result
-    questions = _questions(Path(published["path"]), published["name"], config.evaluate.questions)
+    questions = _questions(published_rows(context), published["name"], config.evaluate.questions)
     if not questions:
         raise StageError("no row is held out, so there is nothing to ask", cure="dataset.heldout=0.1 stage=prepare,…")
     merged = context.needs["merge"]
@@ -61,6 +62,7 @@ def run(context: Context) -> Made:
         update={
             "pretrained_model_name_or_path": str(merged.run_folder / merged.record.result["folder"]),
             "revision": None,
+            "folder": None,
         }
     )
     context.folder.mkdir(parents=True, exist_ok=True)

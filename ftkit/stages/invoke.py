@@ -9,7 +9,6 @@ from rich.text import Text
 
 from ftkit.console import console
 from ftkit.errors import StageError
-from ftkit.platforms import local_endpoint
 from ftkit.serving.client import build_payload, score
 from ftkit.stages import Context, Made
 
@@ -22,11 +21,12 @@ def run(context: Context) -> Made:
     """
     config = context.config
     name = config.deployment.endpoint_name
-    endpoint = local_endpoint.find(context.store / "endpoints", name)
-    if endpoint is None:
+    target = context.platform.target()
+    if target is None:
         raise StageError(f"the endpoint {name} is not running", cure="stage=deploy,invoke")
     payload = build_payload(config.invoke)
-    answer = score(endpoint.scoring_uri, payload, timeout_s=config.deployment.request_timeout_ms / 1000)
+    timeout_s = config.deployment.request_timeout_ms / 1000
+    answer = score(target.scoring_uri, payload, timeout_s=timeout_s, key=target.key, log=target.log or None)
     question = payload.get("prompt") or payload["messages"][-1]["content"]
     for label, text in (("question", question), ("thinking", answer["thinking"]), ("answer", answer["output"])):
         console().print(Text.assemble((f"{'':13}{label:<10}", "dim"), text or "–"), soft_wrap=True)

@@ -140,7 +140,7 @@ def _source(model: Model) -> tuple[str, dict[str, Any]]:
 
     The hub is asked once if it answers: from_pretrained asks five times for each before it turns to the cache.
     """
-    path = asset_path(model.pretrained_model_name_or_path)
+    path = model.folder or asset_path(model.pretrained_model_name_or_path)
     if _is_folder(path):
         return str(Path(path).expanduser()), {}
     from huggingface_hub import HfApi, errors

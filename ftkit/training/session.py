@@ -20,6 +20,7 @@ from ftkit.config.schema import Config
 from ftkit.console import console
 from ftkit.errors import Interrupted, StageError
 from ftkit.files import explained, written_aside
+from ftkit.quiet import libraries_to
 from ftkit.training.adapter import Origin
 from ftkit.training.checkpoints import newest_complete, saving, step_of
 from ftkit.training.collator import Collator
@@ -27,7 +28,6 @@ from ftkit.training.dataset import DataCounts, training_rows
 from ftkit.training.document_masks import isolate_documents
 from ftkit.training.lora import Trained, add_lora
 from ftkit.training.model import load_base, load_tokenizer
-from ftkit.training.quiet import libraries_to
 from ftkit.training.train import TrainResult
 from ftkit.training.trainer import Trainer, together
 from ftkit.training.watch import Watch, history, loss_picture
