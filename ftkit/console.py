@@ -20,7 +20,7 @@ PLAIN_WIDTH = 200
 def console(stderr: bool = False) -> Console:
     """A console as wide as the terminal, or wide enough for whole lines when there is none."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, highlight=False, soft_wrap=False, width=None if stream.isatty() else PLAIN_WIDTH)
+    return Console(file=stream, highlight=False, soft_wrap=False, width=None if stream.isatty() else PLAIN_WIDTH)
 
 
 class Report:
@@ -34,6 +34,10 @@ class Report:
     def line(self, text: str) -> None:
         """Print one indented line as part of the present stage."""
         self._console.print(Text(f"{'':13}{text}"), soft_wrap=True)
+
+    def of_job(self, text: str) -> None:
+        """Print a line of a job's log, which is laid out as ours already."""
+        self._console.print(Text(text), soft_wrap=True)
 
     def skipped(self, stage: str, record: Path) -> None:
         self._open()

@@ -86,10 +86,6 @@ class Running:
 class Platform(Protocol):
     """What a stage asks of the place where its work happens. Every method may raise StageError."""
 
-    def prepare_environment(self, say: Say) -> str:
-        """Make sure that what later stages run in is there; returns one line for the user."""
-        ...
-
     def publish(self, name: str, content: Path, tags: Mapping[str, Any]) -> tuple[Asset, bool]:
         """Keep a folder as a version of a data asset; True if it is new, False if that content is there already."""
         ...

@@ -22,9 +22,11 @@ def run(context: Context) -> Made:
     tags = {key: prepared.record.result[key] for key in ("rows", "train", "heldout", "rejected")}
     tags |= {"source": context.config.dataset.path, "model": context.config.model.name}
     with tempfile.TemporaryDirectory(dir=context.run_folder) as folder:
+        content = Path(folder, name)
+        content.mkdir()
         for file in (f"{name}.parquet", f"{name}.jsonl", TOKENS):
-            linked_copy(prepared.folder / file, Path(folder) / file)
-        asset, new = context.platform.publish(name, Path(folder), tags)
+            linked_copy(prepared.folder / file, content / file)
+        asset, new = context.platform.publish(name, content, tags)
     what = "new version" if new else "same content as before"
     return Made(f"data asset {asset.id} ({what}) in {asset.path}", result=asdict(asset))
 

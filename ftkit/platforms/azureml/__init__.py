@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from functools import cached_property
 from importlib.util import find_spec
@@ -11,9 +12,14 @@ from typing import TYPE_CHECKING, Any
 from ftkit.config.schema import Config
 from ftkit.errors import StageError
 from ftkit.platforms import Asset, Deployed, Running, Say, Target
+from ftkit.platforms.azureml.work import Work
 
 if TYPE_CHECKING:
+    from ftkit.platforms.azureml.jobs import Job
     from ftkit.platforms.azureml.workspace import Workspace
+
+for name in ("azure", "azure.ai.ml"):
+    logging.getLogger(name).addHandler(logging.NullHandler())  # else importing it prints warnings about itself
 
 NEEDED = {"azure.ai.ml": "azure-ai-ml", "azure.identity": "azure-identity", "httpx": "httpx"}
 
@@ -83,6 +89,16 @@ class AzureML:
         from ftkit.platforms.azureml import endpoints
 
         return endpoints.target(self.workspace, self.config.deployment)
+
+    def run_job(self, work: Work, say: Say, show: Say) -> Job:
+        """Run stages in one job, or follow the one that runs them already, and fetch their records.
+
+        Args:
+            show: prints a line of the job's log.
+        """
+        from ftkit.platforms.azureml import jobs
+
+        return jobs.run(self.workspace, self.config, self.run_folder, work, say, show)
 
     def running(self) -> list[Running]:
         from ftkit.platforms.azureml import endpoints, jobs

@@ -77,8 +77,9 @@ def build_context(kind: str) -> Iterator[Path]:
     """A folder with the Dockerfile of an image and the pinned requirements, as they ship with ftkit."""
     source = next(folder for folder in (PACKAGE / "environment", PACKAGE.parent / "environment") if folder.is_dir())
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(source / kind, folder, dirs_exist_ok=True)
-        yield Path(folder)
+        context = Path(folder, kind)  # the SDK puts the name of the folder into the address: it has to stay the same
+        shutil.copytree(source / kind, context)
+        yield context
 
 
 def follow_build(workspace: Workspace, environment: Environment, say: Say) -> None:

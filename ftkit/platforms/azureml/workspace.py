@@ -21,7 +21,7 @@ from ftkit.platforms.azureml.errors import translated
 
 ARM_SCOPE = "https://management.azure.com/.default"
 LOG = "azure.log"
-LIBRARIES = ("azure", "msal", "urllib3", "azureml", "py.warnings")
+LIBRARIES = ("azure", "azure.ai.ml", "msal", "urllib3", "azureml", "py.warnings")
 
 
 class Workspace:
@@ -34,6 +34,7 @@ class Workspace:
 
     def __init__(self, settings: Settings, log: Path):
         self.settings, self.log = settings, log
+        self.name = settings.workspace_name or ""
         self._handler = logging.FileHandler(log, encoding="utf-8", delay=True)
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
 
@@ -60,12 +61,12 @@ class Workspace:
         Raises:
             StageError: it does not exist, or the credential does not open it.
         """
-        with self.asking("look at the workspace", self.settings.workspace_name):
-            return self.client.workspaces.get(self.settings.workspace_name)
+        with self.asking("look at the workspace", self.name):
+            return self.client.workspaces.get(self.name)
 
     def token(self, scope: str = ARM_SCOPE) -> str:
         """A bearer token, for the few calls that the SDK does not have."""
-        with self.asking("sign in", self.settings.workspace_name):
+        with self.asking("sign in", self.name):
             return self.credential.get_token(scope).token
 
     @contextmanager
