@@ -28,6 +28,7 @@ from ftkit.training.dataset import DataCounts, training_rows
 from ftkit.training.document_masks import isolate_documents
 from ftkit.training.lora import Trained, add_lora
 from ftkit.training.model import load_base, load_tokenizer
+from ftkit.training.tracking import mlflow_tracking
 from ftkit.training.train import TrainResult
 from ftkit.training.trainer import Trainer, together
 from ftkit.training.watch import Watch, history, loss_picture
@@ -56,6 +57,8 @@ def run(config: Config, *, tokens: Path, out: Path, checkpoints: Path, say: Say 
         watch = Watch(out, say)
         if first:
             trainer.add_callback(watch)
+            if tracking := mlflow_tracking(config.run.name, say):
+                trainer.add_callback(tracking)
         resumed = _resume_point(checkpoints, say)
         try:
             max_steps = _train(trainer, resumed, checkpoints, say)

@@ -81,6 +81,7 @@ def job(config: Config, work: Work, *, code: Path, given: Path, environment: Env
         store: address that the output is mounted from; a further job on the same one goes on where this one ended.
     """
     compute = config.compute
+    several = "train" in work.stages and config.processes > 1
     inputs, changes = _inputs(config, work, given)
     line = ["python -m ftkit --resolved ${{inputs.given}}/config.yaml", f"stage={','.join(work.stages)}", *changes]
     made = command(
@@ -96,11 +97,11 @@ def job(config: Config, work: Work, *, code: Path, given: Path, environment: Env
         outputs={OUTPUT: Output(type="uri_folder", mode="rw_mount", path=store)},
         compute=compute.cluster,
         instance_type=None if compute.cluster else compute.instance_type,
-        instance_count=compute.nodes,
+        instance_count=compute.nodes if several else 1,
         shm_size=compute.shm_size,
         job_tier="Spot" if compute.spot and not compute.cluster else None,
         distribution={"type": "PyTorch", "process_count_per_instance": compute.gpus_per_node}
-        if config.processes > 1
+        if several
         else None,
         identity=ManagedIdentityConfiguration() if config.secrets.hf_token else None,
     )
