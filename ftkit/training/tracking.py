@@ -12,6 +12,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ftkit.training.watch import metrics
 
 EXPERIMENT = "ftkit"
+SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+"""For mlflow where the user has not set them: a server that is down delays little, and nobody else hears of the run."""
 
 
 def mlflow_tracking(run_name: str, say: Callable[[str], None]) -> TrainerCallback | None:
@@ -36,8 +42,8 @@ class MlflowTracking(TrainerCallback):
     """
 
     def __init__(self, uri: str, run_name: str, say: Callable[[str], None]):
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        for name, value in SETTINGS.items():
+            os.environ.setdefault(name, value)
         from mlflow import MlflowClient
 
         self._client = MlflowClient(tracking_uri=uri.replace("azureml://", "https://", 1))

@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from command import Command, run_ftkit
+from command import Command
+from project import Project
 from standin import StandIn
 
 STAGES = "stage=environment,prepare,publish,train,merge,register"
-
-
-class Project:
-    """A user's folder, and what lies in it of the run tiny-azure."""
-
-    def __init__(self, folder: Path, azure: StandIn):
-        self.folder, self._azure = folder, azure
-
-    def ftkit(self, *arguments: str, **environment: str) -> Command:
-        environment = self._azure.environment | environment
-        return run_ftkit("experiment=tiny-azure", *arguments, cwd=self.folder, **environment)
-
-    @property
-    def run(self) -> Path:
-        return self.folder / "outputs" / "tiny-azure"
-
-    def record(self, stage: str) -> dict[str, Any]:
-        return json.loads((self.run / stage / "record.json").read_text())
-
-    def all_text(self) -> str:
-        return "\n".join(
-            path.read_text(encoding="utf-8", errors="replace") for path in self.folder.rglob("*") if path.is_file()
-        )
 
 
 @pytest.fixture(scope="module")
@@ -135,9 +113,6 @@ def test_evaluation_alone_is_a_job_on_the_model_that_an_earlier_job_made(first: 
 
 
 def test_no_local_stage_imports_azure(tmp_path: Path):
-    import subprocess
-    import sys
-
     code = (
         "import sys; from ftkit.__main__ import main\n"
         "try: main(['experiment=tiny', 'stage=environment,prepare,publish,plan'])\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import time
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from io import TextIOBase
@@ -28,6 +29,7 @@ from ftkit.platforms.azureml.workspace import Workspace
 STATE = "job.json"
 GIVEN = "given"
 FOLDER = "azureml"
+POLL_S = 2.0
 ENDED = ("Completed", "Failed", "Canceled", "NotResponding")
 FRAME = re.compile(r"^(RunId: |Web View: |Execution Summary$|=+$|Streaming [\w/.-]+$|$)")
 """Lines that the SDK puts around a job's own."""
@@ -187,9 +189,9 @@ def _follow(workspace: Workspace, of: Job, show: Say) -> tuple[Job, str]:
             f"  follow  the same command, or stage={stages} attach={of.name} elsewhere\n"
             "  cancel  stage=teardown"
         ) from error
-    ended = _look(workspace, of.name)
-    assert ended
-    return ended, reason
+    while (ended := _look(workspace, of.name)) and ended.status not in ENDED:
+        time.sleep(POLL_S)  # the log ends before the job does, when it is being cancelled
+    return ended or of, reason
 
 
 def _failure(workspace: Workspace, of: Job, reason: str) -> StageError:
