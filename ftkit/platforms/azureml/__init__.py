@@ -76,9 +76,9 @@ class AzureML:
         return assets.exists(self.workspace, asset)
 
     def deploy(self, model: Mapping[str, Any], say: Say) -> Deployed:
-        from ftkit.platforms.azureml import endpoints
+        from ftkit.platforms.azureml import rollout
 
-        return endpoints.deploy(self.workspace, self.config, model, say)
+        return rollout.deploy(self.workspace, self.config, model, say)
 
     def serves(self, deployed: Mapping[str, Any]) -> bool:
         from ftkit.platforms.azureml import endpoints
