@@ -84,6 +84,11 @@ class Running:
     usd_per_hour: float | None
     stop: Callable[[], object]
 
+    @property
+    def name(self) -> str:
+        """Its kind and name."""
+        return self.what.partition(":")[0]
+
 
 class Platform(Protocol):
     """What a stage asks of the place where its work happens. Every method may raise StageError."""

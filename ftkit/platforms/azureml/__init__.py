@@ -15,6 +15,7 @@ from ftkit.platforms import Asset, Deployed, Running, Say, Target
 from ftkit.platforms.azureml.work import Work
 
 if TYPE_CHECKING:
+    from ftkit.platforms.azureml.checks import Finding
     from ftkit.platforms.azureml.jobs import Job
     from ftkit.platforms.azureml.workspace import Workspace
 
@@ -99,6 +100,12 @@ class AzureML:
         from ftkit.platforms.azureml import jobs
 
         return jobs.run(self.workspace, self.config, self.run_folder, work, say, show)
+
+    def check(self) -> list[Finding]:
+        """Ask Azure for all that the configured stages will need; changes nothing."""
+        from ftkit.platforms.azureml import checks
+
+        return checks.check(self.workspace, self.config)
 
     def running(self) -> list[Running]:
         from ftkit.platforms.azureml import endpoints, jobs

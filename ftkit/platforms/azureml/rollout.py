@@ -6,7 +6,7 @@ Whatever ends it, Ctrl-C included, traffic goes back to what it was and what was
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -22,6 +22,7 @@ from ftkit.platforms.azureml.errors import is_forbidden
 from ftkit.platforms.azureml.workspace import Workspace
 from ftkit.serving.client import NotAnswering, question, read_answer
 from ftkit.serving.client import score as ask
+from ftkit.serving.server_log import reason
 
 COLOURS = ("blue", "green")
 SMOKE_QUESTION = "2たす3はいくつですか？"
@@ -151,17 +152,24 @@ class Rollout:
         uri, headers = found.uri(server), {"azureml-model-deployment": deployment} if deployment else {}
         payload = question(SMOKE_QUESTION, SMOKE_TOKENS, server, system_message(self.config.dataset))
         timeout_s = self.settings.request_timeout_ms / 1000 + 10
-        for left in reversed(range(CHECK_TRIES)):
-            try:
-                body = ask(uri, payload, timeout_s=timeout_s, key=key, headers=headers)
-                break
-            except NotAnswering:
-                if not left:
-                    raise
+        try:
+            body = self._patiently(lambda: ask(uri, payload, timeout_s=timeout_s, key=key, headers=headers))
+            answer = read_answer(body, server, uri)
+            if not (answer.output.strip() or answer.thinking.strip()):
+                raise StageError("the answer is empty", where=uri)
+        except StageError as error:
+            raise StageError(
+                f"{deployment or 'the endpoint'} was asked a question: {error.what}",
+                where=error.where,
+                cure="deployment.keep_failed=true leaves it to look at; the same command tries again",
+            ) from error
+
+    def _patiently(self, ask_once: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        for _ in range(CHECK_TRIES - 1):
+            with suppress(NotAnswering):
+                return ask_once()
             time.sleep(CHECK_PAUSE_S)
-        answer = read_answer(body, server, uri)
-        if not (answer.output.strip() or answer.thinking.strip()):
-            raise StageError(f"{deployment or 'the endpoint'} answers with nothing", where=uri, cure="stage=evaluate")
+        return ask_once()
 
     def _retire(self, old: Deployed) -> None:
         try:
@@ -192,7 +200,9 @@ class Rollout:
         if isinstance(error, KeyboardInterrupt):
             self.say("interrupted: putting things back, which may take minutes; Ctrl-C again leaves them as they are")
         try:
-            self._undo(new, before, existed, keep, show_log=isinstance(error, StageError))
+            if isinstance(error, StageError):
+                error = self._with_log(error, new)
+            self._undo(new, before, existed, keep)
             left = self._left(new) if keep else ""
         except (StageError, KeyboardInterrupt) as second:
             why = second.what if isinstance(second, StageError) else "interrupted again"
@@ -204,7 +214,7 @@ class Rollout:
             return StageError(f"{error.what}; left: {left}", where=error.where, cure=f"{error.cure}; {cure}".strip("; "))
         return Interrupted(f"interrupted; left: {left}\n  cure   {cure}")
 
-    def _undo(self, new: str, before: dict[str, int], existed: bool, keep: bool, show_log: bool) -> None:
+    def _undo(self, new: str, before: dict[str, int], existed: bool, keep: bool) -> None:
         found = endpoints.find(self.workspace, self.name)
         if found is None:
             return
@@ -212,9 +222,6 @@ class Rollout:
             (serving,) = before or {"": 100}
             endpoints.share(self.workspace, self.name, before, self.say, serving=serving)
             self.say(f"traffic is back: {serving or 'nobody'} has all of it")
-        if new in found.deployments and show_log:
-            with suppress(StageError):
-                self._show_log(new)
         if keep:
             if not existed and found.traffic:
                 endpoints.share(self.workspace, self.name, {}, self.say)
@@ -226,16 +233,18 @@ class Rollout:
             endpoints.delete_deployment(self.workspace, self.name, new, self.say)
             self.say(f"{new} is deleted again")
 
-    def _show_log(self, name: str) -> None:
-        """Print the end of the container's log, or what fetched model and code before it began."""
+    def _with_log(self, error: StageError, name: str) -> StageError:
+        """Print the end of the container's log, or what fetched model and code before it began; the error says why."""
         get = self.workspace.client.online_deployments.get_logs
+        text = ""
         for kind in (None, "storage-initializer"):
-            with self.workspace.asking("get the log of", f"{self.name}/{name}"):
-                text = get(name, self.name, lines=LOG_LINES, container_type=kind)
-            if text.strip():
-                for line in text.splitlines()[-LOG_LINES:]:
-                    self.say(f"{name}: {line}")
-                return
+            with suppress(StageError), self.workspace.asking("get the log of", f"{self.name}/{name}"):
+                text = text.strip() or get(name, self.name, lines=LOG_LINES, container_type=kind)
+        for line in text.splitlines()[-LOG_LINES:]:
+            self.say(f"{name}: {line}")
+        if not (why := reason(text)):
+            return error
+        return StageError(f"{name} did not start: {why}", where=error.where, cure="mend that; the log is above")
 
     def _left(self, new: str) -> str:
         """What is still there and costs money, as far as can be told."""
