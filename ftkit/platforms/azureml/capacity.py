@@ -121,7 +121,6 @@ def room(capacity: Capacity, size: Size, count: int, spot: bool = False) -> Quot
         raise StageError(
             f"the quota is too small: {count} × {size.name} takes {cores} vCPUs of {quota.name}, "
             f"and {max(0, quota.limit - quota.used)} of {quota.limit} are free",
-            where="Azure's portal, Quotas, Machine learning",
-            cure="ask for more there, free some (stage=teardown), or take another VM size",
+            cure="more of it in Azure's portal (Quotas, Machine learning), another VM size, or stage=teardown frees some",
         )
     return quota
