@@ -5,7 +5,6 @@ Two formats: that of ``score.py``, and OpenAI's chat completions, which a vLLM c
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
 import uuid
@@ -163,8 +162,9 @@ def _posted(
     """The answer to the first request that is taken; a 429 once there is no time left to wait."""
     import httpx
 
-    for attempt in itertools.count(1):
-        pause, last = 2.0 ** (attempt - 1), attempt == tries
+    attempt = 0
+    while True:
+        pause, last = 2.0**attempt, attempt == tries - 1
         try:
             answer = client.post(uri, json=payload, headers=headers)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError):
@@ -176,6 +176,7 @@ def _posted(
                 return answer
             pause = asked
         time.sleep(pause)
+        attempt += 1
 
 
 def _seconds(text: str | None) -> float | None:
@@ -195,7 +196,7 @@ def _checked(status: int, content: bytes, uri: str, log: str | None) -> dict[str
         raise StageError(
             f"the endpoint does not accept the key or token ({status})",
             where=uri,
-            cure="a token's identity needs the role AzureML Data Scientist; a key may just have been changed: try again",
+            cure="a token's identity needs the role AzureML Data Scientist; a key may just have been changed",
         )
     if status in (408, 504):
         raise StageError(f"the endpoint took too long ({status})", where=uri, cure="invoke.max_new_tokens=<fewer>")
