@@ -69,14 +69,14 @@ def _resolve_and_run(arguments: list[str]) -> None:
         _run(resolve(overrides))
 
 
-def _run(config) -> None:
+def _run(config, label: str = "") -> None:
     if not config.stages:
         raise ConfigError(
             [Problem("stage", "not given", "", "stage=plan shows what would run, stage=all runs the life cycle")]
         )
     from ftkit.runner import run
 
-    run(config)
+    run(config, label)
 
 
 def _run_frozen(arguments: list[str]) -> None:
@@ -130,7 +130,10 @@ def _sweep_task(composed) -> None:
     settings = HydraConfig.get()
     swept_out = set(settings.job.config.override_dirname.exclude_keys)
     try:
-        _run(named_after_overrides(from_composed(composed), settings.overrides.task, swept_out))
+        base = from_composed(composed)
+        config = named_after_overrides(base, settings.overrides.task, swept_out)
+        at_a_time = settings.launcher.get("n_jobs", 1) != 1
+        _run(config, config.run.name.removeprefix(f"{base.run.name}-") if at_a_time else "")
     except Interrupted as error:
         raise KeyboardInterrupt from error  # an Exception would let the sweep go on to its next run
     except FtkitError as error:

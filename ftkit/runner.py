@@ -22,14 +22,18 @@ from ftkit.stages import BY_NAME, Context, Found, Made, Stage
 from ftkit.versions import installed
 
 
-def run(config: Config) -> None:
+def run(config: Config, label: str = "") -> None:
     """Run the stages that the configuration asks for, in the order of the life cycle.
+
+    Args:
+        config: the whole configuration.
+        label: begins every printed line, where several runs print at a time.
 
     Raises:
         StageError: a stage failed; those before it keep their records.
         Interrupted: Ctrl-C; running the same command again goes on from there.
     """
-    report = Report(config)
+    report = Report(config, label)
     if config.run.records:
         hub_token_from_vault(config)
     if first_process() and config.stages != ("plan",):

@@ -143,3 +143,15 @@ def test_a_missing_secret_stops_the_job_before_it_trains(azure: StandIn, project
     assert failed.status == 1
     assert "the secret HF-TOKEN cannot be read" in failed.out and "kvftkit.vault.azure.net" in failed.out
     assert "step 1/" not in failed.out
+
+
+def test_a_sweep_is_a_job_for_each_combination(azure: StandIn, project: Project):
+    swept = ("lora.r=4,8", "hydra/launcher=azureml", "compute.nodes=1", "sft.max_steps=2", "-m")
+    done = project.ftkit("stage=train", *swept)
+    assert done.status == 0, f"{done.out}\n{done.err}"
+    jobs = jobs_of(azure, project)
+    assert len(jobs) == 2
+    assert {job.properties["experimentName"] for job in jobs} == {"ftkit"}
+    for rank in (4, 8):
+        assert (project.folder / "outputs" / f"{project.name}-lora.r={rank}" / "train" / "record.json").is_file()
+        assert any(line.startswith(f"lora.r={rank}  ") and "step 2/2" in line for line in done.out.splitlines())

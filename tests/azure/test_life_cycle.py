@@ -102,7 +102,9 @@ def test_from_an_empty_folder_the_same_data_and_images_are_found(first: Command,
     assert azure.record.uploaded_bytes == 0 and "same content as before" in done.out
 
 
-def test_evaluation_alone_is_a_job_on_the_model_that_an_earlier_job_made(first: Command, azure: StandIn, project: Project):
+def test_evaluation_alone_is_a_job_on_the_model_that_an_earlier_job_made(
+    first: Command, azure: StandIn, project: Project
+):
     done = project.ftkit("stage=evaluate", "evaluate.questions=4", "compute.nodes=1")
     assert done.status == 1 and "compute.nodes" in done.err  # another setting: the model was made with two nodes
     done = project.ftkit("stage=evaluate", "evaluate.questions=4")

@@ -58,7 +58,7 @@ def test_the_issue_groups_are_all_there():
         "compute": {"local", "h100x1", "h100x2", "h100x2-nvl", "h100x8", "a100x1", "a100x4", "a100x8"},
         "deployment": {"local", "managed"},
         "experiment": {"tiny"},
-        "hydra/launcher": {"parallel"},
+        "hydra/launcher": {"parallel", "azureml"},
     }
     for group, names in expected.items():
         assert names <= set(options(group))

@@ -55,7 +55,7 @@ def ensure(workspace: Workspace, kind: str, name: str, say: Say) -> Environment:
             return Environment(name, version, new=False)
         say(f"sending the files of environment {name}:{version}; Azure ML builds its image, which takes a while")
         wanted = Entity(name=name, version=version, build=BuildContext(path=str(folder)), tags={"made-by": "ftkit"})
-        with workspace.asking("make the environment", f"{name}:{version}"):
+        with workspace.sending("make the environment", f"{name}:{version}"):
             workspace.client.environments.create_or_update(wanted)
     return Environment(name, version, new=True)
 

@@ -119,9 +119,7 @@ def _to_follow(workspace: Workspace, config: Config, run_folder: Path, work: Wor
     if config.attach:
         found = _look(workspace, config.attach)
         if found is None or not found.stages:
-            raise StageError(
-                f"there is no job {config.attach} of ftkit's", where=workspace.name
-            )
+            raise StageError(f"there is no job {config.attach} of ftkit's", where=workspace.name)
         if found.stages != tuple(work.stages):
             raise StageError(
                 f"job {found.name} runs {','.join(found.stages)}", cure=f"stage={','.join(found.stages)} attach=…"
@@ -140,7 +138,7 @@ def _submit(workspace: Workspace, config: Config, run_folder: Path, work: Work, 
     store, again = _output_store(workspace, config, run_folder, work)
     given = run_folder / FOLDER / GIVEN
     write_given(config, work, given)
-    with snapshot(config) as code, workspace.asking("submit a job that runs", ", ".join(work.stages)):
+    with snapshot(config) as code, workspace.sending("submit a job that runs", ", ".join(work.stages)):
         wanted = job(config, work, code=code, given=given, environment=environment, store=store)
         made = _job_of(workspace.client.jobs.create_or_update(wanted))
     _remember(run_folder, made)

@@ -47,11 +47,8 @@ def snapshot(config: Config) -> Iterator[Path]:
             name
             for name in names
             if name == "__pycache__"
-            or (name in ("conf", "environment")
-            and Path(folder) == PACKAGE)
-            or (in_assets
-            and not name.endswith(".py")
-            and Path(folder, name) != needed)
+            or (name in ("conf", "environment") and Path(folder) == PACKAGE)
+            or (in_assets and not name.endswith(".py") and Path(folder, name) != needed)
         ]
 
     with tempfile.TemporaryDirectory() as folder:
@@ -100,9 +97,7 @@ def job(config: Config, work: Work, *, code: Path, given: Path, environment: Env
         instance_count=compute.nodes if several else 1,
         shm_size=compute.shm_size,
         job_tier="Spot" if compute.spot and not compute.cluster else None,
-        distribution={"type": "PyTorch", "process_count_per_instance": compute.gpus_per_node}
-        if several
-        else None,
+        distribution={"type": "PyTorch", "process_count_per_instance": compute.gpus_per_node} if several else None,
         identity=ManagedIdentityConfiguration() if config.secrets.hf_token else None,
     )
     made.set_limits(timeout=round(compute.timeout_hours * 3600))
