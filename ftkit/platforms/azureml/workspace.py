@@ -52,7 +52,7 @@ class Workspace:
             settings.subscription_id,
             settings.resource_group,
             settings.workspace_name,
-            show_progress=False,
+            show_progress=True,  # without, the SDK overlooks a file that could not be sent, and waits for ever
         )
 
     @cached_property
