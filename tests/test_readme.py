@@ -1,4 +1,4 @@
-"""Each command that the README shows works: it is run, or, where it would start a real job, resolved and planned."""
+"""Each command that the README shows works: it is run, or, where it would start a real job or ask Azure, resolved and planned."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_command_of_the_readme(command: str, rows: Path):
     arguments = shlex.split(command)[3:]
     mistaken = "sft.pakcing=false" in arguments
     if not mistaken and not any(a == "stage=prepare" for a in arguments):
-        arguments = [re.sub(r"^stage=\w+$", "stage=plan", a) for a in arguments]
+        arguments = [re.sub(r"^stage=[\w,]+$", "stage=plan", a) for a in arguments if a != "check=true"]
     done = run_ftkit(*arguments, cwd=rows)
     assert done.status == (2 if mistaken else 0), done.err
     if mistaken:

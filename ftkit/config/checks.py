@@ -145,6 +145,26 @@ def max_steps_is_positive_or_minus_one(config: Config) -> Iterator[Problem]:
         )
 
 
+def registered_model_needs_a_tokenizer_here(config: Config) -> Iterator[Problem]:
+    model = config.model
+    if not model.pretrained_model_name_or_path.startswith("azureml:") or model.folder:
+        return
+    if config.compute.platform != "azureml":
+        yield Problem(
+            "model.pretrained_model_name_or_path",
+            f"{model.pretrained_model_name_or_path} is in Azure ML, but compute.platform is {config.compute.platform}",
+            "",
+            "compute=h100x1, or the hub id or folder of the model",
+        )
+    if "prepare" in config.stages and model.tokenizer is None:
+        yield Problem(
+            "model.tokenizer",
+            "null, but prepare runs here, where a registered model cannot be read",
+            "",
+            "model.tokenizer=openai/gpt-oss-20b, or a folder with its tokenizer",
+        )
+
+
 def dataset_file_exists(config: Config) -> Iterator[Problem]:
     path = Path(config.dataset.path)
     if "prepare" not in config.stages or not config.dataset.path.endswith(DATA_SUFFIXES) or path.is_file():
@@ -205,6 +225,7 @@ CHECKS: tuple[Check, ...] = (
     something_is_trained,
     flex_attention_needs_a_gpu,
     schedule_fits_its_arguments,
+    registered_model_needs_a_tokenizer_here,
     max_steps_is_positive_or_minus_one,
     dataset_file_exists,
     invoke_has_one_request,
