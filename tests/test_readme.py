@@ -1,4 +1,4 @@
-"""Each command that the README shows works: it is run, or, where it would start a real job or ask Azure, resolved and planned."""
+"""Each command that the README shows works: it is run, or planned where it would start a job or ask Azure."""
 
 from __future__ import annotations
 

@@ -249,6 +249,11 @@ class Compute(Group):
     """Shared memory of the job's containers."""
     experiment_name: AssetName
     """Azure ML experiment that jobs are listed under."""
+    sweep: Literal["launcher", "native"]
+    """What runs a sweep on Azure ML. launcher: hydra/launcher=azureml, a job for each combination. native: one sweep
+    job of Azure ML's, which ends trials early whose loss is worse than the others' median."""
+    max_concurrent_trials: PositiveInt
+    """Trials of a native sweep that run at a time."""
     gib_per_gpu: Annotated[float, Field(gt=0)] | None
     """Memory of one GPU in GiB, against which plan holds its prediction; null when there is none."""
     usd_per_hour: Annotated[float, Field(ge=0)] | None

@@ -190,3 +190,25 @@ def test_a_registered_base_needs_a_tokenizer_here(azure: StandIn, tmp_path: Path
     local = Project(tmp_path, azure, "registered-base", base, "model.tokenizer=package:tiny-gpt-oss")
     refused = local.ftkit("stage=train", "compute=local", "deployment=local")
     assert refused.status == 2 and "is in Azure ML, but compute.platform is local" in refused.err
+
+
+def test_a_native_sweep_is_one_job_with_a_trial_for_each_combination(azure: StandIn, project: Project):
+    swept = ("lora.r=4,8", "compute.sweep=native", "compute.nodes=1", "sft.max_steps=2", "-m")
+    done = project.ftkit("stage=train", *swept)
+    assert done.status == 0, f"{done.out}\n{done.err}"
+    assert "2 trials finished" in done.out
+    sweep = next(job for job in jobs_of(azure, project) if "searchSpace" in job.properties)
+    assert sweep.properties["earlyTermination"]["policyType"] == "MedianStopping"
+    assert sweep.properties["objective"] == {"primaryMetric": "loss", "goal": "minimize"}
+    for rank in (4, 8):
+        run = Project(project.folder, azure, f"{project.name}-lora.r={rank}")
+        record = run.record("train")
+        assert record["settings"]["lora.r"] == rank
+        assert record["place"].endswith(f"/{project.name}-lora.r={rank}")
+        assert len((run.run / "train" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_native_sweep_refuses_what_it_cannot_vary(azure: StandIn, project: Project):
+    refused = project.ftkit("stage=prepare,train", "lora=attention,experts", "compute.sweep=native", "-m")
+    assert refused.status == 2
+    assert "prepare runs in no job" in refused.err and "not options of a group" in refused.err
