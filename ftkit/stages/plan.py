@@ -59,6 +59,8 @@ def _where(stage: Stage, config: Config) -> str:
 
 
 def _makes(stage: Stage, config: Config) -> str:
+    if stage.name == "environment" and place_of("environment", config) == "azureml":
+        return f"images {config.environment.train}, {config.environment.serve}"
     return stage.makes.format(
         asset=config.dataset.asset_name, model=config.registration.model_name, endpoint=config.deployment.endpoint_name
     )
