@@ -38,7 +38,10 @@ STAGES = (
         "prepare",
         "rows to Harmony conversations and tokens",
         "{asset}.parquet, .jsonl",
-        reads=("dataset", "-dataset.overlength", "model.pretrained_model_name_or_path", "model.revision"),
+        reads=(
+            *("dataset", "-dataset.overlength", "-dataset.num_proc"),
+            *("model.pretrained_model_name_or_path", "model.revision"),
+        ),
     ),
     Stage(
         "publish", "register the data as a versioned asset", "data asset {asset}", ("prepare",), ("dataset.asset_name",)
