@@ -45,7 +45,7 @@ def assemble(parts: Sequence[Part], heldout: np.ndarray, asset: Path, tokens: Pa
         with (
             pq.ParquetWriter(table, schema) as table_writer,
             lines.open("wb") as line_writer,
-            pq.ParquetWriter(ids, TOKEN_SCHEMA) as token_writer,
+            pq.ParquetWriter(ids, TOKEN_SCHEMA, compression="zstd") as token_writer,
             refused.open("wb") as refused_writer,
         ):
             for joined, held in _joined(parts, heldout):

@@ -150,8 +150,8 @@ class _Row:
         return effort
 
     def _tags(self) -> dict[str, str]:
-        used = set(dict(self._columns).values())
-        tags = {key: value for key, value in self._values.items() if key not in used and isinstance(value, str)}
+        used = self._columns.__dict__.values()
+        tags = {key: value for key, value in self._values.items() if isinstance(value, str) and key not in used}
         for key, value in tags.items():
             if _HALF.search(key) or _HALF.search(value):
                 raise Refused("a column holds half a surrogate pair, which is no text", repr(key))
@@ -163,7 +163,6 @@ class _Row:
         return self._values[column]
 
     def _text(self, value: Any, name: str) -> str:
-        name = re.sub(r"\[\d+\]", "[…]", name)  # refused rows are counted by reason
         if not isinstance(value, str):
             raise Refused(f"{name} is {_kind(value)}, not text")
         if not (text := value.strip()):

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ftkit.data.conversations import EFFORTS, Conversation, Message
+from ftkit.data.tokenization import TextEncoder
 from ftkit.errors import StageError
 
 IGNORED = -100
@@ -65,20 +66,18 @@ def labels_of(input_ids: np.ndarray, starts: np.ndarray, prompt_length: np.ndarr
 
 
 class Harmony:
-    """Writes conversations as Harmony tokens.
+    """Writes conversations as Harmony tokens. It can be sent to another process.
 
     Args:
-        tokenizer: of the ``tokenizers`` library; it is set to read the text of special tokens as plain text.
+        encode: texts to token ids.
+        special: ids of ``SPECIAL``.
         system_blocks: for each reasoning effort the text of the system block, between ``<|message|>`` and ``<|end|>``.
     """
 
-    def __init__(self, tokenizer: Any, system_blocks: Mapping[str, str]):
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        tokenizer.encode_special_tokens = True
-        self._tokenizer = tokenizer
-        start, message, channel, end, self._return = (tokenizer.token_to_id(name) for name in SPECIAL)
-        word = {w: self._encode([w])[0] for w in ("system", "developer", "user", "assistant", "analysis", "final")}
+    def __init__(self, encode: TextEncoder, special: Sequence[int], system_blocks: Mapping[str, str]):
+        self._encode = encode
+        start, message, channel, end, self._return = special
+        word = {w: encode([w])[0] for w in ("system", "developer", "user", "assistant", "analysis", "final")}
         self._end = [end]
         self._user = [start, *word["user"], message]
         self._assistant = [start, *word["assistant"]]
@@ -93,12 +92,16 @@ class Harmony:
     def token_rows(self, conversations: Sequence[Conversation]) -> TokenRows:
         """One row for each assistant turn; earlier turns stand in its prompt without their thinking, as in a chat."""
         encoded = iter(self._encode([text for c in conversations for text in _texts(c.messages)]))
+        developer: dict[str, list[int]] = {}
         ids, starts, source, prompts, spans = array("i"), [0], [], [], []
         for index, conversation in enumerate(conversations):
             prompt = list(self._system[conversation.reasoning_effort])
             for message in conversation.messages:
                 if message["role"] == "system":
-                    prompt += self._developer + next(encoded) + self._end
+                    system = message["content"]
+                    if system not in developer:  # mostly it is the same for all
+                        developer[system] = self._developer_block(system)
+                    prompt += developer[system]
                     continue
                 if message["role"] == "user":
                     prompt += self._user + next(encoded) + self._end
@@ -127,32 +130,31 @@ class Harmony:
             np.array(spans, np.int32).reshape(-1, 2),
         )
 
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    def _developer_block(self, system: str) -> list[int]:
+        return [*self._developer, *self._encode([f"# Instructions\n\n{system}\n\n"])[0], *self._end]
 
 
 def _texts(messages: Sequence[Message]) -> Iterator[str]:
     """The texts to encode, in the order in which ``token_rows`` takes them."""
     for message in messages:
-        if message["role"] == "system":
-            yield f"# Instructions\n\n{message['content']}\n\n"
-            continue
         if "thinking" in message:
             yield message["thinking"]
-        yield message["content"]
+        if message["role"] != "system":
+            yield message["content"]
 
 
-def checked_harmony(tokenizer: Any, *, current_date: str) -> tuple[Any, dict[str, str]]:
-    """What ``Harmony`` needs, from a tokenizer of transformers, once its chat template has been seen to say the same.
+def checked_harmony(tokenizer: Any, *, current_date: str) -> Harmony:
+    """Harmony as a tokenizer of transformers has it, once its chat template has been seen to say the same.
 
     Raises:
         StageError: the tokenizer lacks Harmony's special tokens, or its chat template writes something else.
     """
     backend = tokenizer.backend_tokenizer
-    cure = "model.pretrained_model_name_or_path=<a gpt-oss>"
-    name = getattr(tokenizer, "name_or_path", "")
-    if lacking := [token for token in SPECIAL if backend.token_to_id(token) is None]:
-        raise StageError(f"the tokenizer has no {lacking[0]}: this is not a gpt-oss", where=name, cure=cure)
+    name, cure = getattr(tokenizer, "name_or_path", ""), "model.pretrained_model_name_or_path=<a gpt-oss>"
+    special = [backend.token_to_id(token) for token in SPECIAL]
+    if None in special:
+        lacking = SPECIAL[special.index(None)]
+        raise StageError(f"the tokenizer has no {lacking}: this is not a gpt-oss", where=name, cure=cure)
     if not tokenizer.chat_template:
         raise StageError("the tokenizer has no chat template", where=name, cure=cure)
 
@@ -165,22 +167,16 @@ def checked_harmony(tokenizer: Any, *, current_date: str) -> tuple[Any, dict[str
             reasoning_effort=effort,
         )
 
-    blocks = {}
-    for effort in EFFORTS:
-        text = template(_PROBES[0], effort)
-        blocks[effort] = text.partition("<|message|>")[2].partition("<|end|>")[0]
-    harmony = Harmony(type(backend).from_str(backend.to_str()), blocks)
+    blocks = {
+        effort: template(_PROBES[0], effort).partition("<|message|>")[2].partition("<|end|>")[0] for effort in EFFORTS
+    }
+    harmony = Harmony(TextEncoder(backend), special, blocks)
     for effort in EFFORTS:
         for messages in _PROBES:
-            rows = harmony.token_rows([Conversation(0, list(messages), effort, {})])
-            expected = tokenizer(template(messages, effort), add_special_tokens=False)["input_ids"]
-            if list(rows.rows())[-1].tolist() != expected:
-                raise StageError(
-                    "the model's chat template does not write the Harmony format",
-                    where=name,
-                    cure="model.pretrained_model_name_or_path=<a gpt-oss with its own chat template>",
-                )
-    return harmony._tokenizer, blocks
+            *_, whole = harmony.token_rows([Conversation(0, list(messages), effort, {})]).rows()
+            if whole.tolist() != backend.encode(template(messages, effort), add_special_tokens=False).ids:
+                raise StageError("the model's chat template does not write the Harmony format", where=name, cure=cure)
+    return harmony
 
 
 _PROBES: tuple[tuple[Message, ...], ...] = (

@@ -16,7 +16,6 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -43,14 +42,12 @@ class Work:
 
     Attributes:
         dataset: its settings.
-        tokenizer: a ``tokenizers.Tokenizer``.
-        system_blocks: texts of Harmony's system block by reasoning effort.
+        harmony: writes the tokens.
         folder: where parts go.
     """
 
     dataset: Dataset
-    tokenizer: Any
-    system_blocks: dict[str, str]
+    harmony: Harmony
     folder: Path
 
 
@@ -150,7 +147,7 @@ class Worker:
     def __init__(self, work: Work):
         self._dataset = work.dataset
         self._folder = work.folder
-        self._harmony = Harmony(work.tokenizer, work.system_blocks)
+        self._harmony = work.harmony
 
     def part(self, number: int, chunk: Chunk) -> Part:
         """Convert, tokenise and write one chunk."""

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import xxhash
 
 PIECE = 5
 """Characters of the overlapping pieces that two questions are compared by."""
 LONGEST = 4_000
 """Characters of a question that are looked at for likeness."""
 PERMUTATIONS = 64
-BAND = 4
-"""Of the 64 values of a signature, so many in a row must agree for two questions to be compared at all."""
+FNV_PRIME = np.uint64(0x100000001B3)
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ def keys(questions: Sequence[str], *, near_duplicates: bool) -> Keys:
     if near_duplicates and texts:
         from datasketch import MinHash
 
-        hashes = MinHash.bulk(map(_pieces, texts), num_perm=PERMUTATIONS, hashfunc=xxhash.xxh32_intdigest)
+        hashes = MinHash.bulk(_pieces(texts), num_perm=PERMUTATIONS, hashfunc=int)
         signatures = np.stack([h.hashvalues for h in hashes]).astype(np.uint8)  # wraps: the low byte
     return Keys(np.frombuffer(digests, ">u8").reshape(-1, 2).astype(np.uint64), signatures)
 
@@ -88,15 +86,24 @@ def sides(found: Sequence[Keys], *, heldout: float, likeness: float) -> Sides:
     return Sides(held[group][inverse.reshape(-1)], len(digests) - len(unique), len(unique) - len(decides))
 
 
-def _pieces(text: str) -> set[bytes]:
-    text = text[:LONGEST].casefold()
-    return {text[i : i + PIECE].encode() for i in range(max(1, len(text) - PIECE + 1))}
+def _pieces(texts: Sequence[str]) -> Iterator[list[int]]:
+    """For each text the 32-bit hashes of its overlapping pieces; a text shorter than a piece is padded to one."""
+    cut = [text[:LONGEST].casefold().ljust(PIECE) for text in texts]
+    points = np.frombuffer("".join(cut).encode("utf-32-le"), np.uint32).astype(np.uint64)
+    hashes = np.zeros(len(points) - PIECE + 1, np.uint64)
+    for i in range(PIECE):
+        hashes = (hashes ^ points[i : i + len(hashes)]) * FNV_PRIME
+    hashes = (hashes >> np.uint64(32)).tolist()
+    start = 0
+    for text in cut:
+        yield hashes[start : start + len(text) - PIECE + 1]
+        start += len(text)
 
 
 def _groups(signatures: np.ndarray, likeness: float) -> np.ndarray:
     """int (questions,): numbers of the groups of near duplicates, from 0.
 
-    Candidates agree in a band of four values (locality-sensitive hashing: Leskovec, Rajaraman, Ullman, Mining of Massive
+    Candidates agree in one of 16 bands of four values (locality-sensitive hashing: Leskovec, Rajaraman, Ullman, Mining of Massive
     Datasets, chapter 3); each is held against its neighbour and against the first of its bucket.
     """
     from scipy.sparse import coo_array

@@ -59,12 +59,12 @@ def run(context: Context) -> Made:
 
     dataset, folder = context.config.dataset, context.folder
     tokenizer = load_tokenizer(context.config.model)
-    harmony, blocks = checked_harmony(tokenizer, current_date=dataset.current_date)
+    harmony = checked_harmony(tokenizer, current_date=dataset.current_date)
     scratch = folder / ".parts"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:
-        work = Work(dataset, harmony, blocks, scratch)
+        work = Work(dataset, harmony, scratch)
         parts = list(prepare(read_chunks(dataset), work, dataset.num_proc))
         if not any(len(part.rows) for part in parts):
             raise _nothing_usable(parts, dataset.path)
