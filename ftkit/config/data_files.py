@@ -1,8 +1,7 @@
-"""Which files ``dataset.path`` names: one, those of a folder or pattern, or none because it is a data set on the hub."""
+"""Which files ``dataset.path`` names: one, those of a folder or a pattern; none if it is a data set on the hub."""
 
 from __future__ import annotations
 
-import glob
 from pathlib import Path
 
 from ftkit.assets import asset_path
@@ -23,9 +22,10 @@ def data_files(path: str) -> list[Path] | None:
     if local.is_file() and is_data_file(local):
         return [local]
     if local.is_dir():
-        return sorted(p for p in local.rglob("*") if is_data_file(p) and p.is_file())
+        return sorted(p for p in local.rglob("*") if is_data_file(p) and not p.is_dir())
     if is_pattern(path):
-        return sorted(p for p in map(Path, glob.glob(str(local), recursive=True)) if is_data_file(p) and p.is_file())
+        found = Path(local.anchor or ".").glob(str(local.relative_to(local.anchor)))
+        return sorted(p for p in found if is_data_file(p) and not p.is_dir())
     looks_local = is_data_file(local) or path.startswith((".", "/", "~"))
     return [] if looks_local else None
 

@@ -97,7 +97,7 @@ class Columns(Group):
     question: str | None
     """Column with the question: text, or a list of messages that ends with the user's."""
     answer: str | None
-    """Column with the answer: text, or a list of one message; ``<think>…</think>`` may stand before the final answer."""
+    """Column with the answer: text, or a list of messages; ``<think>…</think>`` may stand before the final answer."""
     thinking: str | None
     """Column with the thinking, when the answer does not carry it in ``<think>…</think>``."""
     messages: str | None
@@ -148,11 +148,11 @@ class Dataset(Group):
     thinking: Literal["required", "optional"]
     """required refuses an answer without thinking; optional trains such a row on its final answer alone."""
     special_tokens: Literal["refuse", "neutralise"]
-    """Rows with text such as <|end|>: refuse them, or keep them with that text as plain characters, never as a token."""
+    """Rows with text such as <|end|>: refuse them, or keep them with that text as plain characters."""
     heldout: Annotated[float, Field(ge=0, lt=1)]
     """Share of the rows kept out of training, chosen by a hash of the question."""
     near_duplicates: Annotated[float, Field(gt=0, le=1)]
-    """Likeness (Jaccard, on runs of 5 characters) from which two questions go to the same side; 1 joins equal ones only."""
+    """Likeness (Jaccard, on runs of 5 characters) from which two questions share a side; 1 joins equal ones only."""
     overlength: Literal["drop", "error", "truncate-thinking"]
     """Rows longer than sft.max_length: leave out and count, stop, or cut the end of the thinking, never the answer."""
     max_rows: PositiveInt | None

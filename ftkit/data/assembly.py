@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ftkit.data.harmony import labels_of
+from ftkit.data.overlength import WITHIN_CHARACTERS
 from ftkit.data.preparation import MESSAGE, Part, renamed
 from ftkit.files import written_aside
 
@@ -31,31 +33,33 @@ TOKEN_SCHEMA = pa.schema(
 """Token rows, one for each assistant turn: number of the source row, ids, labels, where prompt and thinking end."""
 
 
-def assemble(parts: Sequence[Part], heldout: np.ndarray, asset: Path, tokens: Path, rejected: Path) -> list[Path]:
+def assemble(
+    parts: Sequence[Part], heldout: np.ndarray, within_characters: Sequence[int], targets: Sequence[Path]
+) -> None:
     """Write the conversations as parquet and JSONL, their tokens as parquet, and the refused rows as JSONL.
 
     Args:
         heldout: bool (conversations,): whether each is held out, in the order of the parts.
-        asset: path of the conversations, without suffix.
+        within_characters: ids of tokens that begin inside a character, for ``cut_thinking``.
+        targets: the four files, in that order.
     """
-    targets = [asset.with_name(f"{asset.name}.parquet"), asset.with_name(f"{asset.name}.jsonl"), tokens, rejected]
+    token_schema = TOKEN_SCHEMA.with_metadata({WITHIN_CHARACTERS: json.dumps(within_characters)})
     schema = _conversation_schema(parts)
     with ExitStack() as stack:
         table, lines, ids, refused = (stack.enter_context(written_aside(target)) for target in targets)
         with (
             pq.ParquetWriter(table, schema) as table_writer,
             lines.open("wb") as line_writer,
-            pq.ParquetWriter(ids, TOKEN_SCHEMA, compression="zstd") as token_writer,
+            pq.ParquetWriter(ids, token_schema, compression="zstd") as token_writer,
             refused.open("wb") as refused_writer,
         ):
             for joined, held in _joined(parts, heldout):
                 conversations = _conversations(joined, held)
                 line_writer.writelines(_lines(conversations))
                 table_writer.write_table(conversations.select(schema.names).cast(schema))
-                token_writer.write_table(_tokens(joined, held))
+                token_writer.write_table(_tokens(joined, held).cast(token_schema))
                 for part in joined:
                     refused_writer.write(part.rejected.read_bytes())
-    return targets
 
 
 def _joined(parts: Sequence[Part], heldout: np.ndarray) -> Iterator[tuple[Sequence[Part], np.ndarray]]:

