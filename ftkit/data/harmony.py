@@ -1,7 +1,7 @@
 """Conversations to token rows in the Harmony format; the loss lies on the assistant's turn alone.
 
-Every text is tokenised apart from the special tokens around it, so none can turn into one. ``checked_harmony`` holds the
-result against the model's own chat template before the first row.
+Every text is tokenised apart from the special tokens around it, so none can turn into one. ``checked_harmony`` holds
+the result against the model's own chat template before the first row.
 """
 
 from __future__ import annotations

@@ -92,8 +92,8 @@ class Statistics:
             f"the longest row {self.lengths[:, 0].max():,}"
         )
 
-    def figures(self, max_length: int) -> dict[str, Any]:
-        """For the record; ``fill`` is that of rows packed to ``max_length``."""
+    def figures(self) -> dict[str, Any]:
+        """For the record."""
         tokens = self.tokens
         return {
             "rows": self.rows,
@@ -104,5 +104,4 @@ class Statistics:
             "tokens": sum(tokens.values()),
             "loss_tokens": tokens["thinking"] + tokens["answer"],
             "longest": int(self.lengths[:, 0].max()),
-            "fill": self.packing(max_length)[1],
         }

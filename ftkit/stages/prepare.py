@@ -77,7 +77,7 @@ def run(context: Context) -> Made:
     for reason, count in statistics.refused.most_common(SHOWN_REASONS):
         context.say(f"refused {count:,}: {reason}")
     files += write_report(folder / REPORT, folder / CHARTS, statistics, context.config, tokenizer, folder / TOKENS)
-    return Made(statistics.summary(), files, statistics.figures(context.config.sft.max_length))
+    return Made(statistics.summary(), files, statistics.figures())
 
 
 def _nothing_usable(parts, path: str) -> StageError:
