@@ -87,8 +87,9 @@ def sides(found: Sequence[Keys], *, heldout: float, likeness: float) -> Sides:
 
 
 def _pieces(texts: Sequence[str]) -> Iterator[list[int]]:
-    """For each text the 32-bit hashes of its overlapping pieces; a text shorter than a piece is padded to one."""
-    cut = [text[:LONGEST].casefold().ljust(PIECE) for text in texts]
+    """For each text the 32-bit hashes of its overlapping pieces; those at its ends reach beyond them."""
+    beyond = "\0" * (PIECE - 1)
+    cut = [f"{beyond}{text[:LONGEST].casefold()}{beyond}" for text in texts]
     points = np.frombuffer("".join(cut).encode("utf-32-le"), np.uint32).astype(np.uint64)
     hashes = np.zeros(len(points) - PIECE + 1, np.uint64)
     for i in range(PIECE):
