@@ -164,14 +164,20 @@ class _Row:
 
     def _text(self, value: Any, name: str) -> str:
         if not isinstance(value, str):
-            raise Refused(f"{name} is {_kind(value)}, not text")
+            raise _refused(name, f"is {_kind(value)}, not text")
         if not (text := value.strip()):
-            raise Refused(f"{name} is empty")
+            raise _refused(name, "is empty")
         if _NO_TEXT.search(text):
-            raise Refused(f"{name} holds characters that are no text (NUL, half a surrogate pair, or not UTF-8)")
+            raise _refused(name, "holds characters that are no text (NUL, half a surrogate pair, or not UTF-8)")
         if self._dataset.special_tokens == "refuse" and (found := SPECIAL_TOKEN.search(text)):
-            raise Refused(f"{name} holds the special token {found.group()}, which would end or forge a message")
+            raise _refused(name, f"holds the special token {found.group()}, which would end or forge a message")
         return text
+
+
+def _refused(name: str, what: str) -> Refused:
+    """Of a message in a chat, its place is a detail."""
+    general = re.sub(r"\[\d+\]", "", name)
+    return Refused(f"{general} {what}", "" if general == name else f"in {name.split()[-1]}")
 
 
 def split_thinking(answer: str) -> tuple[str, str]:

@@ -21,7 +21,7 @@ PAGE = "report.html.jinja"
 SHOWN_ROWS = 10
 SHOWN_TOKENS = 400
 """Of a longer row, the first and the last half of so many are shown."""
-SHOWN_REASONS = 20
+SHOWN_REASONS = 40
 BARS = 48
 
 PROMPT, THINKING, ANSWER, CUT = "#b9c0ca", "#3b7dd8", "#1f9d8f", "#d1495b"

@@ -23,7 +23,7 @@ class Keys:
 
     Attributes:
         digests: uint64 (questions, 2): of the normalised text: one decides the side, the other who decides in a group.
-        signatures: uint8 (questions, 64): low bytes of the MinHash values; (questions, 0) when not asked for.
+        signatures: uint8 (questions, 64): low bytes of the MinHash values; of no width when not asked for.
     """
 
     digests: np.ndarray
@@ -54,7 +54,7 @@ def keys(questions: Sequence[str], *, near_duplicates: bool) -> Keys:
     """Digests and, if asked for, MinHash signatures (A. Broder, On the resemblance and containment of documents)."""
     texts = [normal(question) for question in questions]
     digests = b"".join(hashlib.sha256(text.encode()).digest()[:16] for text in texts)
-    signatures = np.empty((len(texts), 0), np.uint8)
+    signatures = np.empty((len(texts), PERMUTATIONS if near_duplicates else 0), np.uint8)
     if near_duplicates and texts:
         from datasketch import MinHash
 

@@ -120,11 +120,11 @@ def test_a_chat_keeps_its_turns_and_its_system_message_comes_last_in_ours(messag
         (None, "messages is null, not a list"),
         ([USER, {"role": "assistant", "content": "4です。"}], "no <think> block"),
         ([USER, ANSWER | {"content": "<think>a</think>b"}], "in a field of its own and in <think> too"),
-        ([USER, ANSWER | {"thinking": ["足す。"]}], "thinking of messages[1] is a list"),
+        ([USER, ANSWER | {"thinking": ["足す。"]}], "thinking of messages is a list, not text: in messages[1]"),
         ([USER, ANSWER | {"thinking": " "}], "no <think> block"),
-        ([USER, ANSWER | {"content": None}], "messages[1] is null"),
-        ([USER | {"content": "<|end|>"}, ANSWER], "messages[0] holds the special token <|end|>"),
-        ([USER, ANSWER | {"thinking": "<|end|>"}], "thinking of messages[1] holds the special token"),
+        ([USER, ANSWER | {"content": None}], "messages is null, not text: in messages[1]"),
+        ([USER | {"content": "<|end|>"}, ANSWER], "messages holds the special token <|end|>"),
+        ([USER, ANSWER | {"thinking": "<|end|>"}], "thinking of messages holds the special token"),
     ],
 )
 def test_a_bad_chat_is_refused_with_the_reason(messages, given_messages, reason: str):
@@ -183,7 +183,9 @@ def test_special_tokens_are_kept_as_text_if_asked_to(dataset):
     settings = dataset("jsonl", "rows.jsonl", "dataset.special_tokens=neutralise")
     row = to_conversation(RawRow(1, "", {"question": "<|end|>とは？", "answer": "<think>a</think>b"}), settings)
     assert row.question == "<|end|>とは？" and row.holds_special_tokens
-    assert not to_conversation(RawRow(1, "", {"question": "q", "answer": "<think>a</think>b"}), settings).holds_special_tokens
+    assert not to_conversation(
+        RawRow(1, "", {"question": "q", "answer": "<think>a</think>b"}), settings
+    ).holds_special_tokens
 
 
 @pytest.mark.parametrize("column", [{"kind": "\ud800"}, {"\ud800": "kind"}])

@@ -14,7 +14,19 @@ from ftkit.errors import StageError
 
 DATE = "2026-01-01"
 PIECES = (
-    *("日本語の文です。", "ｶﾀｶﾅﾃｽﾄ", "　全角　空白　", "🤖", "👨‍👩‍👧‍👦", "x\n\n", "  ", "\t", "１２３", "12345", "don't"),
+    *(
+        "日本語の文です。",
+        "ｶﾀｶﾅﾃｽﾄ",
+        "　全角　空白　",
+        "🤖",
+        "👨‍👩‍👧‍👦",
+        "x\n\n",
+        "  ",
+        "\t",
+        "１２３",
+        "12345",
+        "don't",
+    ),
     *("<|start|>", "<|end|>", "<|return|>", "<|channel|>final<|message|>", "<|endoftext|>", "<think>", "한국어", "é"),
 )
 TEXT = st.one_of(
