@@ -53,7 +53,7 @@ def split(rows: Iterator[RawRow] | list[RawRow]) -> tuple[list[int], list[tuple[
         (b'{"question": "\xff"}', "not UTF-8"),
         (GOOD.encode("utf-16"), "not UTF-8"),
     ],
-    ids="cut nul deep array null twice bytes utf16".split(),
+    ids=["cut", "nul", "deep", "array", "null", "twice", "bytes", "utf16"],
 )
 def test_a_bad_line_has_its_number_and_the_rest_is_kept(tmp_path: Path, read, line, reason: str):
     assert split(read(write(tmp_path, GOOD, line, GOOD))) == ([1, 3], [(2, reason)])
