@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -112,7 +113,8 @@ def _in_processes(numbered: Iterable[tuple[int, Chunk]], work: Work, processes: 
     waiting: deque[Future[Part]] = deque()
     try:
         for number, chunk in numbered:
-            waiting.append(pool.submit(_part, number, chunk))
+            with _ctrl_c_held_back():
+                waiting.append(pool.submit(_part, number, chunk))
             if len(waiting) >= IN_FLIGHT * processes:
                 yield waiting.popleft().result()
         while waiting:
@@ -126,12 +128,21 @@ def _in_processes(numbered: Iterable[tuple[int, Chunk]], work: Work, processes: 
         pool.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    """Processes started in the block never see a Ctrl-C, which reaches the whole group; this one sees it afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 _worker: Worker | None = None
 
 
 def _start(work: Work) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the pool
     _worker = Worker(work)
 
 

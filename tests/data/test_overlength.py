@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small_model import small_run
 
+from ftkit.config.resolve import resolve
 from ftkit.data.conversations import Conversation
 from ftkit.data.harmony import labels_of
 from ftkit.data.overlength import WITHIN_CHARACTERS, cut_thinking
@@ -59,7 +59,7 @@ def test_training_cuts_if_asked_to_and_says_how_many(tmp_path, tiny_harmony) -> 
     pq.write_table(rows, tmp_path / "tokens.parquet")
     longest = max(len(row) for row in rows["input_ids"].to_pylist())
     for policy, left_out, cut in (("truncate-thinking", 0, 1), ("drop", 1, 0)):
-        config = small_run(tmp_path, f"dataset.overlength={policy}", "sft.max_length=100")
+        config = resolve(["experiment=tiny", "stage=plan", f"dataset.overlength={policy}", "sft.max_length=100"])
         dataset, counts = training_rows(tmp_path / "tokens.parquet", config, vocab_size=2048)
         assert (counts.rows, counts.overlength, counts.truncated) == (3, left_out, cut)
         assert max(len(row["input_ids"]) for row in dataset) <= 100 < longest
@@ -69,6 +69,6 @@ def test_files_made_before_there_were_spans_are_told_from_others(tmp_path, tiny_
     from ftkit.errors import StageError
 
     pq.write_table(table(tiny_harmony, ["考え"]).drop(["thinking_end"]), tmp_path / "tokens.parquet")
-    config = small_run(tmp_path, "dataset.overlength=truncate-thinking")
+    config = resolve(["experiment=tiny", "stage=plan", "dataset.overlength=truncate-thinking"])
     with pytest.raises(StageError, match="not the token rows of prepare"):
         training_rows(tmp_path / "tokens.parquet", config, vocab_size=2048)
