@@ -150,7 +150,8 @@ class _Row:
         return effort
 
     def _tags(self) -> dict[str, str]:
-        used = self._columns.__dict__.values()
+        columns = self._columns
+        used = (columns.question, columns.answer, columns.thinking, columns.messages)
         tags = {key: value for key, value in self._values.items() if isinstance(value, str) and key not in used}
         for key, value in tags.items():
             if _HALF.search(key) or _HALF.search(value):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
@@ -107,9 +108,14 @@ def _cores() -> int:
 
 
 def _in_processes(numbered: Iterable[tuple[int, Chunk]], work: Work, processes: int) -> Iterator[Part]:
-    """Start processes afresh rather than fork: the threads of Arrow and of the tokenizer would not survive that."""
+    """Start processes afresh rather than fork: the threads of Arrow and of the tokenizer would not survive that.
+
+    They read their work from a file: while it were sent through a pipe, a process that dies would hang this one.
+    """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start, (work,))
+    file = work.folder / "work.pickle"
+    file.write_bytes(pickle.dumps(work))
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start, (file,))
     waiting: deque[Future[Part]] = deque()
     try:
         for number, chunk in numbered:
@@ -141,9 +147,9 @@ def _ctrl_c_held_back() -> Iterator[None]:
 _worker: Worker | None = None
 
 
-def _start(work: Work) -> None:
+def _start(work: Path) -> None:
     global _worker
-    _worker = Worker(work)
+    _worker = Worker(pickle.loads(work.read_bytes()))
 
 
 def _part(number: int, chunk: Chunk) -> Part:

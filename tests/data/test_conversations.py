@@ -164,7 +164,7 @@ def test_effort_language_and_persona_come_from_columns_where_a_row_has_them(data
     conversation = to_conversation(RawRow(1, "", row | {"reasoning_language": None}), settings)
     assert conversation.reasoning_effort == "high"
     assert conversation.messages[0]["content"] == "reasoning language: Japanese\n\n元気に。"
-    assert conversation.tags == {}
+    assert conversation.tags == {"reasoning_effort": "high", "persona": "元気に。"}, "they stay beside the messages"
     with pytest.raises(Refused, match="effort is none of low, medium, high: 'extreme'"):
         to_conversation(RawRow(1, "", row | {"reasoning_effort": "extreme"}), settings)
     with pytest.raises(Refused, match="persona is a number"):

@@ -15,6 +15,7 @@ from collections import Counter
 from pathlib import Path
 from random import Random
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from command import REPOSITORY, Command
@@ -277,28 +278,34 @@ def test_a_disk_that_fills_up_is_told_and_nothing_half_written_stays(tmp_path: P
         assert left == ["config.yaml"] or left == []
 
 
+def workers(process: subprocess.Popen) -> list[psutil.Process]:
+    """Wait until the processes that prepare rows have been started, and import what they need."""
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline and process.poll() is None:
+        children = psutil.Process(process.pid).children()
+        found = [c for c in children if any("spawn_main" in word for word in c.cmdline())]
+        if found and any("numpy" in mapped.path for mapped in found[-1].memory_maps()):
+            return found
+        time.sleep(0.005)
+    raise AssertionError(process.communicate()[0])
+
+
 @pytest.mark.parametrize("by", ["ctrl_c", "killed_worker"])
 def test_an_interruption_leaves_nothing_that_is_taken_for_whole(tmp_path: Path, many: Path, by: str):
-    import psutil
-
     process = start(tmp_path, many, "dataset.num_proc=2", start_new_session=True)
-    parts = tmp_path / "outputs" / "tiny" / "prepare" / ".parts"
-    deadline = time.monotonic() + 100
-    while not list(parts.glob("*.tokens")) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    found = workers(process)
     if by == "ctrl_c":
         os.killpg(process.pid, signal.SIGINT)
     else:
-        for child in psutil.Process(process.pid).children():
-            if any("spawn_main" in word for word in child.cmdline()):
-                child.kill()
+        found[0].kill()
     out, _ = process.communicate(timeout=60)
     if by == "ctrl_c":
         assert process.returncode == 130 and "interrupted in prepare" in out, out
     else:
         assert process.returncode == 1 and "was killed, most likely for want of memory" in out, out
-    assert "Traceback" not in out and not parts.exists()
-    assert not (parts.parent / "tokens.parquet").exists()
+    folder = tmp_path / "outputs" / "tiny" / "prepare"
+    assert "Traceback" not in out and not (folder / ".parts").exists()
+    assert not (folder / "tokens.parquet").exists()
 
 
 def start(folder: Path, rows: Path, *arguments: str, **options) -> subprocess.Popen:
