@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -43,23 +44,30 @@ def assemble(
         within_characters: ids of tokens that begin inside a character, for ``cut_thinking``.
         targets: the four files, in that order.
     """
-    token_schema = TOKEN_SCHEMA.with_metadata({WITHIN_CHARACTERS: json.dumps(within_characters)})
-    schema = _conversation_schema(parts)
     with ExitStack() as stack:
-        table, lines, ids, refused = (stack.enter_context(written_aside(target)) for target in targets)
-        with (
-            pq.ParquetWriter(table, schema) as table_writer,
-            lines.open("wb") as line_writer,
-            pq.ParquetWriter(ids, token_schema, compression="zstd") as token_writer,
-            refused.open("wb") as refused_writer,
-        ):
-            for joined, held in _joined(parts, heldout):
-                conversations = _conversations(joined, held)
-                line_writer.writelines(_lines(conversations))
-                table_writer.write_table(conversations.select(schema.names).cast(schema))
-                token_writer.write_table(_tokens(joined, held).cast(token_schema))
-                for part in joined:
-                    refused_writer.write(part.rejected.read_bytes())
+        table, lines, tokens, rejected = (stack.enter_context(written_aside(target)) for target in targets)
+        with ThreadPoolExecutor(2) as threads:  # Arrow works outside of the interpreter's lock
+            conversations = threads.submit(_write_conversations, parts, heldout, table, lines)
+            _write_tokens(parts, heldout, within_characters, tokens)
+            conversations.result()
+        with rejected.open("wb") as stream:
+            stream.writelines(part.rejected.read_bytes() for part in parts)
+
+
+def _write_conversations(parts: Sequence[Part], heldout: np.ndarray, table: Path, lines: Path) -> None:
+    schema = _conversation_schema(parts)
+    with pq.ParquetWriter(table, schema) as writer, lines.open("wb") as stream:
+        for joined, held in _joined(parts, heldout):
+            conversations = _conversations(joined, held)
+            stream.writelines(_lines(conversations))
+            writer.write_table(conversations.select(schema.names).cast(schema))
+
+
+def _write_tokens(parts: Sequence[Part], heldout: np.ndarray, within_characters: Sequence[int], path: Path) -> None:
+    schema = TOKEN_SCHEMA.with_metadata({WITHIN_CHARACTERS: json.dumps(within_characters)})
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for joined, held in _joined(parts, heldout):
+            writer.write_table(_tokens(joined, held).cast(schema))
 
 
 def _joined(parts: Sequence[Part], heldout: np.ndarray) -> Iterator[tuple[Sequence[Part], np.ndarray]]:

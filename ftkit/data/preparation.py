@@ -112,7 +112,6 @@ def _in_processes(numbered: Iterable[tuple[int, Chunk]], work: Work, processes: 
 
     They read their work from a file: while it were sent through a pipe, a process that dies would hang this one.
     """
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     file = work.folder / "work.pickle"
     file.write_bytes(pickle.dumps(work))
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start, (file,))
@@ -149,6 +148,7 @@ _worker: Worker | None = None
 
 def _start(work: Path) -> None:
     global _worker
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes share the cores already
     _worker = Worker(pickle.loads(work.read_bytes()))
 
 

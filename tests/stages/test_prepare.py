@@ -206,6 +206,31 @@ def test_every_style_gives_the_same_tokens(prepare, tmp_path: Path, made):
     assert all(table.equals(seen[0]) for table in seen[1:])
 
 
+def test_bad_chats_are_refused_and_counted(prepare, tmp_path: Path, made):
+    user, assistant = STYLES["messages"]["messages"]
+    cases = [
+        ([assistant, user], "the roles are in the wrong order"),
+        ([user, user, assistant], "the roles are in the wrong order"),
+        ([user, assistant, {"role": "system", "content": "s"}], "the roles are in the wrong order"),
+        ([user, assistant], ""),
+        ([user], "the chat ends without an answer"),
+        ([], "the chat has no message"),
+        ([user | {"role": "tool"}, assistant], "a message's role is none that is known"),
+        ([user, assistant | {"thinking": "<|end|>"}], "thinking of messages holds the special token <|end|>"),
+        ([user | {"content": None}, assistant], "messages is null, not text"),
+        ("2+2は？", "messages is text, not a list of messages"),
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"messages": chat}) for chat, _ in cases))
+    assert prepare(option="messages").status == 0
+    rejected = jsonl(made / "rejected.jsonl")
+    expected = {i: reason for i, (_, reason) in enumerate(cases, start=1) if reason}
+    assert [row["row"] for row in rejected] == list(expected)
+    assert all(row["reason"].startswith(expected[row["row"]]) for row in rejected)
+    assert sum(counts_in_report(made).values()) == 9
+    assert counts_in_report(made)["the roles are in the wrong order"] == 3
+    assert [row["row"] for row in jsonl(made / "reasoning_harmony.jsonl")] == [4]
+
+
 def test_each_turn_of_a_chat_is_a_row_to_train_on(prepare, tmp_path: Path, made):
     turns = STYLES["messages"]["messages"]
     (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": turns * 3}))
