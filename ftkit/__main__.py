@@ -60,7 +60,7 @@ def _resolve_and_run(arguments: list[str]) -> None:
         command_line = read(overrides, multirun=True)
         check_sweep(command_line)
         base = resolve(next(command_line.combinations()))
-        if base.compute.sweep == "native":
+        if base.compute.sweep == "native" and base.stages != ("plan",):
             _run_native_sweep(base, command_line)
             return
         fixed = ",".join(sorted(command_line.keys - command_line.swept()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -18,7 +19,10 @@ COMMANDS = re.findall(r"^\$ (python -m \S+.*?)(?:\s+#.*)?$", README, flags=re.MU
 
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
-    (tmp_path / "rows.jsonl").write_text('{"prompt": "q", "answer": "<think>a</think>b"}\n', encoding="utf-8")
+    """A file whose row has the columns of every example."""
+    examples = [json.loads(block) for block in re.findall(r"```json\n(\{.*\})\n```", README)]
+    row = {key: value for example in examples for key, value in example.items()}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     return tmp_path
 
 

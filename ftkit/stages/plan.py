@@ -112,7 +112,7 @@ def _steps(config: Config) -> str:
     if prepared is None:
         known = f"{config.sft.max_steps:,} (sft.max_steps)" if config.sft.max_steps > 0 else "not known"
         return f"{known}; rows and tokens are known once stage=prepare has run"
-    rows, tokens = prepared["train"], prepared["tokens"]
+    rows, tokens = prepared["training_rows"], prepared["tokens"]
     filled = math.ceil(tokens / config.sft.max_length) if config.sft.packing else rows
     count = planned_steps(config, filled)
     packed = f" in about {filled:,} packed rows" if config.sft.packing else ""

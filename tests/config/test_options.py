@@ -18,7 +18,10 @@ COMPANIONS = {
     "compute=local": ["deployment=local", "model=tiny"],
     "deployment=local": ["compute=local", "model=tiny"],
     "model=tiny": ["sft.max_length=512", "lora=experts"],
-    "dataset=jsonl": ["dataset.path=rows.jsonl"],
+    **{
+        f"dataset={option}": ["dataset.path=rows.jsonl"]
+        for option in ("jsonl", "messages", "sharegpt", "prompt-completion")
+    },
 }
 """Overrides without which an option makes no sense."""
 
