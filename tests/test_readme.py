@@ -26,6 +26,7 @@ def rows(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.usefixtures("workspace_named")
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python -m ftkit ")])
 def test_command_of_the_readme(command: str, rows: Path):
     arguments = shlex.split(command)[3:]

@@ -73,6 +73,51 @@ def deployment_fits_its_platform(config: Config) -> Iterator[Problem]:
         )
 
 
+def server_has_its_image(config: Config) -> Iterator[Problem]:
+    deployment = config.deployment
+    if deployment.server == "vllm" and not deployment.image:
+        yield Problem("deployment.image", "null, but vllm is served from an image", "", "deployment=vllm names one")
+    if deployment.server == "score" and deployment.image:
+        yield Problem(
+            "deployment.image",
+            f"{deployment.image}, but server=score runs in the image of environment.serve",
+            "",
+            "deployment.image=null, or deployment=vllm",
+        )
+    if deployment.server == "vllm" and deployment.platform == "local":
+        yield Problem("deployment.server", "vllm, which runs on Azure ML alone", "", "deployment.server=score")
+
+
+def rollout_ends_at_100(config: Config) -> Iterator[Problem]:
+    steps = config.deployment.rollout
+    if not steps or steps[-1] != 100 or steps != sorted(set(steps)):
+        yield Problem(
+            "deployment.rollout", f"{steps} does not rise to 100 percent", "", "for instance deployment.rollout=[10,50,100]"
+        )
+
+
+def workspace_is_named(config: Config) -> Iterator[Problem]:
+    """Azure is asked as soon as a stage's work happens there, by plan only with check=true."""
+    asking = [name for name in config.stages if place_of(name, config) == "azureml"]
+    if config.check and "plan" in config.stages:
+        asking += ["plan check=true"] if "azureml" in (config.compute.platform, config.deployment.platform) else []
+    workspace = config.workspace
+    names = {
+        "SUBSCRIPTION_ID": workspace.subscription_id,
+        "RESOURCE_GROUP": workspace.resource_group,
+        "WORKSPACE_NAME": workspace.workspace_name,
+    }
+    missing = [name for name, value in names.items() if not value]
+    if asking and missing:
+        keys = ", ".join(f"{name.lower()}: …" for name in missing)
+        yield Problem(
+            "workspace",
+            f"stage={asking[0]} asks Azure, and {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set",
+            "",
+            f"export {missing[0]}=…, or workspace: {{{keys}}} in conf/local/default.yaml",
+        )
+
+
 def reentrant_checkpointing_under_ddp(config: Config) -> Iterator[Problem]:
     sft = config.sft
     reentrant = sft.gradient_checkpointing and sft.gradient_checkpointing_kwargs.get("use_reentrant", True)
@@ -238,6 +283,9 @@ CHECKS: tuple[Check, ...] = (
     stage_exists,
     compute_fits_its_platform,
     deployment_fits_its_platform,
+    server_has_its_image,
+    rollout_ends_at_100,
+    workspace_is_named,
     reentrant_checkpointing_under_ddp,
     dropout_on_experts,
     target_parameters_exist,

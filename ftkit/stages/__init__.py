@@ -66,7 +66,13 @@ STAGES = (
         ("merge", "model", "-model.folder", "-model.tokenizer"),
     ),
     Stage("register", "register the merged model as a version", "model {model}", ("merge",), ("registration",)),
-    Stage("deploy", "serve the registered model at an endpoint", "endpoint {endpoint}", ("register",), ("deployment",)),
+    Stage(
+        "deploy",
+        "serve the registered model at an endpoint",
+        "endpoint {endpoint}",
+        ("register",),
+        ("deployment", "-deployment.rollout", "-deployment.keep_failed"),
+    ),
     Stage("invoke", "send a request to the endpoint, print the answer", "answer", ("deploy",), always=True),
     Stage("plan", "what would run, memory, every problem; runs nothing", "this table", always=True),
     Stage(

@@ -15,6 +15,7 @@ from ftkit.platforms import Asset, Deployed, Running, Say, Target
 from ftkit.platforms.azureml.work import Work
 
 if TYPE_CHECKING:
+    from ftkit.platforms.azureml.checks import Finding
     from ftkit.platforms.azureml.jobs import Job
     from ftkit.platforms.azureml.workspace import Workspace
 
@@ -76,9 +77,9 @@ class AzureML:
         return assets.exists(self.workspace, asset)
 
     def deploy(self, model: Mapping[str, Any], say: Say) -> Deployed:
-        from ftkit.platforms.azureml import endpoints
+        from ftkit.platforms.azureml import rollout
 
-        return endpoints.deploy(self.workspace, self.config, model, say)
+        return rollout.deploy(self.workspace, self.config, model, say)
 
     def serves(self, deployed: Mapping[str, Any]) -> bool:
         from ftkit.platforms.azureml import endpoints
@@ -105,6 +106,12 @@ class AzureML:
         from ftkit.platforms.azureml import sweeps
 
         return sweeps.run(self.workspace, self.config, self.run_folder, work, space, say, show)
+
+    def check(self) -> list[Finding]:
+        """Ask Azure for all that the configured stages will need; changes nothing."""
+        from ftkit.platforms.azureml import checks
+
+        return checks.check(self.workspace, self.config)
 
     def running(self) -> list[Running]:
         from ftkit.platforms.azureml import endpoints, jobs
