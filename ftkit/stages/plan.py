@@ -107,7 +107,7 @@ def _status(config: Config, stage: Stage) -> str:
         return "would run"
     try:
         context = context_of(config, stage, origin_of(config, stage), lambda _: None)
-        return "up to date" if up_to_date(context, stage) else "changed: would run again"
+        return "up to date" if up_to_date(context, stage, ask_azure=False) else "changed: would run again"
     except FtkitError:
         return "changed before it: would run again"
 

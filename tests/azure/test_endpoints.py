@@ -52,7 +52,13 @@ def no_key_is_seen_and_nothing_stays(azure: StandIn, project: Project) -> Iterat
 def gate(azure: StandIn, tmp_path: Path) -> Path:
     """The vLLM container is there, and comes up when this file does not exist."""
     script = Path(__file__).with_name("chat_container.py")
-    azure.serving.containers["vllm/vllm-openai"] = [sys.executable, str(script), "{port}", "{model}", f"{tmp_path}/gate"]
+    azure.serving.containers["vllm/vllm-openai"] = [
+        sys.executable,
+        str(script),
+        "{port}",
+        "{model}",
+        f"{tmp_path}/gate",
+    ]
     return tmp_path / "gate"
 
 
@@ -147,7 +153,9 @@ def test_vllm_speaks_openais_format_and_entra_tokens_are_taken(azure: StandIn, p
     assert any("FROM vllm/vllm-openai:v0.13.0" in build.log for build in azure.images.builds)
     assert not azure.record.to("POST", "/listKeys")
     fails(project.ftkit("stage=deploy", VLLM, "deployment.instance_count=2"), "takes aad_token", "stage=teardown")
-    fails(project.ftkit("stage=deploy", *entra, "deployment.endpoint_name=other", "deployment.instance_count=99"), "quota")
+    fails(
+        project.ftkit("stage=deploy", *entra, "deployment.endpoint_name=other", "deployment.instance_count=99"), "quota"
+    )
     assert deployments(azure) == ["blue"]
 
 
@@ -236,7 +244,9 @@ def test_a_check_that_fails_on_the_way_takes_the_traffic_back(azure: StandIn, pr
     azure.record.clear()
     azure.faults.answers("POST", "/v1/chat", 500, after=4)  # after the smoke test, 10 % and half of 50 %
     changed = (VLLM, "deployment.request_timeout_ms=170000")
-    out = fails(project.ftkit("stage=deploy", *changed), "the endpoint was asked a question", "failed (500)", "request ")
+    out = fails(
+        project.ftkit("stage=deploy", *changed), "the endpoint was asked a question", "failed (500)", "request "
+    )
     assert "traffic is back: blue has all of it" in out and "green is deleted again" in out
     assert puts(azure) == [{"green": 10, "blue": 90}, {"green": 50, "blue": 50}, {"blue": 100}]
     assert deployments(azure) == ["blue"] and traffic(azure) == {"blue": 100}

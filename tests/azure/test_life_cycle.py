@@ -125,6 +125,12 @@ def test_no_secret_is_left_anywhere(first: Command, azure: StandIn, project: Pro
         assert azure.record.holding(secret) == []
 
 
+def test_plan_knows_what_is_up_to_date_without_asking(first: Command, azure: StandIn, project: Project):
+    done = project.ftkit("stage=plan")
+    assert done.status == 0 and done.out.count("up to date") == 6
+    assert list(azure.record) == []
+
+
 def test_teardown_leaves_nothing_that_costs_money(first: Command, azure: StandIn, project: Project):
     assert azure.costing() == ["deployment ftkit-tiny/blue"]
     done = project.ftkit("stage=teardown", "yes=true")

@@ -70,7 +70,10 @@ def of(config: Config, model: Mapping[str, Any]) -> Container:
     """The container that the configuration asks for."""
     settings, own = config.deployment, config.deployment.server == "score"
     kind, name = _kind_and_name(config)
-    common = {"HF_HUB_OFFLINE": "1", "FTKIT_MAX_CONCURRENT_REQUESTS": str(settings.max_concurrent_requests_per_instance)}
+    common = {
+        "HF_HUB_OFFLINE": "1",
+        "FTKIT_MAX_CONCURRENT_REQUESTS": str(settings.max_concurrent_requests_per_instance),
+    }
     return Container(
         server=settings.server,
         model=f"{model['name']}:{model['version']}",

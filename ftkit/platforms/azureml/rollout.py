@@ -211,7 +211,9 @@ class Rollout:
             return error
         cure = "the same command takes it away, stage=teardown everything"
         if isinstance(error, StageError):
-            return StageError(f"{error.what}; left: {left}", where=error.where, cure=f"{error.cure}; {cure}".strip("; "))
+            return StageError(
+                f"{error.what}; left: {left}", where=error.where, cure=f"{error.cure}; {cure}".strip("; ")
+            )
         return Interrupted(f"interrupted; left: {left}\n  cure   {cure}")
 
     def _undo(self, new: str, before: dict[str, int], existed: bool, keep: bool) -> None:
