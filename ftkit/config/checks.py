@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ftkit.config.data_files import DATA_SUFFIXES, data_files, is_data_file, is_pattern
 from ftkit.config.overrides import nearest
 from ftkit.config.schema import SIDE_STAGES, STAGES, Config
 from ftkit.errors import Problem
 
 Check = Callable[[Config], Iterator[Problem]]
-DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
 def all_checks(config: Config) -> Iterator[Problem]:
@@ -190,18 +190,57 @@ def max_steps_is_positive_or_minus_one(config: Config) -> Iterator[Problem]:
         )
 
 
-def dataset_file_exists(config: Config) -> Iterator[Problem]:
+def registered_model_needs_a_tokenizer_here(config: Config) -> Iterator[Problem]:
+    model = config.model
+    if not model.pretrained_model_name_or_path.startswith("azureml:") or model.folder:
+        return
+    if config.compute.platform != "azureml":
+        yield Problem(
+            "model.pretrained_model_name_or_path",
+            f"{model.pretrained_model_name_or_path} is in Azure ML, but compute.platform is {config.compute.platform}",
+            "",
+            "compute=h100x1, or the hub id or folder of the model",
+        )
+    if "prepare" in config.stages and model.tokenizer is None:
+        yield Problem(
+            "model.tokenizer",
+            "null, but prepare runs here, where a registered model cannot be read",
+            "",
+            "model.tokenizer=openai/gpt-oss-20b, or a folder with its tokenizer",
+        )
+
+
+def dataset_files_exist(config: Config) -> Iterator[Problem]:
     path = Path(config.dataset.path)
-    if "prepare" not in config.stages or not config.dataset.path.endswith(DATA_SUFFIXES) or path.is_file():
+    if "prepare" not in config.stages or data_files(config.dataset.path) != []:
         return
-    if config.dataset.path.startswith("package:"):
+    if path.is_dir() or is_pattern(config.dataset.path):
+        yield Problem("dataset.path", f"no file to read in {path}", "", f"files are {', '.join(DATA_SUFFIXES)}, or .gz")
         return
-    neighbours = [str(p) for p in path.parent.glob("*") if p.suffix in DATA_SUFFIXES] if path.parent.is_dir() else []
+    neighbours = [str(p) for p in path.parent.glob("*") if is_data_file(p)] if path.parent.is_dir() else []
     close = nearest(str(path), neighbours)
-    what = "is a folder" if path.is_dir() else "no such file"
     yield Problem(
-        "dataset.path", f"{what}: {path}", "", f"did you mean {close}?" if close else "give the path of your rows"
+        "dataset.path",
+        f"no such file: {path}",
+        "",
+        f"did you mean {close}?" if close else "give the path of your rows",
     )
+
+
+def columns_say_where_the_chat_is(config: Config) -> Iterator[Problem]:
+    columns = config.dataset.columns
+    pair = [name for name in ("question", "answer") if getattr(columns, name) is not None]
+    if columns.messages is not None and (pair or columns.thinking):
+        clash = [*pair, *(["thinking"] if columns.thinking else [])]
+        drop = " ".join(f"dataset.columns.{name}=null" for name in clash)
+        yield Problem("dataset.columns", f"messages and {' and '.join(clash)} are both given", "", f"leave one: {drop}")
+    elif columns.messages is None and len(pair) < 2:
+        yield Problem(
+            "dataset.columns",
+            "neither messages nor question and answer are given",
+            "",
+            "dataset.columns.question=… dataset.columns.answer=…, or dataset.columns.messages=…",
+        )
 
 
 def invoke_has_one_request(config: Config) -> Iterator[Problem]:
@@ -253,7 +292,9 @@ CHECKS: tuple[Check, ...] = (
     something_is_trained,
     flex_attention_needs_a_gpu,
     schedule_fits_its_arguments,
+    registered_model_needs_a_tokenizer_here,
     max_steps_is_positive_or_minus_one,
-    dataset_file_exists,
+    dataset_files_exist,
+    columns_say_where_the_chat_is,
     invoke_has_one_request,
 )

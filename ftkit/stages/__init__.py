@@ -41,7 +41,7 @@ STAGES = (
         "rows to Harmony conversations and tokens",
         "{asset}.parquet, .jsonl",
         reads=(
-            *("dataset", "-dataset.overlength", "-dataset.folder"),
+            *("dataset", "-dataset.overlength", "-dataset.folder", "-dataset.num_proc"),
             *("model.tokenizer", "model.pretrained_model_name_or_path", "model.revision"),
         ),
     ),

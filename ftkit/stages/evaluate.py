@@ -83,7 +83,7 @@ def _questions(folder: Path, name: str, limit: int) -> list[Question]:
 
     conversations = {row["row"]: row["messages"] for row in pq.read_table(folder / f"{name}.parquet").to_pylist()}
     tokens = pq.read_table(folder / TOKENS, filters=[("split", "=", "heldout")]).to_pylist()
-    chosen = [row for row in tokens if row["row"] in conversations][:limit]
+    last_turns = {row["row"]: row for row in tokens if row["row"] in conversations}
     return [
         Question(
             row["row"],
@@ -91,7 +91,7 @@ def _questions(folder: Path, name: str, limit: int) -> list[Question]:
             conversations[row["row"]][-2]["content"],
             conversations[row["row"]][-1]["content"],
         )
-        for row in chosen
+        for row in list(last_turns.values())[:limit]
     ]
 
 

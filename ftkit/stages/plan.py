@@ -93,6 +93,8 @@ def _where(stage: Stage, config: Config) -> str:
 
 
 def _makes(stage: Stage, config: Config) -> str:
+    if stage.name == "environment" and place_of("environment", config) == "azureml":
+        return f"images {config.environment.train}, {config.environment.serve}"
     return stage.makes.format(
         asset=config.dataset.asset_name, model=config.registration.model_name, endpoint=config.deployment.endpoint_name
     )
@@ -105,7 +107,7 @@ def _status(config: Config, stage: Stage) -> str:
         return "would run"
     try:
         context = context_of(config, stage, origin_of(config, stage), lambda _: None)
-        return "up to date" if up_to_date(context, stage) else "changed: would run again"
+        return "up to date" if up_to_date(context, stage, ask_azure=False) else "changed: would run again"
     except FtkitError:
         return "changed before it: would run again"
 
@@ -144,7 +146,7 @@ def _steps(config: Config) -> str:
     if prepared is None:
         known = f"{config.sft.max_steps:,} (sft.max_steps)" if config.sft.max_steps > 0 else "not known"
         return f"{known}; rows and tokens are known once stage=prepare has run"
-    rows, tokens = prepared["train"], prepared["tokens"]
+    rows, tokens = prepared["training_rows"], prepared["tokens"]
     filled = math.ceil(tokens / config.sft.max_length) if config.sft.packing else rows
     count = planned_steps(config, filled)
     packed = f" in about {filled:,} packed rows" if config.sft.packing else ""

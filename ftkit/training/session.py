@@ -230,6 +230,8 @@ def _what_is_read(counts: DataCounts, config: Config, args: SFTConfig) -> str:
     text = f"{counts.rows:,} rows, {counts.tokens:,} tokens, {counts.loss_tokens:,} with loss"
     if counts.overlength:
         text += f"; {counts.overlength:,} rows left out: longer than sft.max_length={config.sft.max_length}"
+    if counts.truncated:
+        text += f"; {counts.truncated:,} rows cut at the end of their thinking"
     if counts.fill is not None:
         text += f"; packed into {counts.trained:,} rows, {counts.fill:.1%} full"
     if args.world_size > 1 and (short := -counts.trained % (args.world_size * args.per_device_train_batch_size)):

@@ -68,10 +68,14 @@ class MlflowTracking(TrainerCallback):
             return
         now = int(time.time() * 1000)
         line = metrics({"step": state.global_step, **logs})
-        batch = [Metric(name, float(value), now, state.global_step) for name, value in line.items() if value is not None]
+        batch = [
+            Metric(name, float(value), now, state.global_step) for name, value in line.items() if value is not None
+        ]
         self._pending.append(self._client.log_batch(self._run_id, metrics=batch, synchronous=False))
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         try:
             for operation in self._pending:
                 operation.wait()

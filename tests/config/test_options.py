@@ -18,7 +18,10 @@ COMPANIONS = {
     "compute=local": ["deployment=local", "model=tiny"],
     "deployment=local": ["compute=local", "model=tiny"],
     "model=tiny": ["sft.max_length=512", "lora=experts"],
-    "dataset=jsonl": ["dataset.path=rows.jsonl"],
+    **{
+        f"dataset={option}": ["dataset.path=rows.jsonl"]
+        for option in ("jsonl", "messages", "sharegpt", "prompt-completion")
+    },
 }
 """Overrides without which an option makes no sense."""
 
@@ -60,7 +63,7 @@ def test_the_issue_groups_are_all_there():
         "compute": {"local", "h100x1", "h100x2", "h100x2-nvl", "h100x8", "a100x1", "a100x4", "a100x8"},
         "deployment": {"local", "managed", "vllm"},
         "experiment": {"tiny"},
-        "hydra/launcher": {"parallel"},
+        "hydra/launcher": {"parallel", "azureml"},
     }
     for group, names in expected.items():
         assert names <= set(options(group))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -100,6 +100,12 @@ class AzureML:
         from ftkit.platforms.azureml import jobs
 
         return jobs.run(self.workspace, self.config, self.run_folder, work, say, show)
+
+    def run_sweep(self, work: Work, space: Mapping[str, Sequence[str]], say: Say, show: Say) -> str:
+        """Run a native sweep job over values by key and fetch its trials' records; returns one line for the user."""
+        from ftkit.platforms.azureml import sweeps
+
+        return sweeps.run(self.workspace, self.config, self.run_folder, work, space, say, show)
 
     def check(self) -> list[Finding]:
         """Ask Azure for all that the configured stages will need; changes nothing."""

@@ -29,7 +29,7 @@ def publish(workspace: Workspace, name: str, content: Path, tags: Mapping[str, A
     if _found(workspace, f"data asset {asset.id}", with_version):
         return asset, False
     wanted = Data(name=name, version=version, type="uri_folder", path=str(content), tags=kept)
-    with workspace.asking("publish the data asset", asset.id):
+    with workspace.sending("publish the data asset", asset.id):
         workspace.client.data.create_or_update(wanted)
     return asset, True
 

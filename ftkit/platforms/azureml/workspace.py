@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import logging
 from collections.abc import Iterator
@@ -52,7 +53,7 @@ class Workspace:
             settings.subscription_id,
             settings.resource_group,
             settings.workspace_name,
-            show_progress=False,
+            show_progress=True,  # without, the SDK overlooks a file that could not be sent, and waits for ever
         )
 
     @cached_property
@@ -96,6 +97,19 @@ class Workspace:
             logging.captureWarnings(False)
             for logger, (handlers, propagate) in zip(loggers, before, strict=True):
                 logger.handlers, logger.propagate = handlers, propagate
+
+    @contextmanager
+    def sending(self, what: str, resource: str) -> Iterator[None]:
+        """As ``asking``, around calls that upload files: one at a time on this machine.
+
+        The SDK waits for ever when another process sends the same files at the same moment.
+        """
+        lock = self.log.parent.parent / ".sending"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with lock.open("w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            with self.asking(what, resource):
+                yield
 
     def _explained(self, error: AzureError, to: str, resource: str) -> StageError:
         record = logging.LogRecord("ftkit", logging.ERROR, "", 0, "%s %s: %s", (to, resource, error), None)
