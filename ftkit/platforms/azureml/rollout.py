@@ -122,13 +122,14 @@ class Rollout:
             f"{name}: starting {self.container.count} × {self.container.size} for {self.container.model}; image, "
             "model and start take 10 to 20 minutes with a large model"
         )
+        doing = ("start the deployment", f"{self.name}/{name}")
         with container.deployment(self.container, self.name, name, self.reference) as wanted:
-            endpoints.change(
-                self.workspace,
-                lambda: self.workspace.client.online_deployments.begin_create_or_update(wanted),
-                ("start the deployment", f"{self.name}/{name}"),
-                self.say,
-            )
+
+            def begin() -> Any:
+                with self.workspace.sending(*doing):
+                    return self.workspace.client.online_deployments.begin_create_or_update(wanted)
+
+            endpoints.change(self.workspace, begin, doing, self.say)
 
     def _take_into_service(self, new: str, old: Deployed | None) -> None:
         found = self._find()
