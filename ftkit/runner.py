@@ -131,6 +131,7 @@ def run_stage(config: Config, stage: Stage, report: Report) -> None:
     if not config.force and not stage.always and up_to_date(context, stage):
         report.skipped(stage.name, records.path_of(context.run_folder, stage.name))
         return
+    records.discard(context.run_folder, stage.name)
     report.started(stage.name)
     started = time.perf_counter()
     made = _made(context, stage)
@@ -141,7 +142,6 @@ def run_stage(config: Config, stage: Stage, report: Report) -> None:
 
 
 def _made(context: Context, stage: Stage) -> Made:
-    records.discard(context.run_folder, stage.name)
     try:
         return module_of(stage).run(context)
     except OSError as error:

@@ -9,6 +9,7 @@ from ftkit.config.data_files import DATA_SUFFIXES, data_files, is_data_file, is_
 from ftkit.config.overrides import nearest
 from ftkit.config.schema import SIDE_STAGES, STAGES, Config
 from ftkit.errors import Problem
+from ftkit.config.gate import parse
 
 Check = Callable[[Config], Iterator[Problem]]
 
@@ -213,6 +214,14 @@ def registered_model_needs_a_tokenizer_here(config: Config) -> Iterator[Problem]
         )
 
 
+def gate_can_be_read(config: Config) -> Iterator[Problem]:
+    for rule in config.deployment.gate:
+        try:
+            parse(rule)
+        except ValueError as error:
+            yield Problem("deployment.gate", f"{rule!r}: {error}", "", 'for instance ["thinks_in_japanese >= 0.95"]')
+
+
 def dataset_files_exist(config: Config) -> Iterator[Problem]:
     path = Path(config.dataset.path)
     if "prepare" not in config.stages or data_files(config.dataset.path) != []:
@@ -297,6 +306,7 @@ CHECKS: tuple[Check, ...] = (
     schedule_fits_its_arguments,
     registered_model_needs_a_tokenizer_here,
     max_steps_is_positive_or_minus_one,
+    gate_can_be_read,
     dataset_files_exist,
     columns_say_where_the_chat_is,
     invoke_has_one_request,

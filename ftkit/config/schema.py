@@ -31,6 +31,9 @@ EndpointName = Annotated[str, Field(pattern=ENDPOINT_NAME)]
 STAGES = ("environment", "prepare", "publish", "train", "merge", "register", "deploy", "invoke")
 """The life cycle in order; ``stage=all`` runs these."""
 
+MERGED = STAGES.index("merge") + 1
+"""Where evaluate comes when it is asked for together with others: before the model is registered."""
+
 SIDE_STAGES = ("plan", "evaluate", "teardown")
 """Stages that are run on their own, beside the life cycle."""
 
@@ -310,6 +313,8 @@ class Registration(Group):
 
 
 class Deployment(Group):
+    gate: list[str]
+    """Rules that evaluate's figures must keep before register: thinks_in_japanese >= 0.95, right >= base."""
     platform: Literal["local", "azureml"]
     """local: a server on this machine's loopback. azureml: a managed online endpoint."""
     server: Literal["score", "vllm"]
@@ -393,7 +398,7 @@ class Config(Group):
         """The stages asked for, in the order of the life cycle; empty when none is."""
         asked = [self.stage] if isinstance(self.stage, str) else list(self.stage or [])
         names = dict.fromkeys(name for word in asked for name in (STAGES if word == "all" else (word,)))
-        order = STAGES + SIDE_STAGES
+        order = (*STAGES[:MERGED], "evaluate", *STAGES[MERGED:], *SIDE_STAGES)
         return tuple(sorted(names, key=lambda name: order.index(name) if name in order else len(order)))
 
     @property
