@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-MEASURES = ("thinks_in_japanese", "parses", "finished", "right", "tokens")
+MEASURES = ("thinks_in_japanese", "parses", "finished", "loops", "right", "right_number", "tokens")
 RULE = re.compile(
     r"^(?P<measure>\w+) *(?P<compare>>=|<=|>|<) *(?:(?P<base>base)(?: *(?P<margin>[+-] *[\d.]+))?|(?P<value>[\d.]+))$"
 )

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from ftkit.errors import StageError
 from ftkit.config.gate import broken_rules
+from ftkit.errors import StageError
 from ftkit.lineage import find
 from ftkit.records import Record
 from ftkit.stages import BY_NAME, Context, Made
