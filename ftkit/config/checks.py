@@ -93,10 +93,7 @@ def rollout_ends_at_100(config: Config) -> Iterator[Problem]:
     steps = config.deployment.rollout
     if not steps or steps[-1] != 100 or steps != sorted(set(steps)):
         yield Problem(
-            "deployment.rollout",
-            f"{steps} does not rise to 100 percent",
-            "",
-            "for instance deployment.rollout=[10,50,100]",
+            "deployment.rollout", f"{steps} does not rise to 100 percent", "", "deployment.rollout=[10,50,100]"
         )
 
 

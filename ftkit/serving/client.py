@@ -5,7 +5,6 @@ Two formats: that of ``score.py``, and OpenAI's chat completions, which a vLLM c
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
 import uuid
@@ -135,14 +134,14 @@ def score(
             "asking an endpoint needs httpx, which is not installed", cure="pip install 'ftkit[serve]'"
         ) from error
 
-    sent = {**(headers or {}), "x-ms-client-request-id": str(uuid.uuid4())}
+    sent = {**(headers or {}), REQUEST_IDS[-1]: str(uuid.uuid4())}
     if key:
         sent["Authorization"] = f"Bearer {key}"
     local = urlsplit(scoring_uri).hostname in LOOPBACK  # which no proxy of the environment can reach
     timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, 10))
     try:
         with httpx.Client(timeout=timeout, trust_env=not local) as client:
-            answer = _posted(client, scoring_uri, payload, sent, time.monotonic() + timeout_s, 1 if local else TRIES)
+            answer = _posted(client, scoring_uri, payload, sent, time.monotonic() + timeout_s, may_come_up=not local)
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
         raise NotAnswering("the endpoint is not running", where=scoring_uri, cure="stage=deploy,invoke") from error
     except httpx.TimeoutException as error:
@@ -152,23 +151,31 @@ def score(
         raise StageError(
             f"the request failed: {type(error).__name__}", where=log or scoring_uri, cure="stage=deploy"
         ) from error
-    request = next((answer.headers[name] for name in REQUEST_IDS if name in answer.headers), "")
+    own = "" if local else sent[REQUEST_IDS[-1]]
+    request = next((answer.headers[name] for name in REQUEST_IDS if name in answer.headers), own)
     where = f"{scoring_uri}, request {request}" if request else scoring_uri
     return _checked(answer.status_code, answer.content, where, log)
 
 
 def _posted(
-    client: httpx.Client, uri: str, payload: dict[str, Any], headers: dict[str, str], deadline: float, tries: int
+    client: httpx.Client,
+    uri: str,
+    payload: dict[str, Any],
+    headers: dict[str, str],
+    deadline: float,
+    *,
+    may_come_up: bool,
 ) -> httpx.Response:
     """The answer to the first request that is taken; a 429 once there is no time left to wait."""
     import httpx
 
-    for attempt in itertools.count(1):
-        pause, last = 2.0 ** (attempt - 1), attempt == tries
+    attempt = 0
+    while True:
+        pause, last = 2.0**attempt, attempt == TRIES - 1
         try:
             answer = client.post(uri, json=payload, headers=headers)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError):
-            if last or time.monotonic() + pause > deadline:
+            if not may_come_up or last or time.monotonic() + pause > deadline:
                 raise
         else:
             asked = _seconds(answer.headers.get("retry-after")) if answer.status_code == 429 else None
@@ -176,6 +183,7 @@ def _posted(
                 return answer
             pause = asked
         time.sleep(pause)
+        attempt += 1
 
 
 def _seconds(text: str | None) -> float | None:
@@ -195,7 +203,7 @@ def _checked(status: int, content: bytes, uri: str, log: str | None) -> dict[str
         raise StageError(
             f"the endpoint does not accept the key or token ({status})",
             where=uri,
-            cure="a token's identity needs the role AzureML Data Scientist; a key may just have been changed: try again",
+            cure="a token's identity needs the role AzureML Data Scientist; a key may just have been changed",
         )
     if status in (408, 504):
         raise StageError(f"the endpoint took too long ({status})", where=uri, cure="invoke.max_new_tokens=<fewer>")

@@ -6,7 +6,8 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -51,15 +52,9 @@ def no_key_is_seen_and_nothing_stays(azure: StandIn, project: Project) -> Iterat
 @pytest.fixture
 def gate(azure: StandIn, tmp_path: Path) -> Path:
     """The vLLM container is there, and comes up when this file does not exist."""
-    script = Path(__file__).with_name("chat_container.py")
-    azure.serving.containers["vllm/vllm-openai"] = [
-        sys.executable,
-        str(script),
-        "{port}",
-        "{model}",
-        f"{tmp_path}/gate",
-    ]
-    return tmp_path / "gate"
+    script, gate = Path(__file__).with_name("chat_container.py"), tmp_path / "gate"
+    azure.serving.containers["vllm/vllm-openai"] = [sys.executable, str(script), "{port}", "{model}", str(gate)]
+    return gate
 
 
 def succeeds(done: Command) -> str:
@@ -97,6 +92,17 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
         if text in line:
             return out
     raise AssertionError(f"it ended without {text!r}:\n{out}{process.stderr and process.stderr.read()}")
+
+
+def until(happened: Callable[[], object]) -> None:
+    while not happened():
+        time.sleep(0.05)
+
+
+def starting(azure: StandIn, process: subprocess.Popen[str], deployment: str) -> None:
+    """Wait until the service has begun to start a deployment."""
+    read_until(process, f"{deployment}: starting")
+    until(lambda: azure.record.to("PUT", f"/deployments/{deployment}$"))
 
 
 def ended(process: subprocess.Popen[str]) -> Command:
@@ -139,7 +145,6 @@ def test_a_model_is_served_asked_and_served_again_without_doing_anything(
     assert f"green serves served:2 with 100 % of the traffic on 1 × {SIZE}, 0.17 USD an hour" in out
     succeeds(project.ftkit("stage=teardown", "yes=true"))
     assert azure.costing() == [] and not azure.resources.children("onlineEndpoints")
-    assert "does not run" in succeeds(project.ftkit("stage=teardown", "yes=true"))
     fails(project.ftkit("stage=invoke"), f"the endpoint {NAME} is not running")
 
 
@@ -153,9 +158,6 @@ def test_vllm_speaks_openais_format_and_entra_tokens_are_taken(azure: StandIn, p
     assert any("FROM vllm/vllm-openai:v0.13.0" in build.log for build in azure.images.builds)
     assert not azure.record.to("POST", "/listKeys")
     fails(project.ftkit("stage=deploy", VLLM, "deployment.instance_count=2"), "takes aad_token", "stage=teardown")
-    fails(
-        project.ftkit("stage=deploy", *entra, "deployment.endpoint_name=other", "deployment.instance_count=99"), "quota"
-    )
     assert deployments(azure) == ["blue"]
 
 
@@ -244,9 +246,7 @@ def test_a_check_that_fails_on_the_way_takes_the_traffic_back(azure: StandIn, pr
     azure.record.clear()
     azure.faults.answers("POST", "/v1/chat", 500, after=4)  # after the smoke test, 10 % and half of 50 %
     changed = (VLLM, "deployment.request_timeout_ms=170000")
-    out = fails(
-        project.ftkit("stage=deploy", *changed), "the endpoint was asked a question", "failed (500)", "request "
-    )
+    out = fails(project.ftkit("stage=deploy", *changed), "the endpoint was asked a question", "(500)", "request ")
     assert "traffic is back: blue has all of it" in out and "green is deleted again" in out
     assert puts(azure) == [{"green": 10, "blue": 90}, {"green": 50, "blue": 50}, {"blue": 100}]
     assert deployments(azure) == ["blue"] and traffic(azure) == {"blue": 100}
@@ -270,10 +270,7 @@ def test_what_passes_is_waited_out(azure: StandIn, project: Project, gate: Path)
 def test_a_service_that_is_gone_leaves_word_of_what_costs_money(azure: StandIn, project: Project, gate: Path):
     gate.touch()
     process = project.started("stage=deploy", VLLM)
-    read_until(process, "blue: starting")
-    assert azure.serving is not None
-    while not azure.record.to("PUT", "/deployments/blue"):
-        pass
+    starting(azure, process, "blue")
     azure.faults.unavailable("", "/onlineEndpoints/")
     gate.unlink()
     done = ended(process)
@@ -290,10 +287,12 @@ def test_a_service_that_is_gone_leaves_word_of_what_costs_money(azure: StandIn, 
 
 @pytest.mark.parametrize("when", ["blue: starting", "blue: healthy"])
 def test_ctrl_c_in_a_first_deploy_leaves_no_endpoint(azure: StandIn, project: Project, gate: Path, when: str):
-    if when == "blue: starting":
-        gate.touch()
+    gate.touch()
     process = project.started("stage=deploy", VLLM)
-    read_until(process, when)
+    starting(azure, process, "blue")
+    if when == "blue: healthy":
+        gate.unlink()
+        read_until(process, when)
     process.send_signal(signal.SIGINT)
     done = ended(process)
     assert done.status == 130 and "the same command takes it up again" in done.err
@@ -303,8 +302,11 @@ def test_ctrl_c_in_a_first_deploy_leaves_no_endpoint(azure: StandIn, project: Pr
 @pytest.mark.parametrize("when", ["green: starting", "green: 10 %", "green: 50 %"])
 def test_ctrl_c_in_a_rollout_takes_the_traffic_back(azure: StandIn, project: Project, gate: Path, when: str):
     succeeds(project.ftkit("stage=deploy", VLLM))
+    azure.record.clear()
     process = project.started("stage=deploy", VLLM, "force=true")
-    read_until(process, when)
+    starting(azure, process, "green")
+    if when != "green: starting":
+        read_until(process, when)
     process.send_signal(signal.SIGINT)
     assert ended(process).status == 130
     assert deployments(azure) == ["blue"] and traffic(azure) == {"blue": 100}
@@ -330,7 +332,7 @@ def test_ctrl_c_again_says_what_is_left(azure: StandIn, project: Project, gate: 
     gate.touch()
     azure.faults.conflict("DELETE", f"/{NAME}$", times=-1)
     process = project.started("stage=deploy", VLLM)
-    read_until(process, "blue: starting")
+    starting(azure, process, "blue")
     process.send_signal(signal.SIGINT)
     read_until(process, "waiting to delete the endpoint")
     process.send_signal(signal.SIGINT)
@@ -348,10 +350,9 @@ def test_ctrl_c_again_says_what_is_left(azure: StandIn, project: Project, gate: 
 def test_a_killed_rollout_is_put_right_by_the_next_deploy(azure: StandIn, project: Project, gate: Path, when: str):
     succeeds(project.ftkit("stage=deploy", VLLM))
     process = project.started("stage=deploy", VLLM, "force=true")
-    read_until(process, when)
-    if when == "green: starting":
-        while len(deployments(azure)) < 2:
-            pass
+    starting(azure, process, "green")
+    if when != "green: starting":
+        read_until(process, when)
     process.kill()
     ended(process)
     assert deployments(azure) == ["blue", "green"]

@@ -70,10 +70,8 @@ def of(config: Config, model: Mapping[str, Any]) -> Container:
     """The container that the configuration asks for."""
     settings, own = config.deployment, config.deployment.server == "score"
     kind, name = _kind_and_name(config)
-    common = {
-        "HF_HUB_OFFLINE": "1",
-        "FTKIT_MAX_CONCURRENT_REQUESTS": str(settings.max_concurrent_requests_per_instance),
-    }
+    at_a_time = settings.max_concurrent_requests_per_instance
+    common = {"HF_HUB_OFFLINE": "1", "FTKIT_MAX_CONCURRENT_REQUESTS": str(at_a_time)}
     return Container(
         server=settings.server,
         model=f"{model['name']}:{model['version']}",
@@ -84,7 +82,7 @@ def of(config: Config, model: Mapping[str, Any]) -> Container:
         count=settings.instance_count,
         startup_timeout_s=settings.startup_timeout_s,
         request_timeout_ms=settings.request_timeout_ms,
-        concurrent_requests=settings.max_concurrent_requests_per_instance,
+        concurrent_requests=at_a_time,
     )
 
 

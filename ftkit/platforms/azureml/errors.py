@@ -31,10 +31,7 @@ CODES = {
     "TooManyRequests": Answer("the service is throttling", f"wait a minute; {SAME_COMMAND}"),
     "ImageBuildFailure": IMAGE,
     "no Environment Image available": IMAGE,
-    "ResourceNotReady": Answer(
-        "the container did not get healthy",
-        "its log is above; deployment.startup_timeout_s=<more>, if it was still loading",
-    ),
+    "ResourceNotReady": Answer("the container did not get healthy", "see its log; deployment.startup_timeout_s=<more>"),
 }
 STATUSES = {
     401: Answer("the credential is not accepted", SIGN_IN),

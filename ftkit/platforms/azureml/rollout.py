@@ -122,13 +122,14 @@ class Rollout:
             f"{name}: starting {self.container.count} × {self.container.size} for {self.container.model}; image, "
             "model and start take 10 to 20 minutes with a large model"
         )
+        doing = ("start the deployment", f"{self.name}/{name}")
         with container.deployment(self.container, self.name, name, self.reference) as wanted:
-            endpoints.change(
-                self.workspace,
-                lambda: self.workspace.client.online_deployments.begin_create_or_update(wanted),
-                ("start the deployment", f"{self.name}/{name}"),
-                self.say,
-            )
+
+            def begin() -> Any:
+                with self.workspace.sending(*doing):
+                    return self.workspace.client.online_deployments.begin_create_or_update(wanted)
+
+            endpoints.change(self.workspace, begin, doing, self.say)
 
     def _take_into_service(self, new: str, old: Deployed | None) -> None:
         found = self._find()
@@ -209,11 +210,10 @@ class Rollout:
             left = f"{self._left(new)} ({why})"
         if not left:
             return error
-        cure = "the same command takes it away, stage=teardown everything"
+        cure = "the same command clears it away first; stage=teardown deletes the whole endpoint"
         if isinstance(error, StageError):
-            return StageError(
-                f"{error.what}; left: {left}", where=error.where, cure=f"{error.cure}; {cure}".strip("; ")
-            )
+            cure = f"{error.cure}; {cure}" if error.cure else cure
+            return StageError(f"{error.what}; left: {left}", where=error.where, cure=cure)
         return Interrupted(f"interrupted; left: {left}\n  cure   {cure}")
 
     def _undo(self, new: str, before: dict[str, int], existed: bool, keep: bool) -> None:
@@ -239,9 +239,9 @@ class Rollout:
         """Print the end of the container's log, or what fetched model and code before it began; the error says why."""
         get = self.workspace.client.online_deployments.get_logs
         text = ""
-        for kind in (None, "storage-initializer"):
-            with suppress(StageError), self.workspace.asking("get the log of", f"{self.name}/{name}"):
-                text = text.strip() or get(name, self.name, lines=LOG_LINES, container_type=kind)
+        with suppress(StageError), self.workspace.asking("get the log of", f"{self.name}/{name}"):
+            text = get(name, self.name, lines=LOG_LINES).strip("\n")
+            text = text or get(name, self.name, lines=LOG_LINES, container_type="storage-initializer")
         for line in text.splitlines()[-LOG_LINES:]:
             self.say(f"{name}: {line}")
         if not (why := reason(text)):

@@ -39,7 +39,7 @@ LIMITS = {size.family: 160 for size in SIZES} | {ND_H100: 0, ND_A100: 192, SPOT:
 
 
 class Quota:
-    """``limits`` are vCPUs by family and of all spot machines, for tests to change; ``in_use`` those of running jobs and deployments."""
+    """``limits``: vCPUs by family and of all spot machines, for tests to change; ``in_use``: those that are running."""
 
     def __init__(self) -> None:
         self.limits = dict(LIMITS)
