@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ftkit.config.data_files import DATA_SUFFIXES, data_files, is_data_file, is_pattern
+from ftkit.config.gate import parse
 from ftkit.config.overrides import nearest
 from ftkit.config.schema import SIDE_STAGES, STAGES, Config
 from ftkit.errors import Problem
-from ftkit.config.gate import parse
 
 Check = Callable[[Config], Iterator[Problem]]
 
