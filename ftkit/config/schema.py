@@ -31,7 +31,7 @@ EndpointName = Annotated[str, Field(pattern=ENDPOINT_NAME)]
 STAGES = ("environment", "prepare", "publish", "train", "merge", "register", "deploy", "invoke")
 """The life cycle in order; ``stage=all`` runs these."""
 
-SIDE_STAGES = ("plan", "evaluate", "teardown")
+SIDE_STAGES = ("plan", "evaluate", "report", "teardown")
 """Stages that are run on their own, beside the life cycle."""
 
 GROUPS = ("model", "dataset", "lora", "sft", "compute", "deployment")
@@ -53,6 +53,8 @@ class Run(Group):
     """Run whose records stand in for stages that this run has not made itself; a sweep sets it."""
     records: str | None
     """Set inside an Azure ML job: folder with the records of the stages before it."""
+    overrides: list[str] | None
+    """Set by ftkit: the overrides that the run was started with, for the report."""
     earlier: str | None
     """Set inside an Azure ML job: where the run folder of an earlier job is mounted."""
 
@@ -225,7 +227,17 @@ class Sft(Group):
     save_steps: PositiveInt
     """Steps between two checkpoints."""
     save_total_limit: PositiveInt
-    """Checkpoints kept; older ones are deleted."""
+    """Checkpoints kept, and besides them the one with the lowest held-out loss; others are deleted."""
+    eval_strategy: Literal["no", "steps", "epoch"]
+    """When to measure the loss on the held-out rows; the last step is always measured, unless it is no."""
+    eval_steps: Annotated[float, Field(gt=0)]
+    """Steps between two evaluations; below 1 it is a share of all steps."""
+    early_stopping_patience: PositiveInt | None
+    """Stop after so many evaluations without a lower held-out loss; null trains to the end."""
+    load_best_model_at_end: bool
+    """true makes the adapter of the evaluation with the lowest held-out loss; false that of the last step."""
+    verify_packing: bool
+    """true compares the first packed row with its documents alone before training, and stops if they differ."""
     seed: Annotated[int, Field(ge=0)]
     """Seed of the adapter's start and of the order of the rows."""
 
@@ -320,6 +332,11 @@ class Evaluate(Group):
     """Questions that are answered at a time."""
 
 
+class Report(Group):
+    runs: list[str] | None
+    """Names of the runs to compare; null takes all that lie in run.outputs, sweeps included."""
+
+
 class Config(Group):
     """The whole resolved configuration, as every stage gets it."""
 
@@ -347,6 +364,7 @@ class Config(Group):
     deployment: Deployment
     invoke: Invoke
     evaluate: Evaluate
+    report: Report
 
     @property
     def stages(self) -> tuple[str, ...]:

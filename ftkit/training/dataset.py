@@ -25,6 +25,7 @@ class DataCounts:
     Attributes:
         rows: token rows in the split.
         overlength: of these, left out because they are longer than ``sft.max_length``.
+        longest: tokens of the longest row that is trained on.
         trained: rows that the model sees in an epoch: packed ones, if packing is on.
         tokens: tokens in them, padding not counted.
         loss_tokens: tokens that carry loss.
@@ -33,18 +34,20 @@ class DataCounts:
 
     rows: int
     overlength: int
+    longest: int
     trained: int
     tokens: int
     loss_tokens: int
     fill: float | None
 
 
-def training_rows(tokens: Path, config: Config, *, vocab_size: int) -> tuple[Dataset, DataCounts]:
-    """Read the training split, apply ``dataset.overlength``, pack if asked to.
+def training_rows(tokens: Path, config: Config, *, vocab_size: int, split: str = "train") -> tuple[Dataset, DataCounts]:
+    """Read a split, apply ``dataset.overlength``, pack if asked to.
 
     Args:
         tokens: parquet file of ``prepare``, one row for each assistant turn.
         vocab_size: of the model; a token outside of it is refused.
+        split: ``train``, or ``heldout`` for rows to evaluate on.
 
     Returns:
         A dataset of numpy columns ``input_ids`` and ``labels`` (length,), ``seq_lengths`` (documents,) tokens of each
@@ -55,20 +58,21 @@ def training_rows(tokens: Path, config: Config, *, vocab_size: int) -> tuple[Dat
         ``dataset.overlength=error``,
             carries no loss, or holds a token that the model has no embedding for.
     """
-    table = _read(tokens)
+    table = _read(tokens, split)
     lengths = _lengths(table, "input_ids")
     too_long = lengths > config.sft.max_length
     if too_long.any() and config.dataset.overlength == "error":
         raise _overlength(table, lengths, too_long, config, tokens)
     kept = table.filter(pa.array(~too_long))
     if kept.num_rows == 0:
-        why = f"all {table.num_rows} training rows are longer than sft.max_length={config.sft.max_length}"
-        cure = (
-            f"sft.max_length={lengths.max()}"
-            if table.num_rows
-            else "stage=prepare with more rows, or dataset.heldout=0.0"
-        )
-        raise StageError(why if table.num_rows else "there is no row to train on", where=str(tokens), cure=cure)
+        kind = "training" if split == "train" else "held-out"
+        why = f"all {table.num_rows} {kind} rows are longer than sft.max_length={config.sft.max_length}"
+        cure = f"sft.max_length={lengths.max()}"
+        if not table.num_rows and split == "train":
+            why, cure = "there is no row to train on", "stage=prepare with more rows, or dataset.heldout=0.0"
+        elif not table.num_rows:
+            why, cure = "no row was held out to evaluate on", "sft.eval_strategy=no, or a larger dataset.heldout"
+        raise StageError(why, where=str(tokens), cure=cure)
     packing = config.sft.packing
     bins = pack(lengths[~too_long].tolist(), config.sft.max_length) if packing else [[i] for i in range(kept.num_rows)]
     dataset, loss_tokens = _joined(kept, bins, tokens, vocab_size)
@@ -76,6 +80,7 @@ def training_rows(tokens: Path, config: Config, *, vocab_size: int) -> tuple[Dat
     return dataset, DataCounts(
         rows=table.num_rows,
         overlength=int(too_long.sum()),
+        longest=int(lengths[~too_long].max()),
         trained=len(bins),
         tokens=total,
         loss_tokens=loss_tokens,
