@@ -123,16 +123,17 @@ def flex_attention_needs_a_gpu(config: Config) -> Iterator[Problem]:
 
 
 def schedule_fits_its_arguments(config: Config) -> Iterator[Problem]:
-    kind, arguments = config.sft.lr_scheduler_type, config.sft.lr_scheduler_kwargs
+    kind = config.sft.lr_scheduler_type
+    arguments = {name for name, value in config.sft.lr_scheduler_kwargs.items() if value is not None}
     known = {"min_lr_rate", "min_lr", "num_cycles"} if kind == "cosine_with_min_lr" else set()
-    for name in arguments.keys() - known:
+    for name in sorted(arguments - known):
         yield Problem(
             "sft.lr_scheduler_kwargs",
             f"{kind} takes no {name!r}",
             "",
-            "sft.lr_scheduler_kwargs={}" if not known else "",
+            f"sft.lr_scheduler_kwargs.{name}=null",
         )
-    if kind == "cosine_with_min_lr" and not arguments.keys() & {"min_lr_rate", "min_lr"}:
+    if kind == "cosine_with_min_lr" and not arguments & {"min_lr_rate", "min_lr"}:
         yield Problem(
             "sft.lr_scheduler_kwargs", f"{kind} needs min_lr_rate", "", "sft.lr_scheduler_kwargs.min_lr_rate=0.1"
         )

@@ -203,7 +203,7 @@ class Sft(Group):
     lr_scheduler_type: Literal["cosine_with_min_lr", "cosine", "linear", "constant", "constant_with_warmup"]
     """Shape of the rate after the warm-up."""
     lr_scheduler_kwargs: dict[str, Any]
-    """Arguments of that shape; min_lr_rate is the final share of the highest rate."""
+    """Arguments of that shape; min_lr_rate is the final share of the highest rate, null takes one out."""
     warmup_steps: Annotated[float, Field(ge=0)]
     """Steps of rising rate; below 1 it is a share of all steps."""
     optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"]

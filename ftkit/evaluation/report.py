@@ -106,7 +106,8 @@ def _draw(found: Sequence[Training], path: Path) -> bool:
             continue
         style = {"color": colour(number), "linestyle": "--" if number >= len(COLOURS) else "-"}
         x, y = zip(*((line["step"], line["loss"]) for line in training.steps), strict=True)
-        axes.plot(x, y, linewidth=1, alpha=0.45 if held_out else 1, label="" if held_out else training.name, **style)
+        label = "" if training.evaluations else training.name
+        axes.plot(x, y, linewidth=1, alpha=0.45 if held_out else 1, label=label, **style)
         if training.evaluations:
             points = ((line["step"], line["eval_loss"]) for line in training.evaluations)
             axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=training.name, **style)

@@ -67,7 +67,7 @@ def training_rows(tokens: Path, config: Config, *, vocab_size: int, split: str =
     if kept.num_rows == 0:
         kind = "training" if split == "train" else "held-out"
         why = f"all {table.num_rows} {kind} rows are longer than sft.max_length={config.sft.max_length}"
-        cure = f"sft.max_length={lengths.max()}"
+        cure = f"sft.max_length={max(lengths, default=0)}"
         if not table.num_rows and split == "train":
             why, cure = "there is no row to train on", "stage=prepare with more rows, or dataset.heldout=0.0"
         elif not table.num_rows:

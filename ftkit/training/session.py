@@ -95,6 +95,8 @@ def sft_config(config: Config, checkpoints: Path) -> SFTConfig:
     """TRL's arguments: every key of ``config.sft`` under its own name, but for ``OURS``."""
     cpu = not torch.cuda.is_available()
     given = {key: value for key, value in config.sft.model_dump().items() if key not in OURS}
+    shape = given["lr_scheduler_kwargs"].items()
+    given["lr_scheduler_kwargs"] = {name: value for name, value in shape if value is not None}
     if not given["gradient_checkpointing"]:
         given["gradient_checkpointing_kwargs"] = None
     return SFTConfig(

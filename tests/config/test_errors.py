@@ -77,7 +77,7 @@ def test_names_of_other_kits_and_typos_lead_to_the_key(typed: str, meant: str):
         (["deployment=local"], "deployment.platform", "deployment=managed"),
         (["experiment=tiny", "compute.nodes=2"], "compute.nodes", "compute.gpus_per_node=2"),
         (["compute.instance_type=null"], "compute.instance_type", "compute=h100x1"),
-        (["sft.lr_scheduler_type=cosine"], "sft.lr_scheduler_kwargs", "lr_scheduler_kwargs={}"),
+        (["sft.lr_scheduler_type=cosine"], "sft.lr_scheduler_kwargs", "lr_scheduler_kwargs.min_lr_rate=null"),
         (["sft.max_steps=0"], "sft.max_steps", "-1"),
         (["dataset=jsonl", "stage=prepare"], "dataset.path", "dataset.path=…"),
         (["stage=invoke", "invoke.prompt=hello"], "invoke", "invoke.messages=null"),
