@@ -108,8 +108,9 @@ def target_parameters_exist(config: Config) -> Iterator[Problem]:
 
 
 def something_is_trained(config: Config) -> Iterator[Problem]:
+    cure = "lora.target_modules=all-linear"
     if not config.lora.target_modules and not config.lora.target_parameters:
-        yield Problem("lora", "neither target_modules nor target_parameters names anything", "", "lora=experts")
+        yield Problem("lora", "neither target_modules nor target_parameters names anything", "", cure)
 
 
 def flex_attention_needs_a_gpu(config: Config) -> Iterator[Problem]:
@@ -120,6 +121,19 @@ def flex_attention_needs_a_gpu(config: Config) -> Iterator[Problem]:
             "",
             "compute.gib_per_gpu=80 on a machine with GPUs, or model.attn_implementation=eager",
         )
+
+
+def evaluation_has_what_it_needs(config: Config) -> Iterator[Problem]:
+    sft = config.sft
+    wanting = {
+        "sft.early_stopping_patience": sft.early_stopping_patience is not None,
+        "sft.load_best_model_at_end": sft.load_best_model_at_end,
+    }
+    for key in (key for key, is_set in wanting.items() if is_set):
+        if sft.eval_strategy == "no":
+            yield Problem(key, "needs evaluations, and sft.eval_strategy is no", "", "sft.eval_strategy=steps")
+        elif config.dataset.heldout == 0:
+            yield Problem(key, "needs held-out rows, and dataset.heldout is 0", "", "dataset.heldout=0.05")
 
 
 def schedule_fits_its_arguments(config: Config) -> Iterator[Problem]:
@@ -205,6 +219,7 @@ CHECKS: tuple[Check, ...] = (
     target_parameters_exist,
     something_is_trained,
     flex_attention_needs_a_gpu,
+    evaluation_has_what_it_needs,
     schedule_fits_its_arguments,
     max_steps_is_positive_or_minus_one,
     dataset_file_exists,

@@ -72,7 +72,7 @@ def test_names_of_other_kits_and_typos_lead_to_the_key(typed: str, meant: str):
         (["lora.lora_dropout=0.1"], "lora.lora_dropout", "lora=attention"),
         (["lora.target_parameters=[mlp.expert.gate_up_proj]"], "lora.target_parameters", "mlp.experts.gate_up_proj"),
         (["lora=cookbook", "model=tiny"], "lora.target_parameters", "did you mean"),
-        (["lora.target_modules=[]", "lora.target_parameters=null"], "lora", "lora=experts"),
+        (["lora.target_modules=[]", "lora.target_parameters=null"], "lora", "lora.target_modules=all-linear"),
         (["compute=local", "deployment=local"], "model.attn_implementation", "attn_implementation=eager"),
         (["deployment=local"], "deployment.platform", "deployment=managed"),
         (["experiment=tiny", "compute.nodes=2"], "compute.nodes", "compute.gpus_per_node=2"),
