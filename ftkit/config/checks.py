@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ftkit.config.data_files import DATA_SUFFIXES, data_files, is_data_file, is_pattern
+from ftkit.config.gate import parse
 from ftkit.config.overrides import nearest
 from ftkit.config.schema import SIDE_STAGES, STAGES, Config
 from ftkit.errors import Problem
@@ -153,8 +154,9 @@ def target_parameters_exist(config: Config) -> Iterator[Problem]:
 
 
 def something_is_trained(config: Config) -> Iterator[Problem]:
+    cure = "lora.target_modules=all-linear"
     if not config.lora.target_modules and not config.lora.target_parameters:
-        yield Problem("lora", "neither target_modules nor target_parameters names anything", "", "lora=experts")
+        yield Problem("lora", "neither target_modules nor target_parameters names anything", "", cure)
 
 
 def flex_attention_needs_a_gpu(config: Config) -> Iterator[Problem]:
@@ -167,17 +169,31 @@ def flex_attention_needs_a_gpu(config: Config) -> Iterator[Problem]:
         )
 
 
+def evaluation_has_what_it_needs(config: Config) -> Iterator[Problem]:
+    sft = config.sft
+    wanting = {
+        "sft.early_stopping_patience": sft.early_stopping_patience is not None,
+        "sft.load_best_model_at_end": sft.load_best_model_at_end,
+    }
+    for key in (key for key, is_set in wanting.items() if is_set):
+        if sft.eval_strategy == "no":
+            yield Problem(key, "needs evaluations, and sft.eval_strategy is no", "", "sft.eval_strategy=steps")
+        elif config.dataset.heldout == 0:
+            yield Problem(key, "needs held-out rows, and dataset.heldout is 0", "", "dataset.heldout=0.05")
+
+
 def schedule_fits_its_arguments(config: Config) -> Iterator[Problem]:
-    kind, arguments = config.sft.lr_scheduler_type, config.sft.lr_scheduler_kwargs
+    kind = config.sft.lr_scheduler_type
+    arguments = {name for name, value in config.sft.lr_scheduler_kwargs.items() if value is not None}
     known = {"min_lr_rate", "min_lr", "num_cycles"} if kind == "cosine_with_min_lr" else set()
-    for name in arguments.keys() - known:
+    for name in sorted(arguments - known):
         yield Problem(
             "sft.lr_scheduler_kwargs",
             f"{kind} takes no {name!r}",
             "",
-            "sft.lr_scheduler_kwargs={}" if not known else "",
+            f"sft.lr_scheduler_kwargs.{name}=null",
         )
-    if kind == "cosine_with_min_lr" and not arguments.keys() & {"min_lr_rate", "min_lr"}:
+    if kind == "cosine_with_min_lr" and not arguments & {"min_lr_rate", "min_lr"}:
         yield Problem(
             "sft.lr_scheduler_kwargs", f"{kind} needs min_lr_rate", "", "sft.lr_scheduler_kwargs.min_lr_rate=0.1"
         )
@@ -208,6 +224,14 @@ def registered_model_needs_a_tokenizer_here(config: Config) -> Iterator[Problem]
             "",
             "model.tokenizer=openai/gpt-oss-20b, or a folder with its tokenizer",
         )
+
+
+def gate_can_be_read(config: Config) -> Iterator[Problem]:
+    for rule in config.deployment.gate:
+        try:
+            parse(rule)
+        except ValueError as error:
+            yield Problem("deployment.gate", f"{rule!r}: {error}", "", 'for instance ["thinks_in_japanese >= 0.95"]')
 
 
 def dataset_files_exist(config: Config) -> Iterator[Problem]:
@@ -291,9 +315,11 @@ CHECKS: tuple[Check, ...] = (
     target_parameters_exist,
     something_is_trained,
     flex_attention_needs_a_gpu,
+    evaluation_has_what_it_needs,
     schedule_fits_its_arguments,
     registered_model_needs_a_tokenizer_here,
     max_steps_is_positive_or_minus_one,
+    gate_can_be_read,
     dataset_files_exist,
     columns_say_where_the_chat_is,
     invoke_has_one_request,

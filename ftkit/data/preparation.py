@@ -164,6 +164,7 @@ class Worker:
         self._dataset = work.dataset
         self._folder = work.folder
         self._harmony = work.harmony
+        self._neutralises = work.dataset.special_tokens == "neutralise"
 
     def part(self, number: int, chunk: Chunk) -> Part:
         """Convert, tokenise and write one chunk."""
@@ -196,7 +197,7 @@ class Worker:
                 "thinking": Counter(languages([m["thinking"] for m in answers if "thinking" in m])),
                 "answer": Counter(languages([m["content"] for m in answers])),
             },
-            neutralised=sum(c.holds_special_tokens for c in conversations),
+            neutralised=sum(c.holds_special_tokens for c in conversations) if self._neutralises else 0,
             tags=tags,
         )
 

@@ -56,6 +56,7 @@ STAGES = (
         (
             *("model", "lora", "sft", "dataset.overlength", "compute.nodes", "compute.gpus_per_node"),
             *("-model.folder", "-model.tokenizer", "-sft.logging_steps", "-sft.save_steps", "-sft.save_total_limit"),
+            "-sft.verify_packing",
         ),
     ),
     Stage(
@@ -65,13 +66,19 @@ STAGES = (
         ("train", "publish"),
         ("merge", "model", "-model.folder", "-model.tokenizer"),
     ),
-    Stage("register", "register the merged model as a version", "model {model}", ("merge",), ("registration",)),
+    Stage(
+        "register",
+        "register the merged model as a version",
+        "model {model}",
+        ("merge",),
+        ("registration", "deployment.gate"),
+    ),
     Stage(
         "deploy",
         "serve the registered model at an endpoint",
         "endpoint {endpoint}",
         ("register",),
-        ("deployment", "-deployment.rollout", "-deployment.keep_failed"),
+        ("deployment", "-deployment.rollout", "-deployment.keep_failed", "-deployment.gate"),
     ),
     Stage("invoke", "send a request to the endpoint, print the answer", "answer", ("deploy",), always=True),
     Stage("plan", "what would run, memory, every problem; runs nothing", "this table", always=True),
@@ -82,6 +89,7 @@ STAGES = (
         ("merge", "publish"),
         ("evaluate", "model", "-model.folder", "-model.tokenizer"),
     ),
+    Stage("report", "compare runs in a page: settings, curves, figures", "_report/report.html", always=True),
     Stage("teardown", "stop the endpoint, after asking", "nothing", always=True),
 )
 BY_NAME: Mapping[str, Stage] = {stage.name: stage for stage in STAGES}

@@ -9,13 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ftkit.config.data_files import data_files
 from ftkit.config.schema import Config
 from ftkit.errors import StageError
 from ftkit.files import sha256
 from ftkit.stages import Context, Made
+
+if TYPE_CHECKING:
+    from ftkit.data.preparation import Part
 
 TOKENS = "tokens.parquet"
 REJECTED = "rejected.jsonl"
@@ -34,7 +39,7 @@ def outside_inputs(config: Config) -> dict[str, str]:
     return {name: digest for name, digest in (("rows", rows), ("tokenizer", tokenizer)) if digest}
 
 
-def _digest(paths) -> str:
+def _digest(paths: Iterable[Path]) -> str:
     """One digest of some files: of one file its own."""
     digests = [f"{sha256(path)} {path.name}" for path in paths if path.is_file()]
     if len(digests) < 2:
@@ -80,7 +85,7 @@ def run(context: Context) -> Made:
     return Made(statistics.summary(), files, statistics.figures())
 
 
-def _nothing_usable(parts, path: str) -> StageError:
+def _nothing_usable(parts: Sequence[Part], path: str) -> StageError:
     refused = [line for part in parts for line in part.rejected.read_text(encoding="utf-8").splitlines()[:1]]
     count = sum(sum(part.refused.values()) for part in parts)
     reason = json.loads(refused[0])["reason"] if refused else "there is no row"
