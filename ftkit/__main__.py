@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -121,11 +122,11 @@ def _hand_to_hydra(arguments: list[str]) -> None:
     hydra.main(version_base="1.3", config_path=str(shipped_conf()), config_name="config")(_sweep_task)()
 
 
-def _sweep_task(composed) -> float | None:
+def _sweep_task(composed) -> float:
     """One run of a sweep: named after what is swept, built on the records of the run that is swept over.
 
     Returns:
-        What hydra/sweeper=search makes small: the held-out loss, or else the last one; None where nothing was trained.
+        What hydra/sweeper=search makes small: the held-out loss, or else the last one; infinity without training.
     """
     from hydra.core.hydra_config import HydraConfig
 
@@ -146,13 +147,13 @@ def _sweep_task(composed) -> float | None:
         raise
 
 
-def _sought(config) -> float | None:
+def _sought(config) -> float:
     from ftkit import records
     from ftkit.lineage import folder_of
 
     record = records.read(folder_of(config), "train")
     if record is None:
-        return None
+        return math.inf
     held_out = record.result.get("eval_loss")
     return record.result["last_loss"] if held_out is None else held_out
 

@@ -59,6 +59,7 @@ def test_the_issue_groups_are_all_there():
         "deployment": {"local", "managed"},
         "experiment": {"tiny"},
         "hydra/launcher": {"parallel", "azureml"},
+        "hydra/sweeper": {"search"},
     }
     for group, names in expected.items():
         assert names <= set(options(group))
