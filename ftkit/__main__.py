@@ -60,6 +60,10 @@ def _resolve_and_run(arguments: list[str]) -> None:
     if "-m" in flags or "--multirun" in flags:
         command_line = read(overrides, multirun=True)
         check_sweep(command_line)
+        base = resolve(next(command_line.combinations()))
+        if base.compute.sweep == "native" and base.stages != ("plan",):
+            _run_native_sweep(base, command_line)
+            return
         fixed = ",".join(sorted(command_line.keys - command_line.swept()))
         naming = f"hydra.job.config.override_dirname.exclude_keys=[{fixed}]"
         _hand_to_hydra([*flags, *command_line.arguments, naming])
@@ -68,6 +72,14 @@ def _resolve_and_run(arguments: list[str]) -> None:
         _hand_to_hydra([*flags, *read(overrides, multirun=False).arguments])
     else:
         _run(resolve(overrides))
+
+
+def _run_native_sweep(base, command_line) -> None:
+    from ftkit.config.sweeps import native_space
+    from ftkit.runner import run_sweep
+
+    space = native_space(base, command_line)
+    run_sweep(base, space)
 
 
 def _run(config, label: str = "") -> None:
@@ -91,9 +103,11 @@ def _run_frozen(arguments: list[str]) -> None:
             [Problem("--resolved", "names no file", "on the command line", "--resolved outputs/<run>/config.yaml")]
         )
     command_line = read(arguments[: position - 1] + arguments[position + 1 :], multirun=False)
-    allowed = ("stage", "force", "yes", "run.outputs", "run.records", "run.earlier", "model.folder", "dataset.folder")
+    in_job = "run.records" in command_line.keys  # of a sweep perhaps, each of whose trials has values of its own
     fixed = [
-        Problem(k, "is fixed by --resolved", "on the command line", "") for k in command_line.keys if k not in allowed
+        Problem(key, "is fixed by --resolved", "on the command line", "")
+        for key in command_line.keys
+        if key not in ("stage", "force", "yes") and not in_job
     ]
     if fixed or command_line.problems:
         raise ConfigError([*command_line.problems, *fixed])

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from ftkit import __version__, records
+from ftkit.config.checks import place_of
 from ftkit.config.schema import Config
 from ftkit.errors import StageError
 from ftkit.stages import BY_NAME, Context, Found, Stage, settings_of
@@ -121,13 +122,21 @@ def _missing_before(config: Config, stage: Stage) -> list[str]:
     return list(dict.fromkeys(before + own))
 
 
-def up_to_date(context: Context, stage: Stage) -> bool:
-    """Whether a stage's record was made from just these settings and inputs, and what it made is still there."""
+def up_to_date(context: Context, stage: Stage, *, ask_azure: bool = True) -> bool:
+    """Whether a stage's record was made from just these settings and inputs, and what it made is still there.
+
+    Args:
+        context: of the stage.
+        stage: which one.
+        ask_azure: False believes the record about what lies in Azure ML.
+    """
     record = records.read(context.run_folder, stage.name)
     if record is None or record.fingerprint != context.fingerprint:
         return False
     if gone := record.missing_files(context.run_folder):
         context.say(f"{stage.name}: {gone[0]} is gone or has another size; running it again")
         return False
+    if not ask_azure and place_of(stage.name, context.config) == "azureml":
+        return True
     still_there = getattr(module_of(stage), "still_there", None)
     return still_there is None or still_there(context, record)

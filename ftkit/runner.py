@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import groupby
 
@@ -67,20 +68,44 @@ def _help_train(config: Config, stage: Stage) -> None:
         module_of(stage).run(context)
 
 
+def run_sweep(config: Config, space: Mapping[str, Sequence[str]]) -> None:
+    """Run the stages for every combination of values, in one sweep job of Azure ML.
+
+    Args:
+        config: of any of the combinations.
+        space: values by dotted key, as typed.
+
+    Raises:
+        StageError, Interrupted: as ``run``.
+    """
+    report, stages = Report(config), [BY_NAME[name] for name in config.stages]
+    started = time.perf_counter()
+    work = _work(config, stages, report)
+    swept = "; ".join(f"{key}={','.join(values)}" for key, values in space.items())
+    work = replace(work, fingerprint=records.fingerprint("sweep", {"over": swept}, {"of": work.fingerprint}, ""))
+    report.started(work.stages[0])
+    summary = AzureML(config, folder_of(config)).run_sweep(work, space, report.line, report.of_job)
+    report.finished(work.stages[-1], summary, time.perf_counter() - started)
+
+
 def _run_as_job(config: Config, stages: list[Stage], report: Report) -> None:
     left = _without_finished(config, stages, report)
     if not left:
         return
     started = time.perf_counter()
-    origin = origin_of(config, left[0])
-    context = context_of(config, left[0], origin, report.line)
-    given = {name: found.record for stage in left for name, found in _made_before(config, stage, left).items()}
+    work = _work(config, left, report)
+    report.started(work.stages[0])
+    job = AzureML(config, folder_of(config)).run_job(work, report.line, report.of_job)
+    summary = f"job {job.name}: {', '.join(work.stages)} done"
+    report.finished(work.stages[-1], summary, time.perf_counter() - started)
+
+
+def _work(config: Config, stages: list[Stage], report: Report) -> Work:
+    """What a job is to do: its stages, and the records of those made before."""
+    context = context_of(config, stages[0], origin_of(config, stages[0]), report.line)
+    given = {name: found.record for stage in stages for name, found in _made_before(config, stage, stages).items()}
     earlier = [record.result["store"] for record in given.values() if "store" in record.result]
-    names = [stage.name for stage in left]
-    work = Work(names, context.fingerprint, given, earlier[-1] if earlier else "")
-    report.started(names[0])
-    job = AzureML(config, context.run_folder).run_job(work, report.line, report.of_job)
-    report.finished(names[-1], f"job {job.name}: {', '.join(names)} done", time.perf_counter() - started)
+    return Work([stage.name for stage in stages], context.fingerprint, given, earlier[-1] if earlier else "")
 
 
 def _without_finished(config: Config, stages: list[Stage], report: Report) -> list[Stage]:
@@ -106,6 +131,7 @@ def run_stage(config: Config, stage: Stage, report: Report) -> None:
     if not config.force and not stage.always and up_to_date(context, stage):
         report.skipped(stage.name, records.path_of(context.run_folder, stage.name))
         return
+    records.discard(context.run_folder, stage.name)
     report.started(stage.name)
     started = time.perf_counter()
     made = _made(context, stage)
@@ -116,7 +142,6 @@ def run_stage(config: Config, stage: Stage, report: Report) -> None:
 
 
 def _made(context: Context, stage: Stage) -> Made:
-    records.discard(context.run_folder, stage.name)
     try:
         return module_of(stage).run(context)
     except OSError as error:

@@ -31,6 +31,9 @@ EndpointName = Annotated[str, Field(pattern=ENDPOINT_NAME)]
 STAGES = ("environment", "prepare", "publish", "train", "merge", "register", "deploy", "invoke")
 """The life cycle in order; ``stage=all`` runs these."""
 
+MERGED = STAGES.index("merge") + 1
+"""Where evaluate comes when it is asked for together with others: before the model is registered."""
+
 SIDE_STAGES = ("plan", "evaluate", "report", "teardown")
 """Stages that are run on their own, beside the life cycle."""
 
@@ -132,17 +135,43 @@ class Model(Group):
 
 
 class Columns(Group):
-    question: str
-    """Column with the question."""
-    answer: str
-    """Column with ``<think>…</think>`` followed by the final answer."""
+    """Where a row's parts stand. Give question and answer, or messages."""
+
+    question: str | None
+    """Column with the question: text, or a list of messages that ends with the user's."""
+    answer: str | None
+    """Column with the answer: text, or a list of messages; ``<think>…</think>`` may stand before the final answer."""
+    thinking: str | None
+    """Column with the thinking, when the answer does not carry it in ``<think>…</think>``."""
+    messages: str | None
+    """Column with a whole chat, laid out as dataset.turns says; instead of question and answer."""
+    reasoning_effort: str | None
+    """Column that sets dataset.reasoning_effort for each row; where a row has none, the setting holds."""
+    reasoning_language: str | None
+    """Column that sets dataset.reasoning_language for each row; where a row has none, the setting holds."""
+    persona: str | None
+    """Column that sets dataset.persona for each row; where a row has none, the setting holds."""
+
+
+class Turns(Group):
+    """How one message of a chat is laid out."""
+
+    role: str
+    """Key of the message that says who speaks."""
+    content: str
+    """Key of its text."""
+    thinking: str
+    """Key of an assistant's thinking; without it, ``<think>…</think>`` is looked for in the text."""
+    roles: dict[str, Literal["system", "developer", "user", "assistant"]]
+    """Names of roles in the data and what they mean; the four names themselves need no entry."""
 
 
 class Dataset(Group):
     name: AssetName
     """Short name, shown by ``plan``."""
     path: str
-    """Hub id, a .jsonl or .parquet file, or ``package:<file>`` for data that ships with ftkit."""
+    """Hub id; a .jsonl, .json, .csv or .parquet file, also with .gz; a folder or a pattern (\"data/*.jsonl\") of them;
+    or ``package:<file>`` for data that ships with ftkit."""
     split: str
     """Split to read from a hub data set; files have one."""
     revision: str | None
@@ -150,6 +179,7 @@ class Dataset(Group):
     folder: str | None
     """Set inside an Azure ML job: where the published rows are mounted."""
     columns: Columns
+    turns: Turns
     asset_name: AssetName
     """Name of the data asset, and of the parquet and JSONL files in it."""
     reasoning_language: str | None
@@ -160,12 +190,20 @@ class Dataset(Group):
     """The effort that Harmony's system block asks for."""
     current_date: Annotated[str, Field(pattern=DATE)]
     """Date that Harmony's system block gives; pinned, so that the same rows give the same tokens on any day."""
+    thinking: Literal["required", "optional"]
+    """required refuses an answer without thinking; optional trains such a row on its final answer alone."""
+    special_tokens: Literal["refuse", "neutralise"]
+    """Rows with text such as <|end|>: refuse them, or keep them with that text as plain characters."""
     heldout: Annotated[float, Field(ge=0, lt=1)]
     """Share of the rows kept out of training, chosen by a hash of the question."""
-    overlength: Literal["drop", "error"]
-    """What to do with rows longer than sft.max_length: leave out and count, or stop."""
+    near_duplicates: Annotated[float, Field(gt=0, le=1)]
+    """Likeness (Jaccard, on runs of 5 characters) from which two questions share a side; 1 joins equal ones only."""
+    overlength: Literal["drop", "error", "truncate-thinking"]
+    """Rows longer than sft.max_length: leave out and count, stop, or cut the end of the thinking, never the answer."""
     max_rows: PositiveInt | None
     """Read only the first rows; null reads all."""
+    num_proc: PositiveInt | None
+    """Processes that prepare rows; null takes one a core. The rows are the same with any number."""
 
 
 class Lora(Group):
@@ -261,6 +299,11 @@ class Compute(Group):
     """Shared memory of the job's containers."""
     experiment_name: AssetName
     """Azure ML experiment that jobs are listed under."""
+    sweep: Literal["launcher", "native"]
+    """What runs a sweep on Azure ML. launcher: hydra/launcher=azureml, a job for each combination. native: one sweep
+    job of Azure ML's, which ends trials early whose loss is worse than the others' median."""
+    max_concurrent_trials: PositiveInt
+    """Trials of a native sweep that run at a time."""
     gib_per_gpu: Annotated[float, Field(gt=0)] | None
     """Memory of one GPU in GiB, against which plan holds its prediction; null when there is none."""
     usd_per_hour: Annotated[float, Field(ge=0)] | None
@@ -282,6 +325,8 @@ class Registration(Group):
 
 
 class Deployment(Group):
+    gate: list[str]
+    """Rules that evaluate's figures must keep before register: thinks_in_japanese >= 0.95, right >= base."""
     platform: Literal["local", "azureml"]
     """local: a server on this machine's loopback. azureml: a managed online endpoint."""
     server: Literal["score", "vllm"]
@@ -371,7 +416,7 @@ class Config(Group):
         """The stages asked for, in the order of the life cycle; empty when none is."""
         asked = [self.stage] if isinstance(self.stage, str) else list(self.stage or [])
         names = dict.fromkeys(name for word in asked for name in (STAGES if word == "all" else (word,)))
-        order = STAGES + SIDE_STAGES
+        order = (*STAGES[:MERGED], "evaluate", *STAGES[MERGED:], *SIDE_STAGES)
         return tuple(sorted(names, key=lambda name: order.index(name) if name in order else len(order)))
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,12 +59,14 @@ class Target:
 
     Attributes:
         scoring_uri: of the endpoint.
+        server: ``score`` or ``vllm``, whose format requests have.
         key: secret that a request carries; None where none is asked for.
         log: path of the server's log; empty where it is not on this machine.
     """
 
     scoring_uri: str
-    key: str | None = None
+    server: str = "score"
+    key: str | None = field(default=None, repr=False)
     log: str = ""
 
 
@@ -81,6 +83,11 @@ class Running:
     what: str
     usd_per_hour: float | None
     stop: Callable[[], object]
+
+    @property
+    def name(self) -> str:
+        """Its kind and name."""
+        return self.what.partition(":")[0]
 
 
 class Platform(Protocol):

@@ -41,7 +41,7 @@ STAGES = (
         "rows to Harmony conversations and tokens",
         "{asset}.parquet, .jsonl",
         reads=(
-            *("dataset", "-dataset.overlength", "-dataset.folder"),
+            *("dataset", "-dataset.overlength", "-dataset.folder", "-dataset.num_proc"),
             *("model.tokenizer", "model.pretrained_model_name_or_path", "model.revision"),
         ),
     ),
@@ -66,8 +66,20 @@ STAGES = (
         ("train", "publish"),
         ("merge", "model", "-model.folder", "-model.tokenizer"),
     ),
-    Stage("register", "register the merged model as a version", "model {model}", ("merge",), ("registration",)),
-    Stage("deploy", "serve the registered model at an endpoint", "endpoint {endpoint}", ("register",), ("deployment",)),
+    Stage(
+        "register",
+        "register the merged model as a version",
+        "model {model}",
+        ("merge",),
+        ("registration", "deployment.gate"),
+    ),
+    Stage(
+        "deploy",
+        "serve the registered model at an endpoint",
+        "endpoint {endpoint}",
+        ("register",),
+        ("deployment", "-deployment.rollout", "-deployment.keep_failed", "-deployment.gate"),
+    ),
     Stage("invoke", "send a request to the endpoint, print the answer", "answer", ("deploy",), always=True),
     Stage("plan", "what would run, memory, every problem; runs nothing", "this table", always=True),
     Stage(

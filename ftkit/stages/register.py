@@ -7,13 +7,22 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from ftkit.config.gate import broken_rules
+from ftkit.errors import StageError
+from ftkit.lineage import find
 from ftkit.records import Record
-from ftkit.stages import Context, Made
+from ftkit.stages import BY_NAME, Context, Made
 
 
 def run(context: Context) -> Made:
-    """Register ``outputs/<run>/merged``, where it lies; identical content is the same version."""
+    """Register ``outputs/<run>/merged``, where it lies; identical content is the same version.
+
+    Raises:
+        StageError: a rule of ``deployment.gate`` is broken, or the model has not been evaluated.
+    """
     config, merged = context.config, context.needs["merge"]
+    if config.deployment.gate:
+        _pass_gate(context)
     tags = {
         "run": config.run.name,
         "base": config.model.pretrained_model_name_or_path,
@@ -25,6 +34,20 @@ def run(context: Context) -> Made:
     asset, new = context.platform.register(name, content, digest, tags)
     what = "new version" if new else "same content as before"
     return Made(f"model {asset.id} ({asset.type}, {what}) in {asset.path}", result=asdict(asset))
+
+
+def _pass_gate(context: Context) -> None:
+    config = context.config
+    evaluated = find(config, BY_NAME["evaluate"], "register").record
+    if evaluated.inputs["merge"] != context.needs["merge"].record.fingerprint:
+        raise StageError("the model has been merged again since it was evaluated", cure="stage=evaluate,register")
+    if broken := broken_rules(config.deployment.gate, evaluated.result):
+        raise StageError(
+            f"the gate is closed: {'; '.join(broken)}",
+            where=f"{config.run.outputs}/{config.run.name}/evaluate, {evaluated.result['questions']} questions",
+            cure="train longer or on more rows, or another deployment.gate",
+        )
+    context.say(f"gate: {', '.join(config.deployment.gate)}, all kept")
 
 
 def still_there(context: Context, record: Record) -> bool:

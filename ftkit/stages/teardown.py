@@ -26,8 +26,9 @@ def run(context: Context) -> Made:
     if not context.config.yes and not _agreed("Stop it?" if len(running) == 1 else "Stop them?"):
         return Made("left as it is")
     for each in running:
+        context.say(f"stopping {each.name}")
         each.stop()
-    stopped = ", ".join(each.what.partition(":")[0] for each in running)
+    stopped = ", ".join(each.name for each in running)
     return Made(f"stopped {stopped}; models, data and runs stay")
 
 

@@ -21,13 +21,15 @@ KEY = "model.pretrained_model_name_or_path"
 
 
 def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, with a padding token.
+    """The model's tokenizer, with a padding token; from ``model.tokenizer`` where the model itself is not here.
 
     Raises:
         StageError: it cannot be found or read.
     """
     from transformers import AutoTokenizer
 
+    if model.tokenizer and not model.folder:
+        model = model.model_copy(update={"pretrained_model_name_or_path": model.tokenizer, "revision": None})
     with _explained(model):
         path, source = _source(model)
         tokenizer = AutoTokenizer.from_pretrained(path, **source)

@@ -1,4 +1,4 @@
-"""What the service or the network does wrong while data is published: words, not tracebacks; then the same command again."""
+"""What goes wrong while data is published is said in words, without a traceback; then the same command completes."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 from project import Project
 from standin import StandIn
+
+from ftkit.assets import asset_path
 
 SHORT = ("sft.max_steps=6", "sft.save_steps=2", "run.base=tiny-azure")
 CHECKPOINT = "*/checkpoints/*/checkpoint-{}/complete.json"
@@ -48,7 +51,7 @@ def test_ctrl_c_leaves_the_job_running_and_the_same_command_follows_it(azure: St
     process = project.started("stage=train", "sft.max_steps=30")
     wait_for_line(process, "step  2/30")
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     job = jobs_of(azure, project)[0]
     assert process.returncode == 130 and "Traceback" not in err
     assert f"job {job.name} goes on" in err and f"attach={job.name}" in err and "stage=teardown" in err
@@ -155,3 +158,57 @@ def test_a_sweep_is_a_job_for_each_combination(azure: StandIn, project: Project)
     for rank in (4, 8):
         assert (project.folder / "outputs" / f"{project.name}-lora.r={rank}" / "train" / "record.json").is_file()
         assert any(line.startswith(f"lora.r={rank}  ") and "step 2/2" in line for line in done.out.splitlines())
+
+
+def test_the_base_may_be_a_registered_model(azure: StandIn, sdk, tmp_path: Path):
+    sdk("register", "tiny-base", asset_path("package:tiny-gpt-oss"))
+    base = ("model.pretrained_model_name_or_path=azureml:tiny-base:1", "model.tokenizer=package:tiny-gpt-oss")
+    project = Project(tmp_path, azure, "registered-base", *base, "sft.max_steps=2")
+    done = project.ftkit("stage=prepare,publish,train,merge")
+    assert done.status == 0, f"{done.out}\n{done.err}"
+    (job,) = jobs_of(azure, project)
+    assert job.properties["inputs"]["model"]["uri"].endswith("/models/tiny-base/versions/1")
+    assert not [name for name in job.snapshot if "tiny-gpt-oss" in name]
+
+
+def test_the_base_may_be_a_folder_which_is_sent_once(azure: StandIn, folder: Path, tmp_path: Path):
+    shutil.copytree(asset_path("package:tiny-gpt-oss"), tmp_path / "base")
+    own = (f"model.pretrained_model_name_or_path={tmp_path / 'base'}", "sft.max_steps=2")
+    project = Project(tmp_path, azure, "base-in-a-folder", *own)
+    assert project.ftkit("stage=prepare,publish,train").status == 0
+    azure.record.clear()
+    again = project.ftkit("stage=train", "sft.learning_rate=1e-3")
+    assert again.status == 0, again.err
+    assert azure.record.uploaded_bytes < 500_000  # code and configuration, and not the model's 2 MB
+
+
+def test_a_registered_base_needs_a_tokenizer_here(azure: StandIn, tmp_path: Path):
+    base = "model.pretrained_model_name_or_path=azureml:tiny-base:1"
+    refused = Project(tmp_path, azure, "registered-base", base).ftkit("stage=prepare")
+    assert refused.status == 2
+    assert "model.tokenizer" in refused.err and "model.tokenizer=openai/gpt-oss-20b" in refused.err
+    local = Project(tmp_path, azure, "registered-base", base, "model.tokenizer=package:tiny-gpt-oss")
+    refused = local.ftkit("stage=train", "compute=local", "deployment=local")
+    assert refused.status == 2 and "is in Azure ML, but compute.platform is local" in refused.err
+
+
+def test_a_native_sweep_is_one_job_with_a_trial_for_each_combination(azure: StandIn, project: Project):
+    swept = ("lora.r=4,8", "compute.sweep=native", "compute.nodes=1", "sft.max_steps=2", "-m")
+    done = project.ftkit("stage=train", *swept)
+    assert done.status == 0, f"{done.out}\n{done.err}"
+    assert "2 trials finished" in done.out
+    sweep = next(job for job in jobs_of(azure, project) if "searchSpace" in job.properties)
+    assert sweep.properties["earlyTermination"]["policyType"] == "MedianStopping"
+    assert sweep.properties["objective"] == {"primaryMetric": "loss", "goal": "minimize"}
+    for rank in (4, 8):
+        run = Project(project.folder, azure, f"{project.name}-lora.r={rank}")
+        record = run.record("train")
+        assert record["settings"]["lora.r"] == rank
+        assert record["place"].endswith(f"/{project.name}-lora.r={rank}")
+        assert len((run.run / "train" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_native_sweep_refuses_what_it_cannot_vary(azure: StandIn, project: Project):
+    refused = project.ftkit("stage=prepare,train", "lora=attention,experts", "compute.sweep=native", "-m")
+    assert refused.status == 2
+    assert "prepare runs in no job" in refused.err and "not options of a group" in refused.err

@@ -1,4 +1,4 @@
-"""experiment=tiny-azure by the command line: data, a job on two nodes, a registered model; then everything again."""
+"""experiment=tiny-azure stage=all by the command line: from data to an answer, on two nodes; then everything again."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from command import Command
 from project import Project
-from standin import StandIn
+from standin import StandIn, names
 
-STAGES = "stage=environment,prepare,publish,train,merge,register"
+STAGES = "stage=all"
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def job_of(project: Project, azure: StandIn):
 
 def test_every_stage_reports_and_the_jobs_log_is_shown_as_it_is(first: Command, azure: StandIn, project: Project):
     assert first.err == ""
-    for stage in ("environment", "prepare", "publish", "train", "merge", "register"):
+    for stage in ("environment", "prepare", "publish", "train", "merge", "register", "deploy", "invoke"):
         assert re.search(rf"^{stage} ", first.out, re.MULTILINE), stage
     assert re.search(r"^ {13}step 56/56 ", first.out, re.MULTILINE)
     assert f"job {job_of(project, azure).name} on 2 × Standard_F4s_v2" in first.out
@@ -91,7 +91,7 @@ def test_a_second_run_does_nothing_and_sends_next_to_nothing(first: Command, azu
     again = project.ftkit(STAGES)
     assert again.status == 0, again.err
     assert azure.record.sent_bytes < 10_000 and azure.record.uploaded_bytes == 0
-    assert again.out.count("up to date") == 5 and "unchanged" in again.out
+    assert again.out.count("up to date") == 6 and "unchanged" in again.out
     assert azure.images.builds == before
 
 
@@ -111,6 +111,31 @@ def test_evaluation_alone_is_a_job_on_the_model_that_an_earlier_job_made(
     assert done.status == 0, f"{done.out}\n{done.err}"
     assert "4 held-out questions" in done.out
     assert len((project.run / "evaluate" / "answers.jsonl").read_text().splitlines()) == 4
+
+
+def test_the_endpoint_answers_in_japanese(first: Command):
+    assert re.search(r"^ +answer +1200センチメートルです。$", first.out, re.MULTILINE)
+
+
+def test_no_secret_is_left_anywhere(first: Command, azure: StandIn, project: Project):
+    endpoint = azure.resources.get("onlineEndpoints/ftkit-tiny")
+    assert endpoint
+    for secret in (azure.environment["AZURE_CLIENT_SECRET"], names.ACCOUNT_KEY):
+        assert secret not in first.out + first.err + project.all_text()
+        assert azure.record.holding(secret) == []
+
+
+def test_plan_knows_what_is_up_to_date_without_asking(first: Command, azure: StandIn, project: Project):
+    done = project.ftkit("stage=plan")
+    assert done.status == 0 and done.out.count("up to date") == 6
+    assert list(azure.record) == []
+
+
+def test_teardown_leaves_nothing_that_costs_money(first: Command, azure: StandIn, project: Project):
+    assert azure.costing() == ["deployment ftkit-tiny/blue"]
+    done = project.ftkit("stage=teardown", "yes=true")
+    assert done.status == 0, done.err
+    assert "endpoint ftkit-tiny" in done.out and "USD an hour" in done.out
     assert azure.costing() == []
 
 

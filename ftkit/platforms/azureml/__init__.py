@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +15,7 @@ from ftkit.platforms import Asset, Deployed, Running, Say, Target
 from ftkit.platforms.azureml.work import Work
 
 if TYPE_CHECKING:
+    from ftkit.platforms.azureml.checks import Finding
     from ftkit.platforms.azureml.jobs import Job
     from ftkit.platforms.azureml.workspace import Workspace
 
@@ -76,9 +77,9 @@ class AzureML:
         return assets.exists(self.workspace, asset)
 
     def deploy(self, model: Mapping[str, Any], say: Say) -> Deployed:
-        from ftkit.platforms.azureml import endpoints
+        from ftkit.platforms.azureml import rollout
 
-        return endpoints.deploy(self.workspace, self.config, model, say)
+        return rollout.deploy(self.workspace, self.config, model, say)
 
     def serves(self, deployed: Mapping[str, Any]) -> bool:
         from ftkit.platforms.azureml import endpoints
@@ -99,6 +100,18 @@ class AzureML:
         from ftkit.platforms.azureml import jobs
 
         return jobs.run(self.workspace, self.config, self.run_folder, work, say, show)
+
+    def run_sweep(self, work: Work, space: Mapping[str, Sequence[str]], say: Say, show: Say) -> str:
+        """Run a native sweep job over values by key and fetch its trials' records; returns one line for the user."""
+        from ftkit.platforms.azureml import sweeps
+
+        return sweeps.run(self.workspace, self.config, self.run_folder, work, space, say, show)
+
+    def check(self) -> list[Finding]:
+        """Ask Azure for all that the configured stages will need; changes nothing."""
+        from ftkit.platforms.azureml import checks
+
+        return checks.check(self.workspace, self.config)
 
     def running(self) -> list[Running]:
         from ftkit.platforms.azureml import endpoints, jobs

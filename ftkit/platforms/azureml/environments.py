@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 from azure.ai.ml.entities import BuildContext
@@ -42,22 +43,39 @@ class Environment:
         return f"azureml:{self.id}"
 
 
-def ensure(workspace: Workspace, kind: str, name: str, say: Say) -> Environment:
+def ensure(
+    workspace: Workspace,
+    kind: str,
+    name: str,
+    say: Say,
+    *,
+    image: str = "",
+    routes: Mapping[str, Any] | None = None,
+) -> Environment:
     """The version that holds the present files of ``environment/<kind>``; made if there is none.
 
     Args:
-        kind: ``train`` or ``serve``.
+        kind: ``train``, ``serve`` or ``vllm``.
         name: of the environment in the workspace.
+        image: what ``$IMAGE`` in its Dockerfile stands for.
+        routes: where a custom container answers: the SDK's ``inference_config``.
     """
-    with build_context(kind) as folder:
+    with build_context(kind, image) as folder:
         version = tree_digest(folder)[:12]
         if exists(workspace, name, version):
             return Environment(name, version, new=False)
         say(f"sending the files of environment {name}:{version}; Azure ML builds its image, which takes a while")
-        wanted = Entity(name=name, version=version, build=BuildContext(path=str(folder)), tags={"made-by": "ftkit"})
+        context, tags = BuildContext(path=str(folder)), {"made-by": "ftkit"}
+        wanted = Entity(name=name, version=version, build=context, inference_config=routes, tags=tags)
         with workspace.sending("make the environment", f"{name}:{version}"):
             workspace.client.environments.create_or_update(wanted)
     return Environment(name, version, new=True)
+
+
+def version_of(kind: str, image: str = "") -> str:
+    """The version that ``ensure`` would find or make."""
+    with build_context(kind, image) as folder:
+        return tree_digest(folder)[:12]
 
 
 def exists(workspace: Workspace, name: str, version: str) -> bool:
@@ -73,12 +91,16 @@ def exists(workspace: Workspace, name: str, version: str) -> bool:
 
 
 @contextmanager
-def build_context(kind: str) -> Iterator[Path]:
+def build_context(kind: str, image: str = "") -> Iterator[Path]:
     """A folder with the Dockerfile of an image and the pinned requirements, as they ship with ftkit."""
     source = next(folder for folder in (PACKAGE / "environment", PACKAGE.parent / "environment") if folder.is_dir())
     with tempfile.TemporaryDirectory() as folder:
         context = Path(folder, kind)  # the SDK puts the name of the folder into the address: it has to stay the same
         shutil.copytree(source / kind, context)
+        if image:
+            dockerfile = context / "Dockerfile"  # Azure ML's builds take no arguments
+            text = dockerfile.read_text(encoding="utf-8").replace("ARG IMAGE\nFROM $IMAGE", f"FROM {image}")
+            dockerfile.write_text(text, encoding="utf-8")
         yield context
 
 

@@ -22,13 +22,16 @@ class Answer(NamedTuple):
     cure: str
 
 
+IMAGE = Answer("the image could not be built", "stage=environment environment.wait=true shows why")
 CODES = {
     "AuthorizationFailed": Answer("the identity is not allowed to", ROLES),
     "SubscriptionNotFound": Answer("there is no such subscription", "SUBSCRIPTION_ID=… az account list shows yours"),
     "ResourceGroupNotFound": Answer("there is no such resource group", "RESOURCE_GROUP=… az group list shows yours"),
     "OutOfQuota": Answer("the quota is too small", "stage=plan check=true shows it; ask for more in Azure's portal"),
     "TooManyRequests": Answer("the service is throttling", f"wait a minute; {SAME_COMMAND}"),
-    "ImageBuildFailure": Answer("the image could not be built", "stage=environment environment.wait=true shows why"),
+    "ImageBuildFailure": IMAGE,
+    "no Environment Image available": IMAGE,
+    "ResourceNotReady": Answer("the container did not get healthy", "see its log; deployment.startup_timeout_s=<more>"),
 }
 STATUSES = {
     401: Answer("the credential is not accepted", SIGN_IN),
@@ -63,6 +66,11 @@ def translated(error: AzureError, to: str, resource: str, settings: Settings, lo
 def is_missing(error: BaseException | None) -> bool:
     """Whether the service says that a resource does not exist."""
     return isinstance(error, HttpResponseError) and error.status_code == 404
+
+
+def is_forbidden(error: BaseException | None) -> bool:
+    """Whether the identity is not allowed to do this."""
+    return isinstance(error, HttpResponseError) and error.status_code == 403
 
 
 def _meaning(error: AzureError) -> Answer:

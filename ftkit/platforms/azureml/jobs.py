@@ -45,6 +45,7 @@ class Job:
         fingerprint: tells apart what it makes.
         store: address that its output is mounted from.
         status: as the service gave it last.
+        reason: of a failure, in the service's words.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Job:
     fingerprint: str
     store: str
     status: str = "Queued"
+    reason: str = ""
 
 
 def run(workspace: Workspace, config: Config, run_folder: Path, work: Work, say: Say, show: Say) -> Job:
@@ -61,39 +63,50 @@ def run(workspace: Workspace, config: Config, run_folder: Path, work: Work, say:
         StageError: it failed; says in which line of its log.
         Interrupted: Ctrl-C; the job goes on.
     """
-    found = _to_follow(workspace, config, run_folder, work)
+    found = to_follow(workspace, config, run_folder, work)
     if found:
         say(f"job {found.name} is under way: following it")
     else:
         found = _submit(workspace, config, run_folder, work, say)
-    ended, reason = _follow(workspace, found, show)
-    _remember(run_folder, ended)
-    fetched = fetch(workspace, config, run_folder, ended)
-    if ended.status != "Completed":
-        raise _failure(workspace, ended, reason)
+    ended = follow_to_end(workspace, run_folder, found, show)
+    place = f"azureml://jobs/{ended.name}/outputs/{OUTPUT}/paths/{config.run.name}"
+    fetched = fetch(workspace, config.run.name, run_folder, ended, place)
+    check_completed(workspace, ended)
     if missing := [stage for stage in work.stages if stage not in fetched]:
-        raise StageError(f"job {ended.name} left no record of {', '.join(missing)}", where=_studio(workspace, ended))
+        raise StageError(f"job {ended.name} left no record of {', '.join(missing)}", where=studio(workspace, ended))
     return ended
 
 
-def fetch(workspace: Workspace, config: Config, run_folder: Path, of: Job) -> list[str]:
-    """Bring records, curves and tables of a job here; records say where the large files lie.
+def follow_to_end(workspace: Workspace, run_folder: Path, of: Job, show: Say) -> Job:
+    """Follow a job and remember how it ended."""
+    ended = _follow(workspace, of, show)
+    remember(run_folder, ended)
+    return ended
+
+
+def fetch(workspace: Workspace, name: str, run_folder: Path, of: Job, place: str) -> list[str]:
+    """Bring records, curves and tables of a run in a job here; records say where the large files lie.
+
+    Args:
+        name: of the run.
+        run_folder: where they go.
+        of: the job.
+        place: address of the run's folder that records get.
 
     Returns:
         The stages whose records came.
     """
     came: list[str] = []
-    place = f"azureml://jobs/{of.name}/outputs/{OUTPUT}/paths/{config.run.name}"
-    for name, content in Datastore(workspace).small_files(f"{of.store}/{config.run.name}"):
-        if name.parts[0] not in of.stages:
+    for path, content in Datastore(workspace).small_files(f"{of.store}/{name}"):
+        if path.parts[0] not in of.stages:
             continue
-        if name.name == "record.json":
+        if path.name == "record.json":
             record = records.Record(**json.loads(content))
-            kept = {**record.result, "job": of.name, "store": f"{of.store}/{config.run.name}"}
+            kept = {**record.result, "job": of.name, "store": f"{of.store}/{name}"}
             records.write(run_folder, replace(record, place=place, result=kept))
             came.append(record.stage)
             continue
-        with written_aside(run_folder / name) as aside:
+        with written_aside(run_folder / path) as aside:
             aside.write_bytes(content)
     return came
 
@@ -114,7 +127,7 @@ def running(workspace: Workspace, run_folder: Path) -> list[Running]:
     return [Running(f"job {found.name}: {', '.join(found.stages)}, {found.status}", None, cancel)]
 
 
-def _to_follow(workspace: Workspace, config: Config, run_folder: Path, work: Work) -> Job | None:
+def to_follow(workspace: Workspace, config: Config, run_folder: Path, work: Work) -> Job | None:
     """The job that ``attach`` names, or else this run's own if it is under way and does the same."""
     if config.attach:
         found = _look(workspace, config.attach)
@@ -133,26 +146,26 @@ def _to_follow(workspace: Workspace, config: Config, run_folder: Path, work: Wor
 
 
 def _submit(workspace: Workspace, config: Config, run_folder: Path, work: Work, say: Say) -> Job:
-    config = _with_vault(workspace, config)
+    config = with_vault(workspace, config)
     environment = environments.ensure(workspace, "train", config.environment.train, say)
     store, again = _output_store(workspace, config, run_folder, work)
     given = run_folder / FOLDER / GIVEN
     write_given(config, work, given)
     with snapshot(config) as code, workspace.sending("submit a job that runs", ", ".join(work.stages)):
         wanted = job(config, work, code=code, given=given, environment=environment, store=store)
-        made = _job_of(workspace.client.jobs.create_or_update(wanted))
-    _remember(run_folder, made)
+        made = job_of(workspace.client.jobs.create_or_update(wanted))
+    remember(run_folder, made)
     nodes = config.compute.nodes
     where = config.compute.cluster or config.compute.instance_type
     say(
         f"job {made.name} on {nodes} × {where}{', spot' if config.compute.spot else ''}"
         f"{', goes on from where the last one ended' if again else ''}"
     )
-    say(_studio(workspace, made))
+    say(studio(workspace, made))
     return made
 
 
-def _with_vault(workspace: Workspace, config: Config) -> Config:
+def with_vault(workspace: Workspace, config: Config) -> Config:
     """The configuration with the name of the workspace's own key vault, where none is given and one is needed."""
     if config.secrets.hf_token is None or config.secrets.key_vault:
         return config
@@ -166,11 +179,16 @@ def _output_store(workspace: Workspace, config: Config, run_folder: Path, work: 
     last = _remembered(run_folder)
     if last and last.fingerprint == work.fingerprint and last.status != "Completed":
         return last.store, True
-    return Datastore(workspace).address(f"ftkit/{config.run.name}-{secrets.token_hex(4)}"), False
+    return new_store(workspace, config), False
 
 
-def _follow(workspace: Workspace, of: Job, show: Say) -> tuple[Job, str]:
-    """Print a job's log as it grows; returns how the job ended, and the service's reason if it failed."""
+def new_store(workspace: Workspace, config: Config) -> str:
+    """Address for a job's output where nothing lies yet."""
+    return Datastore(workspace).address(f"ftkit/{config.run.name}-{secrets.token_hex(4)}")
+
+
+def _follow(workspace: Workspace, of: Job, show: Say) -> Job:
+    """Print a job's log as it grows; returns how the job ended, with the service's reason if it failed."""
     lines, reason = _Lines(show), ""
     try:
         with workspace.asking("follow job", of.name), redirect_stdout(lines):
@@ -189,20 +207,23 @@ def _follow(workspace: Workspace, of: Job, show: Say) -> tuple[Job, str]:
         ) from error
     while (ended := _look(workspace, of.name)) and ended.status not in ENDED:
         time.sleep(POLL_S)  # the log ends before the job does, when it is being cancelled
-    return ended or of, reason
+    return replace(ended or of, reason=reason)
 
 
-def _failure(workspace: Workspace, of: Job, reason: str) -> StageError:
+def check_completed(workspace: Workspace, of: Job) -> None:
+    """Raises StageError: the job failed, or was cancelled."""
     names = ", ".join(of.stages)
+    if of.status == "Completed":
+        return
     if of.status == "Canceled":
-        return StageError(
+        raise StageError(
             f"job {of.name} ({names}) was cancelled, or ran into compute.timeout_hours",
-            where=_studio(workspace, of),
+            where=studio(workspace, of),
             cure="the same command submits it again and goes on from its last checkpoint",
         )
-    return StageError(
-        f"job {of.name} ({names}) failed: {reason or 'the service gives no reason'}",
-        where=_studio(workspace, of),
+    raise StageError(
+        f"job {of.name} ({names}) failed: {of.reason or 'the service gives no reason'}",
+        where=studio(workspace, of),
         cure="mend what they say; the same command submits it again and goes on from its last checkpoint",
     )
 
@@ -229,25 +250,25 @@ def _reason(text: str) -> str:
 def _look(workspace: Workspace, name: str) -> Job | None:
     try:
         with workspace.asking("look at job", name):
-            return _job_of(workspace.client.jobs.get(name))
+            return job_of(workspace.client.jobs.get(name))
     except StageError as error:
         if is_missing(error.__cause__):
             return None
         raise
 
 
-def _job_of(found: Any) -> Job:
+def job_of(found: Any) -> Job:
     kept = {key.removeprefix(TAG): value for key, value in (found.tags or {}).items() if key.startswith(TAG)}
     stages = tuple(kept.get("stages", "").split(",")) if kept.get("stages") else ()
     status = str(getattr(found.status, "value", found.status))
     return Job(found.name, stages, kept.get("fingerprint", ""), kept.get("store", ""), status)
 
 
-def _studio(workspace: Workspace, of: Job) -> str:
+def studio(workspace: Workspace, of: Job) -> str:
     return f"https://ml.azure.com/runs/{of.name}?wsid={workspace.described.id}"
 
 
-def _remember(run_folder: Path, of: Job) -> None:
+def remember(run_folder: Path, of: Job) -> None:
     with written_aside(run_folder / FOLDER / STATE) as aside:
         aside.write_text(json.dumps(asdict(of), indent=2) + "\n", encoding="utf-8")
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -69,18 +70,30 @@ def write_given(config: Config, work: Work, folder: Path) -> None:
         path.write_text(json.dumps(asdict(record), ensure_ascii=False), encoding="utf-8")
 
 
-def job(config: Config, work: Work, *, code: Path, given: Path, environment: Environment, store: str) -> Any:
+def job(
+    config: Config,
+    work: Work,
+    *,
+    code: Path,
+    given: Path,
+    environment: Environment,
+    store: str,
+    changes: Mapping[str, str] | None = None,
+) -> Any:
     """The command job.
 
     Args:
         code: folder with the snapshot.
         given: folder with configuration and records.
         store: address that the output is mounted from; a further job on the same one goes on where this one ended.
+        changes: overrides of the configuration, in which a sweep puts its values.
     """
     compute = config.compute
     several = "train" in work.stages and config.processes > 1
-    inputs, changes = _inputs(config, work, given)
-    line = ["python -m ftkit --resolved ${{inputs.given}}/config.yaml", f"stage={','.join(work.stages)}", *changes]
+    inputs, mounted = _inputs(config, work, given)
+    swept = [f"{key}={value}" for key, value in (changes or {}).items()]
+    begin = "python -m ftkit --resolved ${{inputs.given}}/config.yaml"
+    line = [begin, f"stage={','.join(work.stages)}", *mounted, *swept]
     made = command(
         name=job_name(config),
         display_name=f"{config.run.name}: {', '.join(work.stages)}",
@@ -90,7 +103,7 @@ def job(config: Config, work: Work, *, code: Path, given: Path, environment: Env
         command=" ".join(line),
         environment=environment.reference,
         environment_variables={**compute.environment_variables, "PYTHONUNBUFFERED": "1"},
-        inputs=inputs,
+        inputs={**inputs, **dict.fromkeys(_swept_inputs(changes or {}), "")},
         outputs={OUTPUT: Output(type="uri_folder", mode="rw_mount", path=store)},
         compute=compute.cluster,
         instance_type=None if compute.cluster else compute.instance_type,
@@ -102,6 +115,10 @@ def job(config: Config, work: Work, *, code: Path, given: Path, environment: Env
     )
     made.set_limits(timeout=round(compute.timeout_hours * 3600))
     return made
+
+
+def _swept_inputs(changes: Mapping[str, str]) -> list[str]:
+    return [name for value in changes.values() for name in re.findall(r"^\$\{\{inputs\.(\w+)\}\}$", value)]
 
 
 def tags(config: Config, work: Work, store: str) -> dict[str, str]:

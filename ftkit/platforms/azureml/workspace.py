@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import cached_property
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class Workspace:
     def __init__(self, settings: Settings, log: Path):
         self.settings, self.log = settings, log
         self.name = settings.workspace_name or ""
-        self._handler = logging.FileHandler(log, encoding="utf-8", delay=True)
+        self._handler = _LogFile(log, encoding="utf-8", delay=True)
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
 
     @cached_property
@@ -67,7 +68,7 @@ class Workspace:
 
     def token(self, scope: str = ARM_SCOPE) -> str:
         """A bearer token, for the few calls that the SDK does not have."""
-        with self.asking("sign in", self.name):
+        with self.asking("sign in to", self.name):
             return self.credential.get_token(scope).token
 
     @contextmanager
@@ -111,7 +112,14 @@ class Workspace:
                 yield
 
     def _explained(self, error: AzureError, to: str, resource: str) -> StageError:
-        self.log.parent.mkdir(parents=True, exist_ok=True)
         record = logging.LogRecord("ftkit", logging.ERROR, "", 0, "%s %s: %s", (to, resource, error), None)
         self._handler.emit(record)
         return translated(error, to, resource, self.settings, self.log)
+
+
+class _LogFile(logging.FileHandler):
+    """Makes its folder when there is something to say."""
+
+    def _open(self) -> TextIOWrapper:
+        Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
+        return super()._open()
