@@ -147,6 +147,8 @@ def _made(context: Context, stage: Stage) -> Made:
     except OSError as error:
         raise explained(error, context.folder) from error
     except FtkitError as error:
+        if stage.always:
+            raise
         records.note_failure(context.run_folder, stage.name, str(error).splitlines()[0])
         raise
 

@@ -104,7 +104,7 @@ def _draw(found: Sequence[Training], path: Path) -> bool:
     for number, training in enumerate(found):
         if not training.steps:
             continue
-        style = {"color": colour(number), "linestyle": "--" if number >= len(COLOURS) else "-"}
+        style: dict[str, Any] = {"color": colour(number), "linestyle": "--" if number >= len(COLOURS) else "-"}
         x, y = zip(*((line["step"], line["loss"]) for line in training.steps), strict=True)
         label = "" if training.evaluations else training.name
         axes.plot(x, y, linewidth=1, alpha=0.45 if held_out else 1, label=label, **style)

@@ -38,6 +38,8 @@ class Training:
         where: the machine, or the job.
         overrides: that the run was started with; None if it is not known.
         base: run that its rows come from, if it is another.
+        model_name: ``registration.model_name``.
+        folder: of the run.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Training:
     where: str
     overrides: list[str] | None = None
     base: str | None = None
+    model_name: str = ""
     folder: Path = field(default=Path())
 
     def figure(self, name: str) -> float | None:
@@ -70,7 +73,7 @@ class Training:
         kept = [o.lstrip("+") for o in self.overrides if o.lstrip("+").partition("=")[0] not in left_out]
         place = [f"run.name={_quoted(self.name)}"]
         if self.base not in (None, self.name):
-            place.append(f"run.base={_quoted(str(self.base))}")
+            place += [f"run.base={_quoted(str(self.base))}", f"registration.model_name={self.model_name}"]
         return shlex.join(["python", "-m", "ftkit", *kept, *place, f"stage={','.join(stages)}"])
 
 
@@ -116,6 +119,7 @@ def read(folder: Path) -> Training | None:
         where=_where(record, settings, job),
         overrides=config["run"].get("overrides"),
         base=config["run"].get("base"),
+        model_name=config["registration"]["model_name"],
         folder=folder,
     )
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from datasets import Dataset
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer, ParamWrapper
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -23,7 +22,7 @@ may be sent to another expert."""
 
 
 @torch.no_grad()
-def check_packing(model: PeftModel, rows: Dataset, collate: Collate) -> tuple[int, float] | None:
+def check_packing(model: PeftModel, rows: Iterable[Any], collate: Collate) -> tuple[int, float] | None:
     """Compare the logits of the first packed row that holds several documents with those of each document alone.
 
     Args:
@@ -37,7 +36,7 @@ def check_packing(model: PeftModel, rows: Dataset, collate: Collate) -> tuple[in
     Raises:
         StageError: they differ by more than ``TOLERANCE``.
     """
-    row = next((row for row in rows if len(row["seq_lengths"]) > 1), None)
+    row: dict[str, Any] | None = next((row for row in rows if len(row["seq_lengths"]) > 1), None)
     if row is None:
         return None
     training = model.training
@@ -93,7 +92,8 @@ class AdaptersMove(TrainerCallback):
         for name, module in model.named_modules():
             if isinstance(module, LoraLayer):
                 tensor = f".{module.parameter_name}" if isinstance(module, ParamWrapper) else ""
-                self._b[bare_name(name) + tensor] = module.lora_B["default"].weight
+                weight: Any = module.lora_B["default"].weight
+                self._b[bare_name(name) + tensor] = weight
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step != 2:

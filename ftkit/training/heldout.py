@@ -32,10 +32,8 @@ class Marks:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Marks:
-        message, *ends = (
-            tokenizer.convert_tokens_to_ids(mark) for mark in ("<|message|>", "<|end|>", "<|return|>", "<|call|>")
-        )
-        return cls(message, tuple(ends))
+        ids: Any = tokenizer.convert_tokens_to_ids(["<|message|>", "<|end|>", "<|return|>", "<|call|>"])
+        return cls(ids[0], tuple(ids[1:]))
 
 
 class HeldOut:
@@ -124,7 +122,7 @@ def token_losses(model: PeftModel, batch: dict[str, Any]) -> tuple[torch.Tensor,
 @torch.no_grad()
 def hidden_states(model: PeftModel, batch: dict[str, Any]) -> torch.Tensor:
     """What the last layer leaves for each token, (batch, length, width)."""
-    base = model.get_base_model()
+    base: Any = model.get_base_model()
     inputs = {
         name: value.to(base.device) if isinstance(value, torch.Tensor) else value
         for name, value in batch.items()
@@ -136,7 +134,8 @@ def hidden_states(model: PeftModel, batch: dict[str, Any]) -> torch.Tensor:
 @torch.no_grad()
 def project(model: PeftModel, hidden: torch.Tensor) -> torch.Tensor:
     """Logits (rows, vocabulary) in float32 of hidden states (rows, width)."""
-    head = model.get_base_model().get_output_embeddings()
+    base: Any = model.get_base_model()
+    head = base.get_output_embeddings()
     return head(hidden.to(head.weight.dtype)).float()
 
 

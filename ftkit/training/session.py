@@ -140,6 +140,8 @@ def _set_up(config: Config, args: SFTConfig, tokens: Path, say: Say) -> tuple[Tr
     assert isinstance(tokenizer.pad_token_id, int)
     collate = Collator(tokenizer.pad_token_id, config.sft.packing, pad_to)
     heldout = _held_out(config, args, tokens, say)
+    size = args.per_device_train_batch_size
+    evaluated = None if heldout is None else HeldOut(heldout, collate, size, Marks.of(tokenizer))
     trainer = Trainer(
         model=model,
         args=args,
@@ -148,7 +150,7 @@ def _set_up(config: Config, args: SFTConfig, tokens: Path, say: Say) -> tuple[Tr
         data_collator=collate,
         processing_class=tokenizer,
         save_total_limit=config.sft.save_total_limit,
-        heldout=heldout and HeldOut(heldout, collate, args.per_device_train_batch_size, Marks.of(tokenizer)),
+        heldout=evaluated,
         patience=config.sft.early_stopping_patience,
     )
     trainer.remove_callback(PrinterCallback)

@@ -138,7 +138,7 @@ def loss_picture(lines: list[dict[str, Any]], evaluations: list[dict[str, Any]],
     )
     for part, label in zip(PARTS, ("held out", "its thinking", "its answers"), strict=True):
         if drawn := [(line["step"], line[part]) for line in evaluations if part in line]:
-            style = {"linewidth": 1.5} if part == PARTS[0] else {"linewidth": 1, "linestyle": "--"}
+            style: dict[str, Any] = {"linewidth": 1.5} if part == PARTS[0] else {"linewidth": 1, "linestyle": "--"}
             axes.plot(*zip(*drawn, strict=True), marker="o", markersize=3, label=label, **style)
     if evaluations:
         axes.legend(frameon=False)

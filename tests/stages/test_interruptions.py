@@ -142,7 +142,8 @@ def test_sigterm_saves_on_every_rank_and_ends_with_143(prepared: FinishedRun, wh
     assert process.returncode == 143, out + rest
     assert "stopped after step" in rest and "Traceback" not in rest
     assert not any(worker.is_running() for worker in workers)
-    (saved,) = (prepared.outputs / "checkpoints").glob("*/checkpoint-*/complete.json")
+    step = rest.partition("stopped after step ")[2].split()[0]
+    (saved,) = (prepared.outputs / "checkpoints").glob(f"*/checkpoint-{step}/complete.json")
     assert {p.name for p in saved.parent.glob("rng_state*")} == {"rng_state_0.pth", "rng_state_1.pth"}
 
 
