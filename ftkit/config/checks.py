@@ -122,6 +122,17 @@ def flex_attention_needs_a_gpu(config: Config) -> Iterator[Problem]:
         )
 
 
+def packed_weights_need_low_rank_experts(config: Config) -> Iterator[Problem]:
+    model = config.model
+    if model.weights == "mxfp4" and model.experts_implementation != "ftkit_lora":
+        yield Problem(
+            "model.weights",
+            f"mxfp4, but {model.experts_implementation} experts compute with dense weights",
+            "",
+            "model.experts_implementation=ftkit_lora, or model.weights=dense",
+        )
+
+
 def schedule_fits_its_arguments(config: Config) -> Iterator[Problem]:
     kind, arguments = config.sft.lr_scheduler_type, config.sft.lr_scheduler_kwargs
     known = {"min_lr_rate", "min_lr", "num_cycles"} if kind == "cosine_with_min_lr" else set()
@@ -197,6 +208,7 @@ CHECKS: tuple[Check, ...] = (
     target_parameters_exist,
     something_is_trained,
     flex_attention_needs_a_gpu,
+    packed_weights_need_low_rank_experts,
     schedule_fits_its_arguments,
     max_steps_is_positive_or_minus_one,
     dataset_file_exists,

@@ -42,10 +42,11 @@ def load_base(
     dtype: str | None = None,
     device: torch.device | None = None,
     router_aux_loss_coef: float = 0.0,
+    packed: bool = False,
 ) -> PreTrainedModel:
-    """The base model, dense, ready for training or merging.
+    """The base model, ready for training or merging.
 
-    An MXFP4 checkpoint is unpacked to ``dtype``. Published gpt-oss configurations carry ``router_aux_loss_coef`` 0.9,
+    An MXFP4 checkpoint is unpacked to ``dtype``, unless it is to stay ``packed``. Published gpt-oss configurations carry ``router_aux_loss_coef`` 0.9,
     which TRL would add to the loss; it is set to what is asked for.
 
     Args:
@@ -53,6 +54,7 @@ def load_base(
         dtype: precision of the weights; ``model.dtype`` if not given.
         device: where the weights go; the CPU if not given.
         router_aux_loss_coef: weight of the router's balance loss.
+        packed: keeps the experts in MXFP4 where ``model.weights`` says so; only for ``ftkit_lora`` experts.
 
     Raises:
         StageError: it cannot be found or read, its shape is not ``model.architecture``, or its files lack weights.
@@ -61,6 +63,9 @@ def load_base(
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils.quantization_config import Mxfp4Config
+
+    from ftkit.training import lora_experts, sink_attention  # noqa: F401  (they register their implementations)
+    from ftkit.training.packed import load_packed
 
     with _explained(model):
         path, source = _source(model)
@@ -72,6 +77,16 @@ def load_base(
         raise StageError(
             f"its weights are in {method}; ftkit reads dense weights and MXFP4", where=path, cure=f"{KEY}=…"
         )
+    if packed and model.weights == "mxfp4":
+        if method != "mxfp4":
+            raise StageError(
+                "model.weights=mxfp4, but this checkpoint's experts are dense", where=path, cure="model.weights=dense"
+            )
+        with _explained(model):
+            config.router_aux_loss_coef, config.use_cache = router_aux_loss_coef, False
+            loaded, info = load_packed(path, source, config, model, device or torch.device("cpu"))
+        check_complete(info, path)
+        return loaded
     options: dict[str, Any] = {"quantization_config": Mxfp4Config(dequantize=True)} if method else {}
     with _explained(model):
         pair: Any = AutoModelForCausalLM.from_pretrained(

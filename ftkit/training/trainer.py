@@ -25,6 +25,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from ftkit.errors import FtkitError, StageError
 from ftkit.training.checkpoints import keep_newest, mark_complete, saving
+from ftkit.training.loss_head import add_loss_head
 
 GIB = 2**30
 
@@ -34,11 +35,13 @@ class Trainer(SFTTrainer):
 
     Args:
         save_total_limit: whole checkpoints to keep.
-        kwargs: SFTTrainer's own; ``data_collator`` is a ``Collator``, and the dataset ``training_rows``'.
+        kwargs: SFTTrainer's own; ``data_collator`` is a ``Collator`` or ``JoiningCollator``, and the dataset ``training_rows``'.
     """
 
     def __init__(self, *, save_total_limit: int, **kwargs: Any):
         super().__init__(**kwargs)
+        assert isinstance(self.model, PeftModel)
+        add_loss_head(self.model.get_base_model())
         self.stop = StopRequest()
         self._limit = save_total_limit
         self._window = Window()
@@ -57,6 +60,16 @@ class Trainer(SFTTrainer):
         self._rows = [row for batch in batches for row in batch.pop("rows")]
         self._window.add(sum(batch.pop("tokens") for batch in batches), loss_tokens)
         return batches, loss_tokens
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The mean loss over the step's loss tokens on all processes; by ``loss_head`` where the batch is made for it."""
+        if self.aux_loss_enabled or "loss_positions" not in inputs:
+            inputs = {name: value for name, value in inputs.items() if not name.startswith("loss_")}
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        count = len(inputs["loss_targets"]) if num_items_in_batch is None else num_items_in_batch
+        return model(**inputs) * (self.args.world_size / torch.as_tensor(count).clamp(min=1))
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)

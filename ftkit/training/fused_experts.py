@@ -1,0 +1,234 @@
+"""gpt-oss's experts with LoRA as few grouped products, for CUDA GPUs; ``lora_experts`` holds the plain version.
+
+A base weight W (in, out), its bias b and its adapter A (in, r), B (r, out) with scale s are one matrix that has R more
+rows and columns, R ≥ r + 1:
+
+    Ŵ = ⎡ W  A ⎤      [x, s·xA, 1] · Ŵ[:, :out] = xW + s·xAB + b
+        ⎢ B  0 ⎥      [g, s·gBᵀ, ·] · Ŵ[:in]ᵀ    = gWᵀ + s·gBᵀAᵀ
+        ⎣ b  0 ⎦
+
+so that one grouped product gives the adapted projection, and one its whole gradient with respect to x. The thin
+products xA and gBᵀ are made by the kernels that write x and g in the experts' order anyway. The output y of the second
+projection is not needed in the backward pass: the gradient of the routing weight, ⟨g, y⟩, is ⟨gŴᵀ, a⟩ + ⟨g, b⟩ for the
+activation a. So a replay for checkpointing stops after the first projection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ftkit.training import kernels
+
+
+def extra_columns(*ranks: int) -> int:
+    """R for these ranks: one more for the bias, and aligned for the matrix units."""
+    return -(-(max(ranks, default=0) + 1) // 16) * 16
+
+
+@dataclass(frozen=True)
+class Factors:
+    """An adapter as Ŵ holds it.
+
+    Attributes:
+        rows: (E, R, out): B, bias, zeros.
+        columns: (E, in, R): A, zeros.
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def fill(self, A: Tensor | None, B: Tensor | None, bias: Tensor) -> Factors:
+        """Write PEFT's A (r · E, in), B (out, r · E) and the bias (E, out)."""
+        experts, _, out = self.rows.shape
+        rank = 0
+        if A is not None and B is not None:
+            rank = A.shape[0] // experts
+            self.rows[:, :rank].copy_(B.detach().view(out, rank, experts).permute(2, 1, 0))
+            self.columns[..., :rank].copy_(A.detach().view(experts, rank, -1).transpose(1, 2))
+        self.rows[:, rank].copy_(bias)
+        return self
+
+
+class DenseWeight:
+    """Ŵ of all experts in bfloat16.
+
+    Args:
+        weight: (E, in, out) parameter; becomes a view of Ŵ.
+        extra: R.
+    """
+
+    def __init__(self, weight: torch.nn.Parameter, extra: int):
+        self.experts, self.width, self.out = weight.shape
+        self.extended = weight.new_zeros(self.experts, self.width + extra, self.out + extra)
+        inside = self.extended[:, : self.width, : self.out]
+        inside.copy_(weight.detach())
+        weight.data = inside
+
+    def factors(self, A: Tensor | None, B: Tensor | None, bias: Tensor) -> Factors:
+        rows, columns = self.extended[:, self.width :, : self.out], self.extended[:, : self.width, self.out :]
+        return Factors(rows, columns).fill(A, B, bias)
+
+    def forward(self, x: Tensor, ends: Tensor, factors: Factors, *, roomy: bool) -> list[Tensor]:
+        """(S, in + R) → (S, out), or with ``roomy`` R columns wider."""
+        return [torch._grouped_mm(x, self.extended if roomy else self.extended[:, :, : self.out], offs=ends)]
+
+    def backward(self, pieces: list[Tensor], ends: Tensor, factors: Factors) -> list[Tensor]:
+        """[(S, out + R)] → [(S, in)]."""
+        transposed = self.extended[:, : self.width].transpose(1, 2)
+        return [torch._grouped_mm(pieces.pop(), transposed, offs=ends)]
+
+
+class PackedWeight:
+    """Ŵ of all experts, its base kept in MXFP4 and unpacked for each product, ``pieces`` parts of it one by one.
+
+    Args:
+        blocks: (E, out, in / 2), uint8.
+        scales: (E, out, in / 32), uint8.
+        extra: R.
+        pieces: parts of the columns that are unpacked at a time.
+    """
+
+    def __init__(self, blocks: Tensor, scales: Tensor, extra: int, pieces: int):
+        self.blocks, self.scales, self.extra = blocks, scales, extra
+        self.experts, self.out, half = blocks.shape
+        self.width = 2 * half
+        step = self.out // pieces
+        self.parts = [slice(i * step, (i + 1) * step) for i in range(pieces)]
+
+    def factors(self, A: Tensor | None, B: Tensor | None, bias: Tensor) -> Factors:
+        new = {"dtype": bias.dtype, "device": bias.device}
+        rows = torch.zeros(self.experts, self.extra, self.out, **new)
+        columns = torch.zeros(self.experts, self.width, self.extra, **new)
+        return Factors(rows, columns).fill(A, B, bias)
+
+    def forward(self, x: Tensor, ends: Tensor, factors: Factors, *, roomy: bool) -> list[Tensor]:
+        """(S, in + R) → (S, out / pieces) each, with ``roomy`` the last R columns wider."""
+        return [
+            torch._grouped_mm(x, self._unpacked(part, factors, columns=roomy).transpose(1, 2), offs=ends)
+            for part in self.parts
+        ]
+
+    def backward(self, pieces: list[Tensor], ends: Tensor, factors: Factors) -> list[Tensor]:
+        """(S, out / pieces) each, the last R columns wider → (S, in) each; their sum is the gradient."""
+        return [
+            torch._grouped_mm(pieces.pop(0), self._unpacked(part, factors, columns=True)[..., : self.width], offs=ends)
+            for part in self.parts
+        ]
+
+    def _unpacked(self, part: slice, factors: Factors, *, columns: bool) -> Tensor:
+        """Ŵᵀ of the part, (E, out / pieces, in + R); the last part R rows longer if ``columns``."""
+        size, more = part.stop - part.start, self.extra if columns and part.stop == self.out else 0
+        whole = factors.rows.new_empty(self.experts, size + more, self.width + self.extra)
+        kernels.unpack_mxfp4(self.blocks[:, part], self.scales[:, part], whole)
+        whole[:, :size, self.width :] = factors.rows[..., part].transpose(1, 2)
+        if more:
+            whole[:, size:, : self.width] = factors.columns.transpose(1, 2)
+            whole[:, size:, self.width :] = 0
+        return whole
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What the experts of a layer compute with beside tensors that are trained.
+
+    Attributes:
+        up, down: first and second projection.
+        up_bias, down_bias: (E, 2 · I) and (E, hidden).
+        up_scale, down_scale: of the adapters.
+        limit, alpha: of the clamped GLU.
+    """
+
+    up: DenseWeight | PackedWeight
+    down: DenseWeight | PackedWeight
+    up_bias: Tensor
+    down_bias: Tensor
+    up_scale: float
+    down_scale: float
+    limit: float
+    alpha: float
+
+
+class FusedExperts(torch.autograd.Function):
+    """``apply(hidden, top_k_weights, top_k_index, up A, up B, down A, down B, Layer)`` → (tokens, hidden).
+
+    hidden is (tokens, hidden) in bfloat16, weights and indices (tokens, top_k); the adapters are PEFT's, float32, or
+    None. All of them but the indices get their exact gradient.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weights: Tensor, index: Tensor,
+        up_a: Tensor | None, up_b: Tensor | None, down_a: Tensor | None, down_b: Tensor | None, layer: Layer,
+    ) -> Tensor:  # fmt: skip
+        hidden, top_k, experts = hidden.contiguous(), index.shape[-1], layer.up.experts
+        expert, order = torch.sort(index.reshape(-1).to(torch.uint8), stable=True)
+        every = torch.arange(experts, device=index.device, dtype=torch.uint8)
+        ends = torch.searchsorted(expert, every, right=True, out_int32=True)
+        place = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device))
+        up = layer.up.factors(up_a, up_b, layer.up_bias)
+        rank = 0 if up_a is None else up_a.shape[0] // experts
+        x = kernels.gather_project(hidden, order, top_k, up.columns, ends, layer.up_scale, rank, one=True)
+        pieces = layer.up.forward(x, ends, up, roomy=True)
+        ctx.save_for_backward(x, *pieces, weights, order, place, ends, up_a, up_b, down_a, down_b)
+        ctx.layer, ctx.pieces = layer, len(pieces)
+        if torch._C._current_graph_task_id() != -1:  # replayed in a backward pass: nobody reads the output
+            return torch.empty_like(hidden)
+        down = layer.down.factors(down_a, down_b, layer.down_bias)
+        rank = 0 if down_a is None else down_a.shape[0] // experts
+        act = kernels.glu_project(pieces, down.columns, ends, layer.down_scale, rank, layer.limit, layer.alpha)
+        del x, pieces
+        (y,) = layer.down.forward(act, ends, down, roomy=False)
+        return kernels.gather_sum(y, place, top_k, weights.contiguous())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        layer, needs = ctx.layer, ctx.needs_input_grad
+        x, *pieces, weights, order, place, ends, up_a, up_b, down_a, down_b = ctx.saved_tensors
+        top_k, hidden, experts = weights.shape[-1], gradient.shape[-1], layer.up.experts
+        up, down = layer.up.factors(up_a, up_b, layer.up_bias), layer.down.factors(down_a, down_b, layer.down_bias)
+        up_rank, down_rank = (0 if a is None else a.shape[0] // experts for a in (up_a, down_a))
+        g = kernels.gather_project(
+            gradient.contiguous(), order, top_k, down.rows.transpose(1, 2), ends, layer.down_scale, down_rank, one=False
+        )
+        weight = weights.reshape(-1).float()[order]
+        (v,) = layer.down.backward([g], ends, down)
+        act, thin, dweight = kernels.glu_backward(
+            pieces, v, weight, g[:, hidden + down_rank], down.columns, up.rows.transpose(1, 2), ends,
+            layer.down_scale, layer.up_scale, up_rank, layer.limit, layer.alpha,
+        )  # fmt: skip
+        dweights = dweight[place].view_as(weights).to(weights.dtype) if needs[1] else None
+        grads = dict.fromkeys(("up_a", "up_b", "down_a", "down_b"))
+        if down_a is not None:
+            grads["down_a"], grads["down_b"] = torch.empty_like(down_a), torch.empty_like(down_b)
+            kernels.thin_gradient(act, g[:, hidden:], ends, _a(grads["down_a"], experts), weight)
+            kernels.thin_gradient(g[:, :hidden], thin, ends, _b(grads["down_b"], experts), weight)
+        del v, act, g, thin
+        if up_a is not None:
+            grads["up_a"], grads["up_b"] = torch.empty_like(up_a), torch.empty_like(up_b)
+            width = layer.up.out // ctx.pieces
+            for i, piece in enumerate(pieces):
+                part = _b(grads["up_b"], experts)[:, i * width : (i + 1) * width]
+                kernels.thin_gradient(piece[:, :width], x[:, hidden:], ends, part)
+            kernels.thin_gradient(x[:, :hidden], pieces[-1][:, width:], ends, _a(grads["up_a"], experts))
+        del x
+        dx = None
+        if needs[0]:
+            for part in layer.up.backward(pieces, ends, up):
+                dx = kernels.gather_sum(part, place, top_k, out=dx)
+        return dx, dweights, None, *grads.values(), None
+
+
+def _a(gradient: Tensor, experts: int) -> Tensor:
+    """PEFT's A (r · E, in) as (E, in, r)."""
+    return gradient.view(experts, -1, gradient.shape[1]).transpose(1, 2)
+
+
+def _b(gradient: Tensor, experts: int) -> Tensor:
+    """PEFT's B (out, r · E) as (E, out, r)."""
+    return gradient.view(gradient.shape[0], -1, experts).permute(2, 0, 1)

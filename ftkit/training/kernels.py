@@ -1,0 +1,555 @@
+"""Triton kernels of the fast path: each reads and writes its large tensors once.
+
+Routed rows are the tokens' copies for each expert that they visit, sorted by expert: expert e owns the rows from
+``ends[e - 1]`` to ``ends[e]``. A program of the kernels by ``_tile`` works on rows of one expert. Nothing is summed with
+atomics, so results repeat bit for bit.
+
+``R`` is the number of extra columns (see ``ftkit.training.fused_experts``), ``r`` the rank.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LAUNCH: dict[str, dict[str, int]] = {
+    "gather_project": {"BM": 32, "BD": 64, "num_warps": 4},
+    "glu_project": {"BM": 32, "BC": 64, "num_warps": 4},
+    "glu_backward": {"BM": 32, "BC": 64, "num_warps": 8},
+    "thin_gradient": {"BS": 64, "BD": 128, "num_warps": 4, "num_stages": 3},
+    "gather_sum": {"BD": 1024, "num_warps": 4},
+    "unpack_mxfp4": {"BM": 16, "BB": 256, "num_warps": 8},
+    "loss_and_gradient": {"BV": 4096, "num_warps": 16},
+}
+"""Block sizes and warps, chosen by measurement on an H100."""
+
+
+def _tiles(kernel: str, rows: int, experts: int) -> tuple[int]:
+    """Programs that cover all experts' rows, however they are distributed; some find nothing to do."""
+    return (triton.cdiv(rows, LAUNCH[kernel]["BM"]) + experts,)
+
+
+@triton.jit
+def _tile(ends, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr):
+    """Expert, first row and end of the rows of this program; the expert is E where there is nothing to do."""
+    pid = tl.program_id(0)
+    i = tl.arange(0, EP)
+    end = tl.load(ends + i, mask=i < E, other=0)
+    start = tl.load(ends + i - 1, mask=(i > 0) & (i < E), other=0)
+    count = tl.where(i < E, (end - start + BM - 1) // BM, 0)
+    upto = tl.cumsum(count, 0)
+    expert = tl.sum(((upto <= pid) & (i < E)).to(tl.int32), 0)
+    mine = i == expert
+    row = tl.sum(tl.where(mine, start + (pid - (upto - count)) * BM, 0), 0)
+    return expert, row, tl.sum(tl.where(mine, end, 0), 0)
+
+
+@triton.jit
+def _gather_project(
+    x, order, P, ends, out, K, D, x_row, p_expert, p_in, p_out, out_row, scale, rank,
+    ONE: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
+    BM: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    expert, row, end = _tile(ends, E, EP, BM)
+    if expert < E:
+        rows = row + tl.arange(0, BM)
+        live = rows < end
+        token = tl.load(order + rows, mask=live, other=0) // K
+        source = x + token.to(tl.int64)[:, None] * x_row
+        target = out + rows.to(tl.int64)[:, None] * out_row
+        j = tl.arange(0, RP)
+        factor = P + expert.to(tl.int64) * p_expert + j[None, :] * p_out
+        sums = tl.zeros((BM, RP), tl.float32)
+        for d0 in range(0, D, BD):
+            d = d0 + tl.arange(0, BD)
+            whole = live[:, None] & (d[None, :] < D)
+            values = tl.load(source + d[None, :], mask=whole, other=0.0)
+            tl.store(target + d[None, :], values, mask=whole)
+            p = tl.load(factor + d[:, None] * p_in, mask=(d[:, None] < D) & (j[None, :] < R), other=0.0)
+            sums = tl.dot(values, p.to(values.dtype), sums)
+        sums = tl.where(j[None, :] < rank, sums * scale, sums) + tl.where(j[None, :] == rank, ONE, 0.0)
+        tl.store(target + D + j[None, :], sums.to(out.dtype.element_ty), mask=live[:, None] & (j[None, :] < R))
+
+
+def gather_project(
+    x: Tensor, order: Tensor, top_k: int, factor: Tensor, ends: Tensor, scale: float, rank: int, one: bool
+) -> Tensor:
+    """Rows of tokens in the experts' order, with their thin products beside them.
+
+    Args:
+        x: (tokens, D).
+        order: (S,), routed row → token × top_k + choice.
+        factor: (E, D, R), any strides.
+        scale: of the first ``rank`` products.
+        one: adds 1 to column ``rank`` of the products, for the bias.
+
+    Returns:
+        (S, D + R): [x, x · factor].
+    """
+    rows, width, (experts, _, extra) = order.numel(), x.shape[1], factor.shape
+    out = torch.empty(rows, width + extra, dtype=x.dtype, device=x.device)
+    _gather_project[_tiles("gather_project", rows, experts)](
+        x, order, factor, ends, out, top_k, width, x.stride(0), *factor.stride(), out.stride(0), scale, rank,
+        ONE=float(one), R=extra, RP=_power(extra), E=experts, EP=_power(experts), **LAUNCH["gather_project"],
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _glu(gate, up, limit, alpha):
+    gate = tl.minimum(gate, limit)
+    up = tl.minimum(tl.maximum(up, -limit), limit)
+    sigmoid = 1.0 / (1.0 + tl.exp(-alpha * gate))
+    return gate, up, sigmoid
+
+
+@triton.jit
+def _glu_project(
+    h, A, ends, out, sums_buffer, columns, I, first, h_row, a_expert, a_in, a_out, out_row, scale, rank, limit, alpha,
+    FIRST: tl.constexpr, LAST: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
+    BM: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    expert, row, end = _tile(ends, E, EP, BM)
+    if expert < E:
+        rows = row + tl.arange(0, BM)
+        live = rows < end
+        source = h + rows.to(tl.int64)[:, None] * h_row
+        target = out + rows.to(tl.int64)[:, None] * out_row
+        j = tl.arange(0, RP)
+        factor = A + expert.to(tl.int64) * a_expert + j[None, :] * a_out
+        kept = sums_buffer + rows.to(tl.int64)[:, None] * RP + j[None, :]
+        if FIRST:
+            sums = tl.zeros((BM, RP), tl.float32)
+        else:
+            sums = tl.load(kept, mask=live[:, None], other=0.0)
+        for c0 in range(0, columns, BC):
+            c2 = 2 * c0 + tl.arange(0, 2 * BC)
+            both = tl.load(source + c2[None, :], mask=live[:, None] & (c2[None, :] < 2 * columns), other=0.0)
+            gate, up = tl.split(tl.reshape(both, (BM, BC, 2)))
+            gate, up, sigmoid = _glu(gate.to(tl.float32), up.to(tl.float32), limit, alpha)
+            act = ((up + 1.0) * gate * sigmoid).to(out.dtype.element_ty)
+            c = c0 + tl.arange(0, BC)
+            inside = c < columns
+            tl.store(target + first + c[None, :], act, mask=live[:, None] & inside[None, :])
+            a = tl.load(factor + (first + c)[:, None] * a_in, mask=inside[:, None] & (j[None, :] < R), other=0.0)
+            act = tl.where(inside[None, :], act, 0.0)
+            sums = tl.dot(act, a.to(act.dtype), sums)
+        if LAST:
+            sums = tl.where(j[None, :] < rank, sums * scale, sums) + tl.where(j[None, :] == rank, 1.0, 0.0)
+            tl.store(target + I + j[None, :], sums.to(out.dtype.element_ty), mask=live[:, None] & (j[None, :] < R))
+        else:
+            tl.store(kept, sums, mask=live[:, None])
+
+
+def glu_project(
+    pieces: list[Tensor], factor: Tensor, ends: Tensor, scale: float, rank: int, limit: float, alpha: float
+) -> Tensor:
+    """gpt-oss's clamped GLU of interleaved gate and up, with its thin product beside it.
+
+    Args:
+        pieces: (S, ≥ 2 · I / pieces) each: gate and up of consecutive columns of the result.
+        factor: (E, I, R).
+
+    Returns:
+        (S, I + R): [a, scale · a · factor, 1, 0 …] with a = (up + 1) · gate · σ(alpha · gate).
+    """
+    (experts, width, extra), rows = factor.shape, pieces[0].shape[0]
+    out = torch.empty(rows, width + extra, dtype=pieces[0].dtype, device=factor.device)
+    columns, padded = width // len(pieces), _power(extra)
+    sums = torch.empty(rows if len(pieces) > 1 else 0, padded, dtype=torch.float32, device=factor.device)
+    for i, piece in enumerate(pieces):
+        _glu_project[_tiles("glu_project", rows, experts)](
+            piece, factor, ends, out, sums, columns, width, i * columns, piece.stride(0), *factor.stride(),
+            out.stride(0), scale, rank, limit, alpha, FIRST=i == 0, LAST=i == len(pieces) - 1, R=extra, RP=padded,
+            E=experts, EP=_power(experts), **LAUNCH["glu_project"],
+        )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _glu_backward(
+    h, v, weight, bias_dot, A, B, ends, act_out, thin, dweight, t_sums, dt_sums,
+    columns, I, first, h_row, v_row, bias_row, a_expert, a_in, a_out, b_expert, b_in, b_out, act_row,
+    a_scale, b_scale, b_rank, limit, alpha,
+    FIRST: tl.constexpr, LAST: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
+    BM: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    expert, row, end = _tile(ends, E, EP, BM)
+    if expert < E:
+        rows = row + tl.arange(0, BM)
+        live = rows < end
+        wide = rows.to(tl.int64)[:, None]
+        j = tl.arange(0, RP)
+        a_factor = A + expert.to(tl.int64) * a_expert + j[None, :] * a_out
+        b_factor = B + expert.to(tl.int64) * b_expert + j[None, :] * b_out
+        t_kept, dt_kept = t_sums + wide * RP + j[None, :], dt_sums + wide * RP + j[None, :]
+        w = tl.load(weight + rows, mask=live, other=0.0).to(tl.float32)
+        if FIRST:
+            t = tl.zeros((BM, RP), tl.float32)
+            dt = tl.zeros((BM, RP), tl.float32)
+            dw = tl.load(bias_dot + rows.to(tl.int64) * bias_row, mask=live, other=0.0).to(tl.float32)
+        else:
+            t = tl.load(t_kept, mask=live[:, None], other=0.0)
+            dt = tl.load(dt_kept, mask=live[:, None], other=0.0)
+            dw = tl.load(dweight + rows, mask=live, other=0.0)
+        for c0 in range(0, columns, BC):
+            c2 = 2 * c0 + tl.arange(0, 2 * BC)
+            both_live = live[:, None] & (c2[None, :] < 2 * columns)
+            both = tl.load(h + wide * h_row + c2[None, :], mask=both_live, other=0.0)
+            gate, up = tl.split(tl.reshape(both, (BM, BC, 2)))
+            gate, up = gate.to(tl.float32), up.to(tl.float32)
+            gate_passes, up_passes = gate <= limit, (up <= limit) & (up >= -limit)
+            gate, up, sigmoid = _glu(gate, up, limit, alpha)
+            c = c0 + tl.arange(0, BC)
+            inside = c < columns
+            here = live[:, None] & inside[None, :]
+            dact = tl.load(v + wide * v_row + (first + c)[None, :], mask=here, other=0.0).to(tl.float32)
+            act = (up + 1.0) * gate * sigmoid
+            dw += tl.sum(dact * act, 1)
+            act = act.to(act_out.dtype.element_ty)
+            tl.store(act_out + wide * act_row + (first + c)[None, :], act, mask=here)
+            a = tl.load(a_factor + (first + c)[:, None] * a_in, mask=inside[:, None] & (j[None, :] < R), other=0.0)
+            t = tl.dot(act, a.to(act.dtype), t)
+            dact = dact * w[:, None]
+            dgate = dact * (up + 1.0) * sigmoid * (1.0 + alpha * gate * (1.0 - sigmoid))
+            dgate = tl.where(gate_passes, dgate, 0.0)
+            dup = tl.where(up_passes, dact * gate * sigmoid, 0.0)
+            dh = tl.reshape(tl.join(dgate, dup), (BM, 2 * BC)).to(h.dtype.element_ty)
+            tl.store(h + wide * h_row + c2[None, :], dh, mask=both_live)
+            b = tl.load(
+                b_factor + (2 * first + c2)[:, None] * b_in,
+                mask=(c2[:, None] < 2 * columns) & (j[None, :] < b_rank), other=0.0,
+            )  # fmt: skip
+            dt = tl.dot(dh, b.to(dh.dtype), dt)
+        tl.store(dweight + rows, dw, mask=live)
+        if LAST:
+            narrow = live[:, None] & (j[None, :] < R)
+            tl.store(h + wide * h_row + 2 * columns + j[None, :], (dt * b_scale).to(h.dtype.element_ty), mask=narrow)
+            tl.store(thin + wide * R + j[None, :], (t * a_scale).to(thin.dtype.element_ty), mask=narrow)
+        else:
+            tl.store(t_kept, t, mask=live[:, None])
+            tl.store(dt_kept, dt, mask=live[:, None])
+
+
+def glu_backward(
+    pieces: list[Tensor], v: Tensor, weight: Tensor, bias_dot: Tensor, A: Tensor, B: Tensor, ends: Tensor,
+    a_scale: float, b_scale: float, b_rank: int, limit: float, alpha: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Backward of ``glu_project`` and of the routing weight that multiplies what comes of it.
+
+    ``pieces``, as ``glu_project`` had them, are overwritten with their gradient; the last one, which is R columns
+    wider, gets b_scale · gradient · B in these.
+
+    Args:
+        v: (S, I), gradient of the activation before the routing weight.
+        weight: (S,), routing weights, float32.
+        bias_dot: (S,), any stride: the gradient's product with the bias of the second projection.
+        A: (E, I, R), adapter of the second projection.
+        B: (E, 2 · I, R), adapter of the first; its first ``b_rank`` columns count.
+
+    Returns:
+        Activation (S, I), a_scale · activation · A (S, R), gradient of the routing weight (S,), float32.
+    """
+    (experts, width, extra), rows, like = A.shape, v.shape[0], {"dtype": v.dtype, "device": v.device}
+    act, thin = torch.empty(rows, width, **like), torch.empty(rows, extra, **like)
+    dweight = torch.empty(rows, dtype=torch.float32, device=v.device)
+    columns, padded = width // len(pieces), _power(extra)
+    t, dt = torch.empty(2, rows if len(pieces) > 1 else 0, padded, dtype=torch.float32, device=v.device)
+    for i, piece in enumerate(pieces):
+        _glu_backward[_tiles("glu_backward", rows, experts)](
+            piece, v, weight, bias_dot, A, B, ends, act, thin, dweight, t, dt,
+            columns, width, i * columns, piece.stride(0), v.stride(0), bias_dot.stride(0), *A.stride(), *B.stride(),
+            act.stride(0), a_scale, b_scale, b_rank, limit, alpha,
+            FIRST=i == 0, LAST=i == len(pieces) - 1, R=extra, RP=padded, E=experts, EP=_power(experts),
+            **LAUNCH["glu_backward"],
+        )  # fmt: skip
+    return act, thin, dweight
+
+
+@triton.jit
+def _thin_gradient(
+    x, t, weight, ends, out, D, x_row, t_row, out_expert, out_d, out_j, rank,
+    WEIGHTED: tl.constexpr, RP: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    expert = tl.program_id(1)
+    start = tl.load(ends + expert - 1, mask=expert > 0, other=0)
+    end = tl.load(ends + expert)
+    d = tl.program_id(0) * BD + tl.arange(0, BD)
+    j = tl.arange(0, RP)
+    sums = tl.zeros((BD, RP), tl.float32)
+    for s0 in range(start, end, BS):
+        rows = s0 + tl.arange(0, BS)
+        live = rows < end
+        wide = rows.to(tl.int64)
+        big = tl.load(x + wide[:, None] * x_row + d[None, :], mask=live[:, None] & (d[None, :] < D), other=0.0)
+        small = tl.load(t + wide[:, None] * t_row + j[None, :], mask=live[:, None] & (j[None, :] < rank), other=0.0)
+        if WEIGHTED:
+            small = (small.to(tl.float32) * tl.load(weight + rows, mask=live, other=0.0)[:, None]).to(big.dtype)
+        sums = tl.dot(tl.trans(big), small, sums)
+    target = out + expert * out_expert + d[:, None].to(tl.int64) * out_d + j[None, :] * out_j
+    tl.store(target, sums, mask=(d[:, None] < D) & (j[None, :] < rank))
+
+
+def thin_gradient(x: Tensor, t: Tensor, ends: Tensor, out: Tensor, weight: Tensor | None = None) -> None:
+    """out[e] = Σ over e's rows of weight · xᵀ t.
+
+    Args:
+        x: (S, D); its last stride is 1.
+        t: (S, ≥ r); its last stride is 1.
+        out: (E, D, r), float32, any strides; written, zeros where an expert has no rows.
+        weight: (S,), float32.
+    """
+    experts, width, rank = out.shape
+    _thin_gradient[(triton.cdiv(width, LAUNCH["thin_gradient"]["BD"]), experts)](
+        x, t, weight, ends, out, width, x.stride(0), t.stride(0), *out.stride(), rank,
+        WEIGHTED=weight is not None, RP=max(16, _power(rank)), **LAUNCH["thin_gradient"],
+    )  # fmt: skip
+
+
+@triton.jit
+def _gather_sum(
+    y, place, weight, out, K, D, y_row, WEIGHTED: tl.constexpr, ADD: tl.constexpr, BD: tl.constexpr
+):  # fmt: skip
+    token = tl.program_id(0)
+    d = tl.program_id(1) * BD + tl.arange(0, BD)
+    inside = d < D
+    target = out + token.to(tl.int64) * D + d
+    sums = tl.zeros((BD,), tl.float32)
+    if ADD:
+        sums += tl.load(target, mask=inside, other=0.0).to(tl.float32)
+    for k in range(K):
+        row = tl.load(place + token * K + k).to(tl.int64)
+        values = tl.load(y + row * y_row + d, mask=inside, other=0.0).to(tl.float32)
+        if WEIGHTED:
+            values *= tl.load(weight + token * K + k).to(tl.float32)
+        sums += values
+    tl.store(target, sums.to(out.dtype.element_ty), mask=inside)
+
+
+def gather_sum(y: Tensor, place: Tensor, top_k: int, weight: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """Back to the tokens' order: the sum of each token's routed rows.
+
+    Args:
+        y: (S, D).
+        place: (S,), token × top_k + choice → routed row.
+        weight: (S,) or (tokens, top_k), contiguous, in the tokens' order.
+        out: (tokens, D) to add to, if given.
+    """
+    tokens, width, add = place.numel() // top_k, y.shape[1], out is not None
+    out = torch.empty(tokens, width, dtype=y.dtype, device=y.device) if out is None else out
+    _gather_sum[(tokens, triton.cdiv(width, LAUNCH["gather_sum"]["BD"]))](
+        y, place, weight, out, top_k, width, y.stride(0), WEIGHTED=weight is not None, ADD=add, **LAUNCH["gather_sum"]
+    )
+    return out
+
+
+@triton.jit
+def _unpack_mxfp4(
+    blocks, scales, out, rows_per_expert, bytes_per_row, out_expert, out_row, in_expert,
+    BM: tl.constexpr, BB: tl.constexpr,
+):  # fmt: skip
+    expert = tl.program_id(2).to(tl.int64)
+    row = tl.program_id(1) * BM + tl.arange(0, BM)
+    byte = tl.program_id(0) * BB + tl.arange(0, BB)
+    live = (row[:, None] < rows_per_expert) & (byte[None, :] < bytes_per_row)
+    place = expert * in_expert + row[:, None].to(tl.int64) * bytes_per_row + byte[None, :]
+    codes = tl.load(blocks + place, mask=live, other=0).to(tl.int32)
+    exponent = tl.load(scales + place // 16, mask=live, other=0).to(tl.int32) - 127
+    low, high = _e2m1(codes & 15, exponent), _e2m1(codes >> 4, exponent)
+    numbers = tl.reshape(tl.join(low, high), (BM, 2 * BB))
+    column = tl.program_id(0) * 2 * BB + tl.arange(0, 2 * BB)
+    target = out + expert * out_expert + row[:, None].to(tl.int64) * out_row + column[None, :]
+    tl.store(target, numbers, mask=(row[:, None] < rows_per_expert) & (column[None, :] < 2 * bytes_per_row))
+
+
+@triton.jit
+def _e2m1(code, exponent):
+    """A code times 2^exponent, as bfloat16, put together from its bits."""
+    magnitude = code & 7
+    # 0.5 (code 1) is E2M1's only subnormal; the others are 2^((m >> 1) - 1) · (1 + (m & 1) / 2).
+    power = tl.where(magnitude == 1, -1, (magnitude >> 1) - 1) + exponent + 127
+    mantissa = tl.where(magnitude == 1, 0, (magnitude & 1) << 6)
+    subnormal = (128 | mantissa) >> (1 - tl.minimum(power, 1))
+    bits = tl.where(power > 0, (power << 7) | mantissa, subnormal)
+    bits = tl.where(power > 254, 0x7F80, bits)
+    bits = ((code & 8) << 12) | tl.where(magnitude == 0, 0, bits)
+    return bits.to(tl.int16).to(tl.bfloat16, bitcast=True)
+
+
+def unpack_mxfp4(blocks: Tensor, scales: Tensor, out: Tensor) -> None:
+    """Unpack experts, equal to ``ftkit.training.mxfp4.dequantize_mxfp4`` transposed, bit for bit.
+
+    Args:
+        blocks: (E, rows, bytes), uint8, contiguous within an expert; two codes to a byte.
+        scales: (E, rows, bytes / 16), uint8, likewise: its expert stride is a sixteenth of the blocks'.
+        out: (E, ≥ rows, ≥ 2 · bytes), bfloat16, last stride 1.
+    """
+    experts, rows, width = blocks.shape
+    launch = LAUNCH["unpack_mxfp4"]
+    _unpack_mxfp4[(triton.cdiv(width, launch["BB"]), triton.cdiv(rows, launch["BM"]), experts)](
+        blocks, scales, out, rows, width, out.stride(0), out.stride(1), blocks.stride(0), **launch
+    )
+
+
+@triton.jit
+def _rms_norm(x, weight, y, D, eps, BD: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    d = tl.arange(0, BD)
+    values = tl.load(x + row * D + d, mask=d < D, other=0.0).to(tl.float32)
+    root = tl.rsqrt(tl.sum(values * values, 0) / D + eps)
+    scaled = tl.load(weight + d, mask=d < D, other=0.0).to(tl.float32) * (values * root)
+    tl.store(y + row * D + d, scaled.to(y.dtype.element_ty), mask=d < D)
+
+
+@triton.jit
+def _add_rms_norm(x, delta, weight, total, y, D, eps, BD: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    d = tl.arange(0, BD)
+    values = tl.load(x + row * D + d, mask=d < D, other=0.0).to(tl.float32)
+    values += tl.load(delta + row * D + d, mask=d < D, other=0.0).to(tl.float32)
+    stored = values.to(total.dtype.element_ty)
+    tl.store(total + row * D + d, stored, mask=d < D)
+    values = stored.to(tl.float32)
+    root = tl.rsqrt(tl.sum(values * values, 0) / D + eps)
+    scaled = tl.load(weight + d, mask=d < D, other=0.0).to(tl.float32) * (values * root)
+    tl.store(y + row * D + d, scaled.to(y.dtype.element_ty), mask=d < D)
+
+
+@triton.jit
+def _rms_norm_backward(x, weight, dy, dtotal, dx, D, eps, ADD: tl.constexpr, BD: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    d = tl.arange(0, BD)
+    inside = d < D
+    values = tl.load(x + row * D + d, mask=inside, other=0.0).to(tl.float32)
+    root = tl.rsqrt(tl.sum(values * values, 0) / D + eps)
+    hat = values * root
+    g = tl.load(dy + row * D + d, mask=inside, other=0.0).to(tl.float32)
+    g *= tl.load(weight + d, mask=inside, other=0.0).to(tl.float32)
+    out = root * (g - hat * (tl.sum(g * hat, 0) / D))
+    if ADD:
+        out += tl.load(dtotal + row * D + d, mask=inside, other=0.0).to(tl.float32)
+    tl.store(dx + row * D + d, out.to(dx.dtype.element_ty), mask=inside)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / √(mean x² + eps) · weight over the last dimension; x contiguous."""
+    y, width = torch.empty_like(x), x.shape[-1]
+    _rms_norm[(x.numel() // width,)](x, weight, y, width, eps, BD=_power(width), num_warps=8)
+    return y
+
+
+def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x + delta, and its RMS norm."""
+    total, y, width = torch.empty_like(x), torch.empty_like(x), x.shape[-1]
+    _add_rms_norm[(x.numel() // width,)](x, delta, weight, total, y, width, eps, BD=_power(width), num_warps=8)
+    return total, y
+
+
+def rms_norm_backward(x: Tensor, weight: Tensor, dy: Tensor, dtotal: Tensor | None, eps: float) -> Tensor:
+    """Gradient of x from that of its RMS norm, added to ``dtotal``, the gradient that reaches x past the norm."""
+    dx, width = torch.empty_like(x), x.shape[-1]
+    _rms_norm_backward[(x.numel() // width,)](
+        x, weight, dy, dtotal, dx, width, eps, ADD=dtotal is not None, BD=_power(width), num_warps=8
+    )
+    return dx
+
+
+@triton.jit
+def _rotate(
+    source, source_row, target, target_row, cos, sin, HEADS: tl.constexpr, HP: tl.constexpr, HALF: tl.constexpr,
+    SIGN: tl.constexpr, PLAIN: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    head, d = tl.arange(0, HP), tl.arange(0, HALF)
+    live = head[:, None] < HEADS
+    place = head[:, None] * (2 * HALF) + d[None, :]
+    first = tl.load(source + token * source_row + place, mask=live, other=0.0)
+    second = tl.load(source + token * source_row + place + HALF, mask=live, other=0.0)
+    if not PLAIN:
+        c = tl.load(cos + token * HALF + d).to(tl.float32)[None, :]
+        s = tl.load(sin + token * HALF + d).to(tl.float32)[None, :] * SIGN
+        a, b = first.to(tl.float32), second.to(tl.float32)
+        first, second = (a * c - b * s).to(first.dtype), (b * c + a * s).to(second.dtype)
+    tl.store(target + token * target_row + place, first, mask=live)
+    tl.store(target + token * target_row + place + HALF, second, mask=live)
+
+
+def rotate(
+    source: Tensor, target: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False, plain: bool = False
+) -> None:
+    """Rotary position embedding of heads, halves side by side; ``back`` turns the other way, ``plain`` copies.
+
+    Args:
+        source: (tokens, heads, head_dim), last two dimensions contiguous.
+        target: likewise; written.
+        cos: (tokens, head_dim / 2), contiguous.
+        sin: likewise.
+    """
+    tokens, heads, width = source.shape
+    _rotate[(tokens,)](
+        source, source.stride(0), target, target.stride(0), cos, sin, HEADS=heads, HP=_power(heads), HALF=width // 2,
+        SIGN=-1.0 if back else 1.0, PLAIN=plain, num_warps=4,
+    )  # fmt: skip
+
+
+@triton.jit
+def _apply_sinks(o, lse, sinks, lse_row, HEADS: tl.constexpr, HP: tl.constexpr, D: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64)
+    head, d = tl.arange(0, HP), tl.arange(0, D)
+    live = head < HEADS
+    place = o + token * HEADS * D + head[:, None] * D + d[None, :]
+    l = tl.load(lse + head * lse_row + token, mask=live, other=0.0)
+    s = tl.load(sinks + head, mask=live, other=0.0).to(tl.float32)
+    share = 1.0 / (1.0 + tl.exp(s - l))
+    values = tl.load(place, mask=live[:, None], other=0.0)
+    tl.store(place, (values.to(tl.float32) * share[:, None]).to(values.dtype), mask=live[:, None])
+    high = tl.maximum(l, s)
+    tl.store(lse + head * lse_row + token, high + tl.log(tl.exp(l - high) + tl.exp(s - high)), mask=live)
+
+
+def apply_sinks(o: Tensor, lse: Tensor, sinks: Tensor) -> None:
+    """In place: o (tokens, heads, head_dim) · σ(lse − sink), and lse (heads, tokens) ← log(e^lse + e^sink)."""
+    tokens, heads, width = o.shape
+    _apply_sinks[(tokens,)](o, lse, sinks, lse.stride(0), HEADS=heads, HP=_power(heads), D=width, num_warps=4)
+
+
+@triton.jit
+def _loss_and_gradient(logits, target, loss, V, row_stride, BV: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    base = logits + row * row_stride
+    high = tl.full((BV,), float("-inf"), tl.float32)
+    sums = tl.zeros((BV,), tl.float32)
+    for v0 in range(0, V, BV):
+        v = v0 + tl.arange(0, BV)
+        x = tl.load(base + v, mask=v < V, other=float("-inf")).to(tl.float32)
+        higher = tl.maximum(high, x)
+        safe = tl.where(higher == float("-inf"), 0.0, higher)
+        sums = sums * tl.exp(high - safe) + tl.exp(x - safe)
+        high = higher
+    top = tl.max(high, 0)
+    lse = top + tl.log(tl.sum(sums * tl.exp(high - top), 0))
+    label = tl.load(target + row)
+    tl.store(loss + row, lse - tl.load(base + label).to(tl.float32))
+    tl.debug_barrier()
+    for v0 in range(0, V, BV):
+        v = v0 + tl.arange(0, BV)
+        x = tl.load(base + v, mask=v < V, other=float("-inf")).to(tl.float32)
+        p = tl.exp(x - lse) - tl.where(v == label, 1.0, 0.0)
+        tl.store(base + v, p.to(logits.dtype.element_ty), mask=v < V)
+
+
+def loss_and_gradient(logits: Tensor, target: Tensor, loss: Tensor) -> None:
+    """Cross entropy of each row into ``loss`` (rows,), float32, and its gradient over the logits in their place.
+
+    Args:
+        logits: (rows, vocabulary); overwritten with softmax − one-hot.
+        target: (rows,), int64.
+    """
+    rows, vocabulary = logits.shape
+    _loss_and_gradient[(rows,)](logits, target, loss, vocabulary, logits.stride(0), **LAUNCH["loss_and_gradient"])
+
+
+def _power(n: int) -> int:
+    return triton.next_power_of_2(n)
