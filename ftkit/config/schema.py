@@ -87,8 +87,8 @@ class Model(Group):
     weights: Literal["dense", "mxfp4"]
     """dense: experts unpacked to ``dtype``. mxfp4: kept as the checkpoint has them, in a quarter of the memory, and unpacked
     layer by layer."""
-    attn_implementation: Literal["eager", "flex_attention", "ftkit_flash"]
-    """eager needs memory that grows with the square of the length; flex_attention needs a CUDA GPU; ftkit_flash joins a batch's
+    attn_implementation: Literal["eager", "flex_attention", "ftkit_sinks"]
+    """eager needs memory that grows with the square of the length; flex_attention needs a CUDA GPU; ftkit_sinks joins a batch's
     documents without padding, and is fused with the layer on a GPU."""
     experts_implementation: Literal["eager", "batched_mm", "grouped_mm", "ftkit_lora"]
     """How the experts' products are computed. ftkit_lora keeps adapters low-rank, and is fused on a GPU; with the others PEFT builds

@@ -16,7 +16,7 @@ UNPACKED_AT_A_TIME = {"gate_up_proj": 2, "down_proj": 1}
 
 
 def why_plain(config: Config, device: torch.device) -> str | None:
-    """Why ``ftkit_flash`` and ``ftkit_lora`` run in plain torch here; None where they run fused."""
+    """Why ``ftkit_sinks`` and ``ftkit_lora`` run in plain torch here; None where they run fused."""
     a = config.model.architecture
     if device.type != "cuda":
         return "there is no CUDA GPU"
@@ -43,7 +43,7 @@ def speed_up(model: nn.Module, config: Config, *, fused: bool) -> None:
         keep_low_rank(model)
         if fused:
             fuse_experts(model)
-    if config.model.attn_implementation == "ftkit_flash" and fused:
+    if config.model.attn_implementation == "ftkit_sinks" and fused:
         from ftkit.training.fused_layer import fuse_layers
 
         fuse_layers(model)

@@ -138,7 +138,7 @@ def _set_up(config: Config, args: SFTConfig, tokens: Path, say: Say) -> tuple[Tr
 
 def _collator(config: Config, pad_token_id: int) -> Collator | JoiningCollator:
     attention, sft = config.model.attn_implementation, config.sft
-    if attention == "ftkit_flash":
+    if attention == "ftkit_sinks":
         return JoiningCollator(pad_token_id)
     # flex_attention is compiled anew for another length.
     pad_to = sft.max_length if attention == "flex_attention" and sft.packing else None

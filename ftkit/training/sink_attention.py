@@ -1,4 +1,4 @@
-"""The attention implementation ``ftkit_flash``: attention sinks, windows and packed documents by stock flash attention.
+"""The attention implementation ``ftkit_sinks``: attention sinks, windows and packed documents by stock flash attention.
 
 A sink is one more key, of score s, whose value is zero. From flash attention's output O and lse = log Σ e^score, both
 without it, O' = O · σ(lse − s) and lse' = log(e^lse + e^s) are what a softmax over all scores and the sink gives. The
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
 
-NAME = "ftkit_flash"
+NAME = "ftkit_sinks"
 
 
 class SinkAttention(torch.autograd.Function):
