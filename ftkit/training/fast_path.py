@@ -11,8 +11,8 @@ from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 from ftkit.config.schema import Config
 from ftkit.training.lora_experts import TENSORS, LowRankWrapper, keep_low_rank
 
-UNPACKED_AT_A_TIME = {"gate_up_proj": 2, "down_proj": 1}
-"""Parts in which an MXFP4 tensor is unpacked: each is then as large as the other tensor."""
+PARTS = 2
+"""Parts in which an MXFP4 tensor is unpacked: more of them need less memory and more time."""
 
 
 def why_plain(config: Config, device: torch.device) -> str | None:
@@ -62,7 +62,7 @@ def fuse_experts(model: nn.Module) -> None:
         for name in TENSORS:
             if hasattr(experts, f"{name}_blocks"):
                 packed = getattr(experts, f"{name}_blocks"), getattr(experts, f"{name}_scales")
-                weights.append(PackedWeight(*packed, extra, UNPACKED_AT_A_TIME[name]))
+                weights.append(PackedWeight(*packed, extra, PARTS))
             else:
                 weights.append(DenseWeight(getattr(experts, name), extra))
         scales = (w.scaling[w.active_adapters[0]] if (w := adapters.get(name)) else 0.0 for name in TENSORS)

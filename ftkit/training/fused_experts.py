@@ -15,6 +15,7 @@ activation a. So a replay for checkpointing stops after the first projection.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,32 +74,31 @@ class DenseWeight:
         rows, columns = self.extended[:, self.width :, : self.out], self.extended[:, : self.width, self.out :]
         return Factors(rows, columns).fill(A, B, bias)
 
-    def forward(self, x: Tensor, ends: Tensor, factors: Factors, *, roomy: bool) -> list[Tensor]:
+    def forward(self, x: Tensor, ends: Tensor, factors: Factors, *, roomy: bool = False) -> Iterator[Tensor]:
         """(S, in + R) → (S, out), or with ``roomy`` R columns wider."""
-        return [torch._grouped_mm(x, self.extended if roomy else self.extended[:, :, : self.out], offs=ends)]
+        yield torch._grouped_mm(x, self.extended if roomy else self.extended[:, :, : self.out], offs=ends)
 
-    def backward(self, pieces: list[Tensor], ends: Tensor, factors: Factors) -> list[Tensor]:
-        """[(S, out + R)] → [(S, in)]."""
-        transposed = self.extended[:, : self.width].transpose(1, 2)
-        return [torch._grouped_mm(pieces.pop(), transposed, offs=ends)]
+    def backward(self, pieces: list[Tensor], ends: Tensor, factors: Factors) -> Iterator[Tensor]:
+        """[(S, out + R)], which it takes out of the list → (S, in)."""
+        yield torch._grouped_mm(pieces.pop(), self.extended[:, : self.width].transpose(1, 2), offs=ends)
+
+    backward_by_input = backward
 
 
 class PackedWeight:
-    """Ŵ of all experts, its base kept in MXFP4 and unpacked for each product, ``pieces`` parts of it one by one.
+    """Ŵ of all experts, its base kept in MXFP4 and unpacked for each product, a part at a time.
 
     Args:
         blocks: (E, out, in / 2), uint8.
         scales: (E, out, in / 32), uint8.
         extra: R.
-        pieces: parts of the columns that are unpacked at a time.
+        parts: number of them.
     """
 
-    def __init__(self, blocks: Tensor, scales: Tensor, extra: int, pieces: int):
-        self.blocks, self.scales, self.extra = blocks, scales, extra
+    def __init__(self, blocks: Tensor, scales: Tensor, extra: int, parts: int):
+        self.blocks, self.scales, self.extra, self.parts = blocks, scales, extra, parts
         self.experts, self.out, half = blocks.shape
         self.width = 2 * half
-        step = self.out // pieces
-        self.parts = [slice(i * step, (i + 1) * step) for i in range(pieces)]
 
     def factors(self, A: Tensor | None, B: Tensor | None, bias: Tensor) -> Factors:
         new = {"dtype": bias.dtype, "device": bias.device}
@@ -106,29 +106,45 @@ class PackedWeight:
         columns = torch.zeros(self.experts, self.width, self.extra, **new)
         return Factors(rows, columns).fill(A, B, bias)
 
-    def forward(self, x: Tensor, ends: Tensor, factors: Factors, *, roomy: bool) -> list[Tensor]:
-        """(S, in + R) → (S, out / pieces) each, with ``roomy`` the last R columns wider."""
-        return [
-            torch._grouped_mm(x, self._unpacked(part, factors, columns=roomy).transpose(1, 2), offs=ends)
-            for part in self.parts
-        ]
+    def forward(self, x: Tensor, ends: Tensor, factors: Factors, *, roomy: bool = False) -> Iterator[Tensor]:
+        """(S, in + R) → (S, out / parts) each, with ``roomy`` the last R columns wider."""
+        for part in self._split(self.out):
+            weight = self._unpacked(part, slice(0, self.width), factors, rows=True, columns=roomy)
+            yield torch._grouped_mm(x, weight.transpose(1, 2), offs=ends)
 
-    def backward(self, pieces: list[Tensor], ends: Tensor, factors: Factors) -> list[Tensor]:
-        """(S, out / pieces) each, the last R columns wider → (S, in) each; their sum is the gradient."""
-        return [
-            torch._grouped_mm(pieces.pop(0), self._unpacked(part, factors, columns=True)[..., : self.width], offs=ends)
-            for part in self.parts
-        ]
+    def backward(self, pieces: list[Tensor], ends: Tensor, factors: Factors) -> Iterator[Tensor]:
+        """(S, out / parts) each, the last R columns wider → (S, in) each; their sum is the gradient."""
+        for part in self._split(self.out):
+            weight = self._unpacked(part, slice(0, self.width), factors, columns=True)
+            yield torch._grouped_mm(pieces.pop(0), weight, offs=ends)
 
-    def _unpacked(self, part: slice, factors: Factors, *, columns: bool) -> Tensor:
-        """Ŵᵀ of the part, (E, out / pieces, in + R); the last part R rows longer if ``columns``."""
-        size, more = part.stop - part.start, self.extra if columns and part.stop == self.out else 0
-        whole = factors.rows.new_empty(self.experts, size + more, self.width + self.extra)
-        kernels.unpack_mxfp4(self.blocks[:, part], self.scales[:, part], whole)
-        whole[:, :size, self.width :] = factors.rows[..., part].transpose(1, 2)
-        if more:
-            whole[:, size:, : self.width] = factors.columns.transpose(1, 2)
-            whole[:, size:, self.width :] = 0
+    def backward_by_input(self, pieces: list[Tensor], ends: Tensor, factors: Factors) -> Iterator[Tensor]:
+        """[(S, out + R)], which it takes out of the list → (S, in / parts) each."""
+        gradient = pieces.pop()
+        for part in self._split(self.width):
+            weight = self._unpacked(slice(0, self.out), part, factors, columns=True)
+            yield torch._grouped_mm(gradient, weight, offs=ends)
+
+    def _split(self, size: int) -> list[slice]:
+        step = size // self.parts
+        return [slice(i * step, (i + 1) * step) for i in range(self.parts)]
+
+    def _unpacked(
+        self, out: slice, inner: slice, factors: Factors, *, rows: bool = False, columns: bool = False
+    ) -> Tensor:
+        """A part of Ŵᵀ, (E, out, in), with ``rows`` and ``columns`` of ``Factors``, the latter where ``out`` ends."""
+        height, width = out.stop - out.start, inner.stop - inner.start
+        below = self.extra if columns and out.stop == self.out else 0
+        beside = self.extra if rows else 0
+        whole = factors.rows.new_empty(self.experts, height + below, width + beside)
+        packed = slice(inner.start // 2, inner.stop // 2), slice(inner.start // 32, inner.stop // 32)
+        kernels.unpack_mxfp4(self.blocks[:, out, packed[0]], self.scales[:, out, packed[1]], whole)
+        if rows:
+            whole[:, :height, width:] = factors.rows[..., out].transpose(1, 2)
+        if below:
+            whole[:, height:, :width] = factors.columns[:, inner].transpose(1, 2)
+        if rows and below:
+            whole[:, height:, width:] = 0
         return whole
 
 
@@ -173,17 +189,21 @@ class FusedExperts(torch.autograd.Function):
         up = layer.up.factors(up_a, up_b, layer.up_bias)
         rank = 0 if up_a is None else up_a.shape[0] // experts
         x = kernels.gather_project(hidden, order, top_k, up.columns, ends, layer.up_scale, rank, one=True)
-        pieces = layer.up.forward(x, ends, up, roomy=True)
+        pieces = list(layer.up.forward(x, ends, up, roomy=True))
         ctx.save_for_backward(x, *pieces, weights, order, place, ends, up_a, up_b, down_a, down_b)
         ctx.layer, ctx.pieces = layer, len(pieces)
         if torch._C._current_graph_task_id() != -1:  # replayed in a backward pass: nobody reads the output
             return torch.empty_like(hidden)
+        del x
         down = layer.down.factors(down_a, down_b, layer.down_bias)
         rank = 0 if down_a is None else down_a.shape[0] // experts
         act = kernels.glu_project(pieces, down.columns, ends, layer.down_scale, rank, layer.limit, layer.alpha)
-        del x, pieces
-        (y,) = layer.down.forward(act, ends, down, roomy=False)
-        return kernels.gather_sum(y, place, top_k, weights.contiguous())
+        result, start = torch.empty_like(hidden), 0
+        for y in layer.down.forward(act, ends, down):
+            part = result[:, start : start + y.shape[1]]
+            kernels.gather_sum(y, place, top_k, part, weight=weights.contiguous())
+            start += y.shape[1]
+        return result
 
     @staticmethod
     @once_differentiable
@@ -197,10 +217,9 @@ class FusedExperts(torch.autograd.Function):
             gradient.contiguous(), order, top_k, down.rows.transpose(1, 2), ends, layer.down_scale, down_rank, one=False
         )
         weight = weights.reshape(-1).float()[order]
-        (v,) = layer.down.backward([g], ends, down)
         act, thin, dweight = kernels.glu_backward(
-            pieces, v, weight, g[:, hidden + down_rank], down.columns, up.rows.transpose(1, 2), ends,
-            layer.down_scale, layer.up_scale, up_rank, layer.limit, layer.alpha,
+            pieces, layer.down.backward_by_input([g], ends, down), weight, g[:, hidden + down_rank], down.columns,
+            up.rows.transpose(1, 2), ends, layer.down_scale, layer.up_scale, up_rank, layer.limit, layer.alpha,
         )  # fmt: skip
         dweights = dweight[place].view_as(weights).to(weights.dtype) if needs[1] else None
         grads = dict.fromkeys(("up_a", "up_b", "down_a", "down_b"))
@@ -208,7 +227,7 @@ class FusedExperts(torch.autograd.Function):
             grads["down_a"], grads["down_b"] = torch.empty_like(down_a), torch.empty_like(down_b)
             kernels.thin_gradient(act, g[:, hidden:], ends, _a(grads["down_a"], experts), weight)
             kernels.thin_gradient(g[:, :hidden], thin, ends, _b(grads["down_b"], experts), weight)
-        del v, act, g, thin
+        del act, g, thin
         if up_a is not None:
             grads["up_a"], grads["up_b"] = torch.empty_like(up_a), torch.empty_like(up_b)
             width = layer.up.out // ctx.pieces
@@ -219,8 +238,9 @@ class FusedExperts(torch.autograd.Function):
         del x
         dx = None
         if needs[0]:
-            for part in layer.up.backward(pieces, ends, up):
-                dx = kernels.gather_sum(part, place, top_k, out=dx)
+            dx = torch.empty_like(gradient, memory_format=torch.contiguous_format)
+            for i, part in enumerate(layer.up.backward(pieces, ends, up)):
+                kernels.gather_sum(part, place, top_k, dx, add=i > 0)
         return dx, dweights, None, *grads.values(), None
 
 

@@ -9,18 +9,20 @@ atomics, so results repeat bit for bit.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 LAUNCH: dict[str, dict[str, int]] = {
-    "gather_project": {"BM": 32, "BD": 64, "num_warps": 4},
-    "glu_project": {"BM": 32, "BC": 64, "num_warps": 4},
-    "glu_backward": {"BM": 32, "BC": 64, "num_warps": 8},
+    "gather_project": {"BM": 64, "BD": 64, "num_warps": 4},
+    "glu_project": {"BM": 32, "BC": 64, "num_warps": 8},
+    "glu_backward": {"BM": 16, "BC": 64, "num_warps": 4},
     "thin_gradient": {"BS": 64, "BD": 128, "num_warps": 4, "num_stages": 3},
     "gather_sum": {"BD": 1024, "num_warps": 4},
-    "unpack_mxfp4": {"BM": 16, "BB": 256, "num_warps": 8},
+    "unpack_mxfp4": {"BM": 4, "BW": 256, "num_warps": 4},
     "loss_and_gradient": {"BV": 4096, "num_warps": 16},
 }
 """Block sizes and warps, chosen by measurement on an H100."""
@@ -107,7 +109,7 @@ def _glu(gate, up, limit, alpha):
 
 @triton.jit
 def _glu_project(
-    h, A, ends, out, sums_buffer, columns, I, first, h_row, a_expert, a_in, a_out, out_row, scale, rank, limit, alpha,
+    h, A, ends, out, sums_buffer, columns, width, first, h_row, a_expert, a_in, a_out, out_row, scale, rank, limit, alpha,
     FIRST: tl.constexpr, LAST: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
     BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
@@ -138,7 +140,7 @@ def _glu_project(
             sums = tl.dot(act, a.to(act.dtype), sums)
         if LAST:
             sums = tl.where(j[None, :] < rank, sums * scale, sums) + tl.where(j[None, :] == rank, 1.0, 0.0)
-            tl.store(target + I + j[None, :], sums.to(out.dtype.element_ty), mask=live[:, None] & (j[None, :] < R))
+            tl.store(target + width + j[None, :], sums.to(out.dtype.element_ty), mask=live[:, None] & (j[None, :] < R))
         else:
             tl.store(kept, sums, mask=live[:, None])
 
@@ -171,7 +173,7 @@ def glu_project(
 @triton.jit
 def _glu_backward(
     h, v, weight, bias_dot, A, B, ends, act_out, thin, dweight, t_sums, dt_sums,
-    columns, I, first, h_row, v_row, bias_row, a_expert, a_in, a_out, b_expert, b_in, b_out, act_row,
+    columns, first, h_row, v_row, bias_row, a_expert, a_in, a_out, b_expert, b_in, b_out, act_row,
     a_scale, b_scale, b_rank, limit, alpha,
     FIRST: tl.constexpr, LAST: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
     BM: tl.constexpr, BC: tl.constexpr,
@@ -205,7 +207,7 @@ def _glu_backward(
             c = c0 + tl.arange(0, BC)
             inside = c < columns
             here = live[:, None] & inside[None, :]
-            dact = tl.load(v + wide * v_row + (first + c)[None, :], mask=here, other=0.0).to(tl.float32)
+            dact = tl.load(v + wide * v_row + c[None, :], mask=here, other=0.0).to(tl.float32)
             act = (up + 1.0) * gate * sigmoid
             dw += tl.sum(dact * act, 1)
             act = act.to(act_out.dtype.element_ty)
@@ -234,8 +236,8 @@ def _glu_backward(
 
 
 def glu_backward(
-    pieces: list[Tensor], v: Tensor, weight: Tensor, bias_dot: Tensor, A: Tensor, B: Tensor, ends: Tensor,
-    a_scale: float, b_scale: float, b_rank: int, limit: float, alpha: float,
+    pieces: list[Tensor], gradients: Iterable[Tensor], weight: Tensor, bias_dot: Tensor, A: Tensor, B: Tensor,
+    ends: Tensor, a_scale: float, b_scale: float, b_rank: int, limit: float, alpha: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Backward of ``glu_project`` and of the routing weight that multiplies what comes of it.
 
@@ -243,7 +245,7 @@ def glu_backward(
     wider, gets b_scale · gradient · B in these.
 
     Args:
-        v: (S, I), gradient of the activation before the routing weight.
+        gradients: of the activation before the routing weight, (S, I / pieces) for each piece; asked for one by one.
         weight: (S,), routing weights, float32.
         bias_dot: (S,), any stride: the gradient's product with the bias of the second projection.
         A: (E, I, R), adapter of the second projection.
@@ -252,19 +254,21 @@ def glu_backward(
     Returns:
         Activation (S, I), a_scale · activation · A (S, R), gradient of the routing weight (S,), float32.
     """
-    (experts, width, extra), rows, like = A.shape, v.shape[0], {"dtype": v.dtype, "device": v.device}
+    (experts, width, extra), rows = A.shape, weight.shape[0]
+    like = {"dtype": pieces[0].dtype, "device": weight.device}
     act, thin = torch.empty(rows, width, **like), torch.empty(rows, extra, **like)
-    dweight = torch.empty(rows, dtype=torch.float32, device=v.device)
-    columns, padded = width // len(pieces), _power(extra)
-    t, dt = torch.empty(2, rows if len(pieces) > 1 else 0, padded, dtype=torch.float32, device=v.device)
-    for i, piece in enumerate(pieces):
+    dweight = torch.empty(rows, dtype=torch.float32, device=weight.device)
+    columns, padded, last = width // len(pieces), _power(extra), len(pieces) - 1
+    t, dt = torch.empty(2, rows if last else 0, padded, dtype=torch.float32, device=weight.device)
+    for i, (piece, v) in enumerate(zip(pieces, gradients, strict=True)):
         _glu_backward[_tiles("glu_backward", rows, experts)](
             piece, v, weight, bias_dot, A, B, ends, act, thin, dweight, t, dt,
-            columns, width, i * columns, piece.stride(0), v.stride(0), bias_dot.stride(0), *A.stride(), *B.stride(),
+            columns, i * columns, piece.stride(0), v.stride(0), bias_dot.stride(0), *A.stride(), *B.stride(),
             act.stride(0), a_scale, b_scale, b_rank, limit, alpha,
-            FIRST=i == 0, LAST=i == len(pieces) - 1, R=extra, RP=padded, E=experts, EP=_power(experts),
+            FIRST=i == 0, LAST=i == last, R=extra, RP=padded, E=experts, EP=_power(experts),
             **LAUNCH["glu_backward"],
         )  # fmt: skip
+        del v
     return act, thin, dweight
 
 
@@ -310,12 +314,12 @@ def thin_gradient(x: Tensor, t: Tensor, ends: Tensor, out: Tensor, weight: Tenso
 
 @triton.jit
 def _gather_sum(
-    y, place, weight, out, K, D, y_row, WEIGHTED: tl.constexpr, ADD: tl.constexpr, BD: tl.constexpr
+    y, place, weight, out, K, D, y_row, out_row, WEIGHTED: tl.constexpr, ADD: tl.constexpr, BD: tl.constexpr
 ):  # fmt: skip
     token = tl.program_id(0)
     d = tl.program_id(1) * BD + tl.arange(0, BD)
     inside = d < D
-    target = out + token.to(tl.int64) * D + d
+    target = out + token.to(tl.int64) * out_row + d
     sums = tl.zeros((BD,), tl.float32)
     if ADD:
         sums += tl.load(target, mask=inside, other=0.0).to(tl.float32)
@@ -328,68 +332,59 @@ def _gather_sum(
     tl.store(target, sums.to(out.dtype.element_ty), mask=inside)
 
 
-def gather_sum(y: Tensor, place: Tensor, top_k: int, weight: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+def gather_sum(
+    y: Tensor, place: Tensor, top_k: int, out: Tensor, *, weight: Tensor | None = None, add: bool = False
+) -> None:
     """Back to the tokens' order: the sum of each token's routed rows.
 
     Args:
-        y: (S, D).
+        y: (S, D), last stride 1.
         place: (S,), token × top_k + choice → routed row.
+        out: (tokens, D), last stride 1; written, or with ``add`` added to.
         weight: (S,) or (tokens, top_k), contiguous, in the tokens' order.
-        out: (tokens, D) to add to, if given.
     """
-    tokens, width, add = place.numel() // top_k, y.shape[1], out is not None
-    out = torch.empty(tokens, width, dtype=y.dtype, device=y.device) if out is None else out
+    tokens, width = out.shape
     _gather_sum[(tokens, triton.cdiv(width, LAUNCH["gather_sum"]["BD"]))](
-        y, place, weight, out, top_k, width, y.stride(0), WEIGHTED=weight is not None, ADD=add, **LAUNCH["gather_sum"]
-    )
-    return out
+        y, place, weight, out, top_k, width, y.stride(0), out.stride(0), WEIGHTED=weight is not None, ADD=add,
+        **LAUNCH["gather_sum"],
+    )  # fmt: skip
 
 
 @triton.jit
 def _unpack_mxfp4(
-    blocks, scales, out, rows_per_expert, bytes_per_row, out_expert, out_row, in_expert,
-    BM: tl.constexpr, BB: tl.constexpr,
+    words, scales, out, rows, columns, word_expert, word_row, scale_expert, scale_row, out_expert, out_row,
+    BM: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip
     expert = tl.program_id(2).to(tl.int64)
-    row = tl.program_id(1) * BM + tl.arange(0, BM)
-    byte = tl.program_id(0) * BB + tl.arange(0, BB)
-    live = (row[:, None] < rows_per_expert) & (byte[None, :] < bytes_per_row)
-    place = expert * in_expert + row[:, None].to(tl.int64) * bytes_per_row + byte[None, :]
-    codes = tl.load(blocks + place, mask=live, other=0).to(tl.int32)
-    exponent = tl.load(scales + place // 16, mask=live, other=0).to(tl.int32) - 127
-    low, high = _e2m1(codes & 15, exponent), _e2m1(codes >> 4, exponent)
-    numbers = tl.reshape(tl.join(low, high), (BM, 2 * BB))
-    column = tl.program_id(0) * 2 * BB + tl.arange(0, 2 * BB)
-    target = out + expert * out_expert + row[:, None].to(tl.int64) * out_row + column[None, :]
-    tl.store(target, numbers, mask=(row[:, None] < rows_per_expert) & (column[None, :] < 2 * bytes_per_row))
-
-
-@triton.jit
-def _e2m1(code, exponent):
-    """A code times 2^exponent, as bfloat16, put together from its bits."""
-    magnitude = code & 7
-    # 0.5 (code 1) is E2M1's only subnormal; the others are 2^((m >> 1) - 1) · (1 + (m & 1) / 2).
-    power = tl.where(magnitude == 1, -1, (magnitude >> 1) - 1) + exponent + 127
-    mantissa = tl.where(magnitude == 1, 0, (magnitude & 1) << 6)
-    subnormal = (128 | mantissa) >> (1 - tl.minimum(power, 1))
-    bits = tl.where(power > 0, (power << 7) | mantissa, subnormal)
-    bits = tl.where(power > 254, 0x7F80, bits)
-    bits = ((code & 8) << 12) | tl.where(magnitude == 0, 0, bits)
-    return bits.to(tl.int16).to(tl.bfloat16, bitcast=True)
+    row = (tl.program_id(1) * BM + tl.arange(0, BM))[:, None]
+    column = (tl.program_id(0) * BW + tl.arange(0, BW))[None, :]
+    live = (row < rows) & (column < columns)
+    word = tl.load(words + expert * word_expert + row * word_row + column, mask=live, other=0)
+    scale = tl.load(scales + expert * scale_expert + row * scale_row + column // 4, mask=live, other=0).to(tl.int32)
+    # 2^(scale - 127) as a float32; 2^-127 is subnormal.
+    power = tl.where(scale == 0, 1 << 22, scale << 23).to(tl.float32, bitcast=True)
+    # A code's exponent and mantissa, put where a float32 has its own, are the number divided by 2^126.
+    power = power[:, :, None]
+    code = word[:, :, None] >> (4 * tl.arange(0, 8))[None, None, :]
+    number = (((code & 8) << 28) | ((code & 7) << 22)).to(tl.float32, bitcast=True) * 8.507059173023462e37 * power
+    place = (
+        out + expert * out_expert + row[:, :, None] * out_row + column[:, :, None] * 8 + tl.arange(0, 8)[None, None, :]
+    )
+    tl.store(place, number.to(out.dtype.element_ty), mask=live[:, :, None])
 
 
 def unpack_mxfp4(blocks: Tensor, scales: Tensor, out: Tensor) -> None:
     """Unpack experts, equal to ``ftkit.training.mxfp4.dequantize_mxfp4`` transposed, bit for bit.
 
     Args:
-        blocks: (E, rows, bytes), uint8, contiguous within an expert; two codes to a byte.
-        scales: (E, rows, bytes / 16), uint8, likewise: its expert stride is a sixteenth of the blocks'.
-        out: (E, ≥ rows, ≥ 2 · bytes), bfloat16, last stride 1.
+        blocks: (E, rows, bytes), uint8, two codes to a byte; last stride 1, the others and the offset multiples of 4.
+        scales: (E, rows, bytes / 16), uint8, last stride 1.
+        out: (E, ≥ rows, ≥ 2 · bytes), last stride 1.
     """
-    experts, rows, width = blocks.shape
-    launch = LAUNCH["unpack_mxfp4"]
-    _unpack_mxfp4[(triton.cdiv(width, launch["BB"]), triton.cdiv(rows, launch["BM"]), experts)](
-        blocks, scales, out, rows, width, out.stride(0), out.stride(1), blocks.stride(0), **launch
+    words, launch = blocks.view(torch.int32), LAUNCH["unpack_mxfp4"]
+    experts, rows, width = words.shape
+    _unpack_mxfp4[(triton.cdiv(width, launch["BW"]), triton.cdiv(rows, launch["BM"]), experts)](
+        words, scales, out, rows, width, *words.stride()[:2], *scales.stride()[:2], *out.stride()[:2], **launch
     )
 
 
@@ -500,13 +495,13 @@ def _apply_sinks(o, lse, sinks, lse_row, HEADS: tl.constexpr, HP: tl.constexpr, 
     head, d = tl.arange(0, HP), tl.arange(0, D)
     live = head < HEADS
     place = o + token * HEADS * D + head[:, None] * D + d[None, :]
-    l = tl.load(lse + head * lse_row + token, mask=live, other=0.0)
+    old = tl.load(lse + head * lse_row + token, mask=live, other=0.0)
     s = tl.load(sinks + head, mask=live, other=0.0).to(tl.float32)
-    share = 1.0 / (1.0 + tl.exp(s - l))
+    share = 1.0 / (1.0 + tl.exp(s - old))
     values = tl.load(place, mask=live[:, None], other=0.0)
     tl.store(place, (values.to(tl.float32) * share[:, None]).to(values.dtype), mask=live[:, None])
-    high = tl.maximum(l, s)
-    tl.store(lse + head * lse_row + token, high + tl.log(tl.exp(l - high) + tl.exp(s - high)), mask=live)
+    high = tl.maximum(old, s)
+    tl.store(lse + head * lse_row + token, high + tl.log(tl.exp(old - high) + tl.exp(s - high)), mask=live)
 
 
 def apply_sinks(o: Tensor, lse: Tensor, sinks: Tensor) -> None:
