@@ -10,6 +10,7 @@ from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
 from ftkit.config.schema import Config
 from ftkit.training.lora_experts import TENSORS, LowRankWrapper, keep_low_rank
+from ftkit.training.mxfp4 import BLOCK
 
 PARTS = 2
 """Parts in which an MXFP4 tensor is unpacked: more of them need less memory and more time."""
@@ -58,11 +59,12 @@ def fuse_experts(model: nn.Module) -> None:
             continue
         adapters: dict[str, LowRankWrapper] = experts.__dict__.get("adapters", {})
         extra = extra_columns(*(wrapper.r[wrapper.active_adapters[0]] for wrapper in adapters.values()))
+        parts = PARTS if experts.intermediate_size % (BLOCK * PARTS) == 0 else 1
         weights = []
         for name in TENSORS:
             if hasattr(experts, f"{name}_blocks"):
                 packed = getattr(experts, f"{name}_blocks"), getattr(experts, f"{name}_scales")
-                weights.append(PackedWeight(*packed, extra, PARTS))
+                weights.append(PackedWeight(*packed, extra, parts))
             else:
                 weights.append(DenseWeight(getattr(experts, name), extra))
         scales = (w.scaling[w.active_adapters[0]] if (w := adapters.get(name)) else 0.0 for name in TENSORS)
