@@ -108,22 +108,21 @@ class PackedWeight:
 
     def forward(self, x: Tensor, ends: Tensor, factors: Factors, *, roomy: bool = False) -> Iterator[Tensor]:
         """(S, in + R) → (S, out / parts) each, with ``roomy`` the last R columns wider."""
+        whole = slice(0, self.width)
         for part in self._split(self.out):
-            weight = self._unpacked(part, slice(0, self.width), factors, rows=True, columns=roomy)
-            yield torch._grouped_mm(x, weight.transpose(1, 2), offs=ends)
+            yield torch._grouped_mm(x, self._unpacked(part, whole, factors, rows=True, columns=roomy).mT, offs=ends)
 
     def backward(self, pieces: list[Tensor], ends: Tensor, factors: Factors) -> Iterator[Tensor]:
         """(S, out / parts) each, the last R columns wider → (S, in) each; their sum is the gradient."""
+        whole = slice(0, self.width)
         for part in self._split(self.out):
-            weight = self._unpacked(part, slice(0, self.width), factors, columns=True)
-            yield torch._grouped_mm(pieces.pop(0), weight, offs=ends)
+            yield torch._grouped_mm(pieces.pop(0), self._unpacked(part, whole, factors, columns=True), offs=ends)
 
     def backward_by_input(self, pieces: list[Tensor], ends: Tensor, factors: Factors) -> Iterator[Tensor]:
         """[(S, out + R)], which it takes out of the list → (S, in / parts) each."""
-        gradient = pieces.pop()
+        gradient, whole = pieces.pop(), slice(0, self.out)
         for part in self._split(self.width):
-            weight = self._unpacked(slice(0, self.out), part, factors, columns=True)
-            yield torch._grouped_mm(gradient, weight, offs=ends)
+            yield torch._grouped_mm(gradient, self._unpacked(whole, part, factors, columns=True), offs=ends)
 
     def _split(self, size: int) -> list[slice]:
         step = size // self.parts

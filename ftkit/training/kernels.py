@@ -17,9 +17,9 @@ import triton.language as tl
 from torch import Tensor
 
 LAUNCH: dict[str, dict[str, int]] = {
-    "gather_project": {"BM": 64, "BD": 64, "num_warps": 4},
-    "glu_project": {"BM": 32, "BC": 64, "num_warps": 8},
-    "glu_backward": {"BM": 16, "BC": 64, "num_warps": 4},
+    "gather_project": {"BM": 64, "BD": 64, "STAGES": 2, "num_warps": 4},
+    "glu_project": {"BM": 32, "BC": 64, "STAGES": 2, "num_warps": 8},
+    "glu_backward": {"BM": 16, "BC": 64, "STAGES": 2, "num_warps": 4},
     "thin_gradient": {"BS": 64, "BD": 128, "num_warps": 4, "num_stages": 3},
     "gather_sum": {"BD": 1024, "num_warps": 4},
     "unpack_mxfp4": {"BM": 4, "BW": 256, "num_warps": 4},
@@ -52,7 +52,7 @@ def _tile(ends, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr):
 def _gather_project(
     x, order, P, ends, out, K, D, x_row, p_expert, p_in, p_out, out_row, scale, rank,
     ONE: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
-    BM: tl.constexpr, BD: tl.constexpr,
+    BM: tl.constexpr, BD: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     expert, row, end = _tile(ends, E, EP, BM)
     if expert < E:
@@ -64,7 +64,7 @@ def _gather_project(
         j = tl.arange(0, RP)
         factor = P + expert.to(tl.int64) * p_expert + j[None, :] * p_out
         sums = tl.zeros((BM, RP), tl.float32)
-        for d0 in range(0, D, BD):
+        for d0 in tl.range(0, D, BD, num_stages=STAGES):
             d = d0 + tl.arange(0, BD)
             whole = live[:, None] & (d[None, :] < D)
             values = tl.load(source + d[None, :], mask=whole, other=0.0)
@@ -111,7 +111,7 @@ def _glu(gate, up, limit, alpha):
 def _glu_project(
     h, A, ends, out, sums_buffer, columns, width, first, h_row, a_expert, a_in, a_out, out_row, scale, rank, limit, alpha,
     FIRST: tl.constexpr, LAST: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
-    BM: tl.constexpr, BC: tl.constexpr,
+    BM: tl.constexpr, BC: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     expert, row, end = _tile(ends, E, EP, BM)
     if expert < E:
@@ -126,7 +126,7 @@ def _glu_project(
             sums = tl.zeros((BM, RP), tl.float32)
         else:
             sums = tl.load(kept, mask=live[:, None], other=0.0)
-        for c0 in range(0, columns, BC):
+        for c0 in tl.range(0, columns, BC, num_stages=STAGES):
             c2 = 2 * c0 + tl.arange(0, 2 * BC)
             both = tl.load(source + c2[None, :], mask=live[:, None] & (c2[None, :] < 2 * columns), other=0.0)
             gate, up = tl.split(tl.reshape(both, (BM, BC, 2)))
@@ -176,7 +176,7 @@ def _glu_backward(
     columns, first, h_row, v_row, bias_row, a_expert, a_in, a_out, b_expert, b_in, b_out, act_row,
     a_scale, b_scale, b_rank, limit, alpha,
     FIRST: tl.constexpr, LAST: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
-    BM: tl.constexpr, BC: tl.constexpr,
+    BM: tl.constexpr, BC: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     expert, row, end = _tile(ends, E, EP, BM)
     if expert < E:
@@ -196,7 +196,7 @@ def _glu_backward(
             t = tl.load(t_kept, mask=live[:, None], other=0.0)
             dt = tl.load(dt_kept, mask=live[:, None], other=0.0)
             dw = tl.load(dweight + rows, mask=live, other=0.0)
-        for c0 in range(0, columns, BC):
+        for c0 in tl.range(0, columns, BC, num_stages=STAGES):
             c2 = 2 * c0 + tl.arange(0, 2 * BC)
             both_live = live[:, None] & (c2[None, :] < 2 * columns)
             both = tl.load(h + wide * h_row + c2[None, :], mask=both_live, other=0.0)
@@ -260,7 +260,9 @@ def glu_backward(
     dweight = torch.empty(rows, dtype=torch.float32, device=weight.device)
     columns, padded, last = width // len(pieces), _power(extra), len(pieces) - 1
     t, dt = torch.empty(2, rows if last else 0, padded, dtype=torch.float32, device=weight.device)
-    for i, (piece, v) in enumerate(zip(pieces, gradients, strict=True)):
+    gradients = iter(gradients)
+    for i, piece in enumerate(pieces):
+        v = next(gradients)
         _glu_backward[_tiles("glu_backward", rows, experts)](
             piece, v, weight, bias_dot, A, B, ends, act, thin, dweight, t, dt,
             columns, i * columns, piece.stride(0), v.stride(0), bias_dot.stride(0), *A.stride(), *B.stride(),
