@@ -69,10 +69,15 @@ class DenseWeight:
         inside = self.extended[:, : self.width, : self.out]
         inside.copy_(weight.detach())
         weight.data = inside
+        self._factors = Factors(self.extended[:, self.width :, : self.out], self.extended[:, : self.width, self.out :])
+        self._holds: tuple[Any, ...] = ()
 
     def factors(self, A: Tensor | None, B: Tensor | None, bias: Tensor) -> Factors:
-        rows, columns = self.extended[:, self.width :, : self.out], self.extended[:, : self.width, self.out :]
-        return Factors(rows, columns).fill(A, B, bias)
+        wanted = tuple((t.data_ptr(), t._version) for t in (A, B, bias) if t is not None)
+        if self._holds != wanted:
+            self._factors.fill(A, B, bias)
+            self._holds = wanted
+        return self._factors
 
     def forward(self, x: Tensor, ends: Tensor, factors: Factors, *, roomy: bool = False) -> Iterator[Tensor]:
         """(S, in + R) → (S, out), or with ``roomy`` R columns wider."""
@@ -181,10 +186,7 @@ class FusedExperts(torch.autograd.Function):
         up_a: Tensor | None, up_b: Tensor | None, down_a: Tensor | None, down_b: Tensor | None, layer: Layer,
     ) -> Tensor:  # fmt: skip
         hidden, top_k, experts = hidden.contiguous(), index.shape[-1], layer.up.experts
-        expert, order = torch.sort(index.reshape(-1).to(torch.uint8), stable=True)
-        every = torch.arange(experts, device=index.device, dtype=torch.uint8)
-        ends = torch.searchsorted(expert, every, right=True, out_int32=True)
-        place = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device))
+        order, place, ends = kernels.sort_by_expert(index, experts)
         up = layer.up.factors(up_a, up_b, layer.up_bias)
         rank = 0 if up_a is None else up_a.shape[0] // experts
         x = kernels.gather_project(hidden, order, top_k, up.columns, ends, layer.up_scale, rank, one=True)

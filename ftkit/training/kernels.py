@@ -49,6 +49,59 @@ def _tile(ends, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr):
 
 
 @triton.jit
+def _count(ids, counts, S, span, E: tl.constexpr, EP: tl.constexpr, BS: tl.constexpr):
+    block, e = tl.program_id(0), tl.arange(0, EP)
+    found = tl.zeros((EP,), tl.int32)
+    for s0 in range(block * span, tl.minimum((block + 1) * span, S), BS):
+        s = s0 + tl.arange(0, BS)
+        expert = tl.load(ids + s, mask=s < S, other=E)
+        found += tl.sum((expert[:, None] == e[None, :]).to(tl.int32), 0)
+    tl.store(counts + block * EP + e, found)
+
+
+@triton.jit
+def _place(
+    ids, counts, order, place, ends, S, span, E: tl.constexpr, EP: tl.constexpr, BLOCKS: tl.constexpr, BS: tl.constexpr
+):  # fmt: skip
+    block, e, b = tl.program_id(0), tl.arange(0, EP), tl.arange(0, BLOCKS)
+    count = tl.load(counts + b[:, None] * EP + e[None, :])
+    total = tl.sum(count, 0)
+    end = tl.cumsum(total, 0)
+    if block == 0:
+        tl.store(ends + e, end, mask=e < E)
+    base = end - total + tl.sum(tl.where(b[:, None] < block, count, 0), 0)
+    for s0 in range(block * span, tl.minimum((block + 1) * span, S), BS):
+        s = s0 + tl.arange(0, BS)
+        expert = tl.load(ids + s, mask=s < S, other=E)
+        mine = (expert[:, None] == e[None, :]).to(tl.int32)
+        row = tl.sum(mine * (base[None, :] + tl.cumsum(mine, 0) - 1), 1)
+        tl.store(place + s, row, mask=s < S)
+        tl.store(order + row, s, mask=s < S)
+        base += tl.sum(mine, 0)
+
+
+def sort_by_expert(index: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A stable sort of few distinct numbers, by counting.
+
+    Args:
+        index: (tokens, top_k), each token's experts.
+
+    Returns:
+        order (S,), routed row → token × top_k + choice; place (S,), its inverse; ends (E,), all int32.
+    """
+    ids, blocks, step = index.reshape(-1), 128, 64
+    size, padded, new = ids.numel(), _power(experts), {"dtype": torch.int32, "device": index.device}
+    counts = torch.empty(blocks, padded, **new)
+    order, place, ends = (torch.empty(n, **new) for n in (size, size, experts))
+    span = triton.cdiv(size, blocks * step) * step
+    _count[(blocks,)](ids, counts, size, span, E=experts, EP=padded, BS=step, num_warps=4)
+    _place[(blocks,)](
+        ids, counts, order, place, ends, size, span, E=experts, EP=padded, BLOCKS=blocks, BS=step, num_warps=4
+    )
+    return order, place, ends
+
+
+@triton.jit
 def _gather_project(
     x, order, P, ends, out, K, D, x_row, p_expert, p_in, p_out, out_row, scale, rank,
     ONE: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
