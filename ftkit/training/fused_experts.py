@@ -191,11 +191,12 @@ class FusedExperts(torch.autograd.Function):
         rank = 0 if up_a is None else up_a.shape[0] // experts
         x = kernels.gather_project(hidden, order, top_k, up.columns, ends, layer.up_scale, rank, one=True)
         pieces = list(layer.up.forward(x, ends, up, roomy=True))
-        ctx.save_for_backward(x, *pieces, weights, order, place, ends, up_a, up_b, down_a, down_b)
-        ctx.layer, ctx.pieces = layer, len(pieces)
+        thin = x[:, hidden.shape[1] :].contiguous()
+        del x
+        ctx.save_for_backward(hidden, thin, *pieces, weights, order, place, ends, up_a, up_b, down_a, down_b)
+        ctx.layer = layer
         if torch._C._current_graph_task_id() != -1:  # replayed in a backward pass: nobody reads the output
             return torch.empty_like(hidden)
-        del x
         down = layer.down.factors(down_a, down_b, layer.down_bias)
         rank = 0 if down_a is None else down_a.shape[0] // experts
         act = kernels.glu_project(pieces, down.columns, ends, layer.down_scale, rank, layer.limit, layer.alpha)
@@ -209,37 +210,42 @@ class FusedExperts(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        layer, needs = ctx.layer, ctx.needs_input_grad
-        x, *pieces, weights, order, place, ends, up_a, up_b, down_a, down_b = ctx.saved_tensors
+        layer, needs, gradient = ctx.layer, ctx.needs_input_grad, gradient.contiguous()
+        x, up_thin, *pieces, weights, order, place, ends, up_a, up_b, down_a, down_b = ctx.saved_tensors
         top_k, hidden, experts = weights.shape[-1], gradient.shape[-1], layer.up.experts
         up, down = layer.up.factors(up_a, up_b, layer.up_bias), layer.down.factors(down_a, down_b, layer.down_bias)
         up_rank, down_rank = (0 if a is None else a.shape[0] // experts for a in (up_a, down_a))
-        g = kernels.gather_project(
-            gradient.contiguous(), order, top_k, down.rows.transpose(1, 2), ends, layer.down_scale, down_rank, one=False
-        )
+        g = [
+            kernels.gather_project(
+                gradient, order, top_k, down.rows.transpose(1, 2), ends, layer.down_scale, down_rank, one=False
+            )
+        ]
+        g_thin = g[0][:, hidden:].contiguous()
         weight = weights.reshape(-1).float()[order]
-        act, thin, dweight = kernels.glu_backward(
-            pieces, layer.down.backward_by_input([g], ends, down), weight, g[:, hidden + down_rank], down.columns,
+        act, act_thin, dweight = kernels.glu_backward(
+            pieces, layer.down.backward_by_input(g, ends, down), weight, g_thin[:, down_rank], down.columns,
             up.rows.transpose(1, 2), ends, layer.down_scale, layer.up_scale, up_rank, layer.limit, layer.alpha,
         )  # fmt: skip
         dweights = dweight[place].view_as(weights).to(weights.dtype) if needs[1] else None
         grads = dict.fromkeys(("up_a", "up_b", "down_a", "down_b"))
+        gathered = {"order": order, "top_k": top_k}
         if down_a is not None:
             grads["down_a"], grads["down_b"] = torch.empty_like(down_a), torch.empty_like(down_b)
-            kernels.thin_gradient(act, g[:, hidden:], ends, _a(grads["down_a"], experts), weight)
-            kernels.thin_gradient(g[:, :hidden], thin, ends, _b(grads["down_b"], experts), weight)
-        del act, g, thin
+            parts = _a(grads["down_a"], experts).chunk(len(act), 1)
+            for piece, part in zip(act, parts, strict=True):
+                kernels.thin_gradient(piece, g_thin, ends, part, weight=weight)
+            kernels.thin_gradient(gradient, act_thin, ends, _b(grads["down_b"], experts), weight=weight, **gathered)
+        del act
         if up_a is not None:
             grads["up_a"], grads["up_b"] = torch.empty_like(up_a), torch.empty_like(up_b)
-            width = layer.up.out // ctx.pieces
-            for i, piece in enumerate(pieces):
-                part = _b(grads["up_b"], experts)[:, i * width : (i + 1) * width]
-                kernels.thin_gradient(piece[:, :width], x[:, hidden:], ends, part)
-            kernels.thin_gradient(x[:, :hidden], pieces[-1][:, width:], ends, _a(grads["up_a"], experts))
-        del x
+            width = layer.up.out // len(pieces)
+            parts = _b(grads["up_b"], experts).split(width, 1)
+            for piece, part in zip(pieces, parts, strict=True):
+                kernels.thin_gradient(piece, up_thin, ends, part)
+            kernels.thin_gradient(x, pieces[-1][:, width:], ends, _a(grads["up_a"], experts), **gathered)
         dx = None
         if needs[0]:
-            dx = torch.empty_like(gradient, memory_format=torch.contiguous_format)
+            dx = torch.empty_like(gradient)
             for i, part in enumerate(layer.up.backward(pieces, ends, up)):
                 kernels.gather_sum(part, place, top_k, dx, add=i > 0)
         return dx, dweights, None, *grads.values(), None

@@ -17,13 +17,13 @@ import triton.language as tl
 from torch import Tensor
 
 LAUNCH: dict[str, dict[str, int]] = {
-    "gather_project": {"BM": 64, "BD": 64, "STAGES": 2, "num_warps": 4},
-    "glu_project": {"BM": 32, "BC": 64, "STAGES": 2, "num_warps": 8},
-    "glu_backward": {"BM": 16, "BC": 64, "STAGES": 2, "num_warps": 4},
+    "gather_project": {"BM": 32, "BD": 64, "num_warps": 4, "num_stages": 1},
+    "glu_project": {"BM": 32, "BC": 64, "num_warps": 8},
+    "glu_backward": {"BM": 16, "BC": 64, "num_warps": 4},
     "thin_gradient": {"BS": 64, "BD": 128, "num_warps": 4, "num_stages": 3},
     "gather_sum": {"BD": 1024, "num_warps": 4},
     "unpack_mxfp4": {"BM": 4, "BW": 256, "num_warps": 4},
-    "loss_and_gradient": {"BV": 4096, "num_warps": 16},
+    "loss_and_gradient": {"BV": 8192, "num_warps": 16},
 }
 """Block sizes and warps, chosen by measurement on an H100."""
 
@@ -105,7 +105,7 @@ def sort_by_expert(index: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]
 def _gather_project(
     x, order, P, ends, out, K, D, x_row, p_expert, p_in, p_out, out_row, scale, rank,
     ONE: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
-    BM: tl.constexpr, BD: tl.constexpr, STAGES: tl.constexpr,
+    BM: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     expert, row, end = _tile(ends, E, EP, BM)
     if expert < E:
@@ -117,7 +117,7 @@ def _gather_project(
         j = tl.arange(0, RP)
         factor = P + expert.to(tl.int64) * p_expert + j[None, :] * p_out
         sums = tl.zeros((BM, RP), tl.float32)
-        for d0 in tl.range(0, D, BD, num_stages=STAGES):
+        for d0 in range(0, D, BD):
             d = d0 + tl.arange(0, BD)
             whole = live[:, None] & (d[None, :] < D)
             values = tl.load(source + d[None, :], mask=whole, other=0.0)
@@ -164,7 +164,7 @@ def _glu(gate, up, limit, alpha):
 def _glu_project(
     h, A, ends, out, sums_buffer, columns, width, first, h_row, a_expert, a_in, a_out, out_row, scale, rank, limit, alpha,
     FIRST: tl.constexpr, LAST: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
-    BM: tl.constexpr, BC: tl.constexpr, STAGES: tl.constexpr,
+    BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     expert, row, end = _tile(ends, E, EP, BM)
     if expert < E:
@@ -179,7 +179,7 @@ def _glu_project(
             sums = tl.zeros((BM, RP), tl.float32)
         else:
             sums = tl.load(kept, mask=live[:, None], other=0.0)
-        for c0 in tl.range(0, columns, BC, num_stages=STAGES):
+        for c0 in range(0, columns, BC):
             c2 = 2 * c0 + tl.arange(0, 2 * BC)
             both = tl.load(source + c2[None, :], mask=live[:, None] & (c2[None, :] < 2 * columns), other=0.0)
             gate, up = tl.split(tl.reshape(both, (BM, BC, 2)))
@@ -225,11 +225,11 @@ def glu_project(
 
 @triton.jit
 def _glu_backward(
-    h, v, weight, bias_dot, A, B, ends, act_out, thin, dweight, t_sums, dt_sums,
-    columns, first, h_row, v_row, bias_row, a_expert, a_in, a_out, b_expert, b_in, b_out, act_row,
+    h, v, weight, bias_dot, A, B, ends, thin, dweight, t_sums, dt_sums,
+    columns, first, h_row, v_row, bias_row, a_expert, a_in, a_out, b_expert, b_in, b_out,
     a_scale, b_scale, b_rank, limit, alpha,
     FIRST: tl.constexpr, LAST: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
-    BM: tl.constexpr, BC: tl.constexpr, STAGES: tl.constexpr,
+    BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     expert, row, end = _tile(ends, E, EP, BM)
     if expert < E:
@@ -249,7 +249,7 @@ def _glu_backward(
             t = tl.load(t_kept, mask=live[:, None], other=0.0)
             dt = tl.load(dt_kept, mask=live[:, None], other=0.0)
             dw = tl.load(dweight + rows, mask=live, other=0.0)
-        for c0 in tl.range(0, columns, BC, num_stages=STAGES):
+        for c0 in range(0, columns, BC):
             c2 = 2 * c0 + tl.arange(0, 2 * BC)
             both_live = live[:, None] & (c2[None, :] < 2 * columns)
             both = tl.load(h + wide * h_row + c2[None, :], mask=both_live, other=0.0)
@@ -263,8 +263,8 @@ def _glu_backward(
             dact = tl.load(v + wide * v_row + c[None, :], mask=here, other=0.0).to(tl.float32)
             act = (up + 1.0) * gate * sigmoid
             dw += tl.sum(dact * act, 1)
-            act = act.to(act_out.dtype.element_ty)
-            tl.store(act_out + wide * act_row + (first + c)[None, :], act, mask=here)
+            act = act.to(v.dtype.element_ty)
+            tl.store(v + wide * v_row + c[None, :], act, mask=here)
             a = tl.load(a_factor + (first + c)[:, None] * a_in, mask=inside[:, None] & (j[None, :] < R), other=0.0)
             t = tl.dot(act, a.to(act.dtype), t)
             dact = dact * w[:, None]
@@ -291,7 +291,7 @@ def _glu_backward(
 def glu_backward(
     pieces: list[Tensor], gradients: Iterable[Tensor], weight: Tensor, bias_dot: Tensor, A: Tensor, B: Tensor,
     ends: Tensor, a_scale: float, b_scale: float, b_rank: int, limit: float, alpha: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[list[Tensor], Tensor, Tensor]:  # fmt: skip
     """Backward of ``glu_project`` and of the routing weight that multiplies what comes of it.
 
     ``pieces``, as ``glu_project`` had them, are overwritten with their gradient; the last one, which is R columns
@@ -305,32 +305,31 @@ def glu_backward(
         B: (E, 2 · I, R), adapter of the first; its first ``b_rank`` columns count.
 
     Returns:
-        Activation (S, I), a_scale · activation · A (S, R), gradient of the routing weight (S,), float32.
+        Activation in pieces, over ``gradients``; a_scale · activation · A (S, R); gradient of the routing weight (S,),
+        float32.
     """
-    (experts, width, extra), rows = A.shape, weight.shape[0]
-    like = {"dtype": pieces[0].dtype, "device": weight.device}
-    act, thin = torch.empty(rows, width, **like), torch.empty(rows, extra, **like)
-    dweight = torch.empty(rows, dtype=torch.float32, device=weight.device)
+    (experts, width, extra), rows, device = A.shape, weight.shape[0], weight.device
+    thin = torch.empty(rows, extra, dtype=pieces[0].dtype, device=device)
+    dweight = torch.empty(rows, dtype=torch.float32, device=device)
     columns, padded, last = width // len(pieces), _power(extra), len(pieces) - 1
-    t, dt = torch.empty(2, rows if last else 0, padded, dtype=torch.float32, device=weight.device)
-    gradients = iter(gradients)
+    t, dt = torch.empty(2, rows if last else 0, padded, dtype=torch.float32, device=device)
+    activations, gradients = [], iter(gradients)
     for i, piece in enumerate(pieces):
-        v = next(gradients)
+        activations.append(v := next(gradients))
         _glu_backward[_tiles("glu_backward", rows, experts)](
-            piece, v, weight, bias_dot, A, B, ends, act, thin, dweight, t, dt,
+            piece, v, weight, bias_dot, A, B, ends, thin, dweight, t, dt,
             columns, i * columns, piece.stride(0), v.stride(0), bias_dot.stride(0), *A.stride(), *B.stride(),
-            act.stride(0), a_scale, b_scale, b_rank, limit, alpha,
+            a_scale, b_scale, b_rank, limit, alpha,
             FIRST=i == 0, LAST=i == last, R=extra, RP=padded, E=experts, EP=_power(experts),
             **LAUNCH["glu_backward"],
         )  # fmt: skip
-        del v
-    return act, thin, dweight
+    return activations, thin, dweight
 
 
 @triton.jit
 def _thin_gradient(
-    x, t, weight, ends, out, D, x_row, t_row, out_expert, out_d, out_j, rank,
-    WEIGHTED: tl.constexpr, RP: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
+    x, t, order, weight, ends, out, K, D, x_row, t_row, out_expert, out_d, out_j, rank,
+    GATHERED: tl.constexpr, WEIGHTED: tl.constexpr, RP: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     expert = tl.program_id(1)
     start = tl.load(ends + expert - 1, mask=expert > 0, other=0)
@@ -342,7 +341,8 @@ def _thin_gradient(
         rows = s0 + tl.arange(0, BS)
         live = rows < end
         wide = rows.to(tl.int64)
-        big = tl.load(x + wide[:, None] * x_row + d[None, :], mask=live[:, None] & (d[None, :] < D), other=0.0)
+        source = (tl.load(order + rows, mask=live, other=0) // K).to(tl.int64) if GATHERED else wide
+        big = tl.load(x + source[:, None] * x_row + d[None, :], mask=live[:, None] & (d[None, :] < D), other=0.0)
         small = tl.load(t + wide[:, None] * t_row + j[None, :], mask=live[:, None] & (j[None, :] < rank), other=0.0)
         if WEIGHTED:
             small = (small.to(tl.float32) * tl.load(weight + rows, mask=live, other=0.0)[:, None]).to(big.dtype)
@@ -351,19 +351,22 @@ def _thin_gradient(
     tl.store(target, sums, mask=(d[:, None] < D) & (j[None, :] < rank))
 
 
-def thin_gradient(x: Tensor, t: Tensor, ends: Tensor, out: Tensor, weight: Tensor | None = None) -> None:
+def thin_gradient(
+    x: Tensor, t: Tensor, ends: Tensor, out: Tensor, *, weight: Tensor | None = None, order: Tensor | None = None,
+    top_k: int = 1,
+) -> None:  # fmt: skip
     """out[e] = Σ over e's rows of weight · xᵀ t.
 
     Args:
-        x: (S, D); its last stride is 1.
+        x: (S, D), or (tokens, D) with ``order``, routed row → token × top_k + choice; its last stride is 1.
         t: (S, ≥ r); its last stride is 1.
         out: (E, D, r), float32, any strides; written, zeros where an expert has no rows.
         weight: (S,), float32.
     """
     experts, width, rank = out.shape
     _thin_gradient[(triton.cdiv(width, LAUNCH["thin_gradient"]["BD"]), experts)](
-        x, t, weight, ends, out, width, x.stride(0), t.stride(0), *out.stride(), rank,
-        WEIGHTED=weight is not None, RP=max(16, _power(rank)), **LAUNCH["thin_gradient"],
+        x, t, order, weight, ends, out, top_k, width, x.stride(0), t.stride(0), *out.stride(), rank,
+        GATHERED=order is not None, WEIGHTED=weight is not None, RP=max(16, _power(rank)), **LAUNCH["thin_gradient"],
     )  # fmt: skip
 
 

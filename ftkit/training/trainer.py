@@ -161,6 +161,7 @@ def _visit_less(model: torch.nn.Module) -> None:
     """Keep the Trainer's loop from visiting each of some thousand modules twice a step, while the GPU waits."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     train = model.train
+    train(True)
 
     def zero_grad(set_to_none: bool = True) -> None:
         for parameter in trained:
