@@ -47,7 +47,10 @@ class Factors:
         """Write PEFT's A (r · E, in), B (out, r · E) and the bias (E, out)."""
         experts, _, out = self.rows.shape
         rank = 0
-        if A is not None and B is not None:
+        if A is None or B is None:
+            self.rows.zero_()
+            self.columns.zero_()
+        else:
             rank = A.shape[0] // experts
             self.rows[:, :rank].copy_(B.detach().view(out, rank, experts).permute(2, 1, 0))
             self.columns[..., :rank].copy_(A.detach().view(experts, rank, -1).transpose(1, 2))
@@ -70,13 +73,10 @@ class DenseWeight:
         inside.copy_(weight.detach())
         weight.data = inside
         self._factors = Factors(self.extended[:, self.width :, : self.out], self.extended[:, : self.width, self.out :])
-        self._holds: tuple[Any, ...] = ()
 
     def factors(self, A: Tensor | None, B: Tensor | None, bias: Tensor) -> Factors:
-        wanted = tuple((t.data_ptr(), t._version) for t in (A, B, bias) if t is not None)
-        if self._holds != wanted:
+        if not _in_backward():  # where they are still those of the forward pass
             self._factors.fill(A, B, bias)
-            self._holds = wanted
         return self._factors
 
     def forward(self, x: Tensor, ends: Tensor, factors: Factors, *, roomy: bool = False) -> Iterator[Tensor]:
@@ -195,7 +195,7 @@ class FusedExperts(torch.autograd.Function):
         del x
         ctx.save_for_backward(hidden, thin, *pieces, weights, order, place, ends, up_a, up_b, down_a, down_b)
         ctx.layer = layer
-        if torch._C._current_graph_task_id() != -1:  # replayed in a backward pass: nobody reads the output
+        if _in_backward():  # replayed for checkpointing: nobody reads the output
             return torch.empty_like(hidden)
         down = layer.down.factors(down_a, down_b, layer.down_bias)
         rank = 0 if down_a is None else down_a.shape[0] // experts
@@ -249,6 +249,10 @@ class FusedExperts(torch.autograd.Function):
             for i, part in enumerate(layer.up.backward(pieces, ends, up)):
                 kernels.gather_sum(part, place, top_k, dx, add=i > 0)
         return dx, dweights, None, *grads.values(), None
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1
 
 
 def _a(gradient: Tensor, experts: int) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 LAUNCH: dict[str, dict[str, int]] = {
     "gather_project": {"BM": 32, "BD": 64, "num_warps": 4, "num_stages": 1},
     "glu_project": {"BM": 32, "BC": 64, "num_warps": 8},
-    "glu_backward": {"BM": 16, "BC": 64, "num_warps": 4},
+    "glu_backward": {"BM": 32, "BC": 32, "num_warps": 4, "num_stages": 4},
     "thin_gradient": {"BS": 64, "BD": 128, "num_warps": 4, "num_stages": 3},
     "gather_sum": {"BD": 1024, "num_warps": 4},
     "unpack_mxfp4": {"BM": 4, "BW": 256, "num_warps": 4},
