@@ -75,10 +75,10 @@ class JoiningCollator:
             examples: as ``Collator`` takes them.
 
         Returns:
-            ``input_ids``, ``labels`` and ``position_ids``, int64 (1, length); ``cu_seq_lens_q``, int32 (documents + 1,),
-            where documents begin and end, and ``max_length_q``, the longest one's tokens; ``loss_positions``, int64
-            (rows,), tokens that predict one with loss, and ``loss_targets`` (rows,), these; ``tokens`` and ``rows`` as
-            ``Collator``.
+            ``input_ids``, ``labels`` and ``position_ids``, int64 (1, length); ``cu_seq_lens_q``, int32
+            (documents + 1,), where documents begin and end, and ``max_length_q``, the longest one's tokens;
+            ``loss_positions``, int64 (rows,), tokens that predict one with loss, and ``loss_targets`` (rows,), these;
+            ``tokens`` and ``rows`` as ``Collator``.
         """
         tokens = sum(len(example["input_ids"]) for example in examples)
         length = -(-tokens // self.multiple_of) * self.multiple_of

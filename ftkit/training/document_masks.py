@@ -21,9 +21,9 @@ POSITIONAL = ("input_ids", "attention_mask", "position_ids", "past_key_values", 
 def isolate_documents(model: torch.nn.Module) -> RemovableHandle:
     """Make a gpt-oss, bare or wrapped by PEFT or DDP, keep the documents of a packed row apart.
 
-    A document begins where ``position_ids`` (batch, length) do not go on by one; with ``cu_seq_lens_q`` there is no mask,
-    for the attention goes by these bounds. Calls without ``position_ids``, with
-    an ``attention_mask`` (padding, left or right) or with a cache (generation) are left as they are.
+    A document begins where ``position_ids`` (batch, length) do not go on by one. Calls with ``cu_seq_lens_q`` get no
+    mask: their attention goes by these bounds. Calls without ``position_ids``, with an ``attention_mask`` (padding,
+    left or right) or with a cache (generation) are left as they are.
 
     Returns:
         The hook; ``remove()`` takes it out again.

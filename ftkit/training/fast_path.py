@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
 from ftkit.config.schema import Config
-from ftkit.training.lora_experts import TENSORS, LowRankWrapper, keep_low_rank
+from ftkit.training.lora_experts import LowRankWrapper, keep_low_rank
 from ftkit.training.mxfp4 import BLOCK
+
+if TYPE_CHECKING:
+    from ftkit.training.fused_experts import DenseWeight, Layer, PackedWeight
 
 PARTS = 2
 """Parts in which an MXFP4 tensor is unpacked: more of them need less memory and more time."""
@@ -35,7 +38,7 @@ def why_plain(config: Config, device: torch.device) -> str | None:
 
 
 def speed_up(model: nn.Module, config: Config, *, fused: bool) -> None:
-    """Make a model that PEFT has wrapped compute as ``model.attn_implementation`` and ``model.experts_implementation`` say.
+    """Make a model that PEFT has wrapped compute as the configuration's attention and experts implementation say.
 
     Args:
         fused: by the kernels for CUDA GPUs; else in plain torch.
@@ -52,22 +55,33 @@ def speed_up(model: nn.Module, config: Config, *, fused: bool) -> None:
 
 def fuse_experts(model: nn.Module) -> None:
     """Hand all experts of a gpt-oss to the kernels: dense weights move into wider tensors, packed ones stay."""
+    for module in model.modules():
+        if hasattr(module, "gate_up_proj_bias"):
+            module.__dict__["fused"] = _fused_layer(module)
+
+
+def _fused_layer(experts: Any) -> Layer:
     from ftkit.training.fused_experts import DenseWeight, Layer, PackedWeight, extra_columns
 
-    for experts in model.modules():
-        if not isinstance(experts, GptOssExperts):
-            continue
-        adapters: dict[str, LowRankWrapper] = experts.__dict__.get("adapters", {})
-        extra = extra_columns(*(wrapper.r[wrapper.active_adapters[0]] for wrapper in adapters.values()))
-        parts = PARTS if experts.intermediate_size % (BLOCK * PARTS) == 0 else 1
-        weights = []
-        for name in TENSORS:
-            if hasattr(experts, f"{name}_blocks"):
-                packed = getattr(experts, f"{name}_blocks"), getattr(experts, f"{name}_scales")
-                weights.append(PackedWeight(*packed, extra, parts))
-            else:
-                weights.append(DenseWeight(getattr(experts, name), extra))
-        scales = (w.scaling[w.active_adapters[0]] if (w := adapters.get(name)) else 0.0 for name in TENSORS)
-        experts.__dict__["fused"] = Layer(
-            *weights, experts.gate_up_proj_bias, experts.down_proj_bias, *scales, experts.limit, experts.alpha
-        )
+    adapters: dict[str, LowRankWrapper] = experts.__dict__.get("adapters", {})
+    extra = extra_columns(*(wrapper.r[wrapper.active_adapters[0]] for wrapper in adapters.values()))
+    parts = PARTS if experts.intermediate_size % (BLOCK * PARTS) == 0 else 1
+
+    def weight(name: str) -> DenseWeight | PackedWeight:
+        if hasattr(experts, f"{name}_blocks"):
+            return PackedWeight(getattr(experts, f"{name}_blocks"), getattr(experts, f"{name}_scales"), extra, parts)
+        return DenseWeight(getattr(experts, name), extra)
+
+    def scale(name: str) -> float:
+        return adapters[name].scaling[adapters[name].active_adapters[0]] if name in adapters else 0.0
+
+    return Layer(
+        up=weight("gate_up_proj"),
+        down=weight("down_proj"),
+        up_bias=experts.gate_up_proj_bias,
+        down_bias=experts.down_proj_bias,
+        up_scale=scale("gate_up_proj"),
+        down_scale=scale("down_proj"),
+        limit=experts.limit,
+        alpha=experts.alpha,
+    )

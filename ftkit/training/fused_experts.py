@@ -22,8 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import grouped_mm
 
-from ftkit.training import kernels
+from ftkit.training import expert_kernels as kernels
+from ftkit.training.layer_kernels import unpack_mxfp4
 
 
 def extra_columns(*ranks: int) -> int:
@@ -81,11 +83,11 @@ class DenseWeight:
 
     def forward(self, x: Tensor, ends: Tensor, factors: Factors, *, roomy: bool = False) -> Iterator[Tensor]:
         """(S, in + R) → (S, out), or with ``roomy`` R columns wider."""
-        yield torch._grouped_mm(x, self.extended if roomy else self.extended[:, :, : self.out], offs=ends)
+        yield grouped_mm(x, self.extended if roomy else self.extended[:, :, : self.out], offs=ends)
 
     def backward(self, pieces: list[Tensor], ends: Tensor, factors: Factors) -> Iterator[Tensor]:
         """[(S, out + R)], which it takes out of the list → (S, in)."""
-        yield torch._grouped_mm(pieces.pop(), self.extended[:, : self.width].transpose(1, 2), offs=ends)
+        yield grouped_mm(pieces.pop(), self.extended[:, : self.width].transpose(1, 2), offs=ends)
 
     backward_by_input = backward
 
@@ -115,19 +117,19 @@ class PackedWeight:
         """(S, in + R) → (S, out / parts) each, with ``roomy`` the last R columns wider."""
         whole = slice(0, self.width)
         for part in self._split(self.out):
-            yield torch._grouped_mm(x, self._unpacked(part, whole, factors, rows=True, columns=roomy).mT, offs=ends)
+            yield grouped_mm(x, self._unpacked(part, whole, factors, rows=True, columns=roomy).mT, offs=ends)
 
     def backward(self, pieces: list[Tensor], ends: Tensor, factors: Factors) -> Iterator[Tensor]:
         """(S, out / parts) each, the last R columns wider → (S, in) each; their sum is the gradient."""
         whole = slice(0, self.width)
         for part in self._split(self.out):
-            yield torch._grouped_mm(pieces.pop(0), self._unpacked(part, whole, factors, columns=True), offs=ends)
+            yield grouped_mm(pieces.pop(0), self._unpacked(part, whole, factors, columns=True), offs=ends)
 
     def backward_by_input(self, pieces: list[Tensor], ends: Tensor, factors: Factors) -> Iterator[Tensor]:
         """[(S, out + R)], which it takes out of the list → (S, in / parts) each."""
         gradient, whole = pieces.pop(), slice(0, self.out)
         for part in self._split(self.width):
-            yield torch._grouped_mm(gradient, self._unpacked(whole, part, factors, columns=True), offs=ends)
+            yield grouped_mm(gradient, self._unpacked(whole, part, factors, columns=True), offs=ends)
 
     def _split(self, size: int) -> list[slice]:
         step = size // self.parts
@@ -142,7 +144,7 @@ class PackedWeight:
         beside = self.extra if rows else 0
         whole = factors.rows.new_empty(self.experts, height + below, width + beside)
         packed = slice(inner.start // 2, inner.stop // 2), slice(inner.start // 32, inner.stop // 32)
-        kernels.unpack_mxfp4(self.blocks[:, out, packed[0]], self.scales[:, out, packed[1]], whole)
+        unpack_mxfp4(self.blocks[:, out, packed[0]], self.scales[:, out, packed[1]], whole)
         if rows:
             whole[:, :height, width:] = factors.rows[..., out].transpose(1, 2)
         if below:
@@ -209,8 +211,8 @@ class FusedExperts(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        layer, needs, gradient = ctx.layer, ctx.needs_input_grad, gradient.contiguous()
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        layer, needs, gradient = ctx.layer, ctx.needs_input_grad, gradients[0].contiguous()
         x, up_thin, *pieces, weights, order, place, ends, up_a, up_b, down_a, down_b = ctx.saved_tensors
         top_k, hidden, experts = weights.shape[-1], gradient.shape[-1], layer.up.experts
         up, down = layer.up.factors(up_a, up_b, layer.up_bias), layer.down.factors(down_a, down_b, layer.down_bias)

@@ -21,7 +21,7 @@ from transformers.models.gpt_oss.modeling_gpt_oss import (
     GptOssRMSNorm,
 )
 
-from ftkit.training import kernels
+from ftkit.training import layer_kernels as kernels
 from ftkit.training.sink_attention import SinkAttention
 
 
@@ -37,9 +37,10 @@ class AddNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dtotal: Tensor, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        dtotal, dy = (gradient.contiguous() for gradient in gradients)
         total, weight = ctx.saved_tensors
-        dx = kernels.rms_norm_backward(total, weight, dy.contiguous(), dtotal.contiguous(), ctx.eps)
+        dx = kernels.rms_norm_backward(total, weight, dy, dtotal, ctx.eps)
         return dx, dx, None, None
 
 
@@ -55,9 +56,10 @@ class Norm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dx: Tensor, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        dx, dy = (gradient.contiguous() for gradient in gradients)
         x, weight = ctx.saved_tensors
-        return kernels.rms_norm_backward(x, weight, dy.contiguous(), dx.contiguous(), ctx.eps), None, None
+        return kernels.rms_norm_backward(x, weight, dy, dx, ctx.eps), None, None
 
 
 class Projection(torch.autograd.Function):
@@ -80,8 +82,8 @@ class Projection(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, a, b, thin = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        (dy,), (x, weight, a, b, thin) = gradients, ctx.saved_tensors
         dx = dy @ weight if ctx.needs_input_grad[0] else None
         if a is None:
             return dx, None, None, None, None
@@ -98,9 +100,9 @@ class JoinedProjection:
         modules: ``nn.Linear`` or PEFT's wrapper of one, without dropout.
     """
 
-    def __init__(self, modules: list[nn.Module]):
+    def __init__(self, modules: list[Any]):
         self._modules = modules
-        bases = [module.get_base_layer() if isinstance(module, LoraLinear) else module for module in modules]
+        bases: list[Any] = [module.get_base_layer() if isinstance(module, LoraLinear) else module for module in modules]
         self.weight, self.bias = bases[0].weight.data, bases[0].bias.data
         self._sizes = [base.weight.shape[0] for base in bases]
         if len(bases) > 1:
@@ -120,7 +122,8 @@ class JoinedProjection:
         """A of all modules one below the other, and the scaled B of each beside zeros."""
         a, b = [], []
         for module, size in zip(self._modules, self._sizes, strict=True):
-            if isinstance(module, LoraLinear) and not module.disable_adapters and not module.merged:
+            adapted = isinstance(module, LoraLinear) and not module.disable_adapters and not module.merged
+            if adapted:
                 (name,) = module.active_adapters
                 a.append(module.lora_A[name].weight)
                 b.append(module.lora_B[name].weight * module.scaling[name])

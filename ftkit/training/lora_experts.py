@@ -1,7 +1,7 @@
 """The experts implementation ``ftkit_lora``: y = xW + s·(xA)B + b for each expert, on tokens sorted once.
 
-PEFT builds the whole adapted weight of all experts on each pass, and its whole gradient. Here the adapter stays low-rank.
-Its parameters are PEFT's own (``target_parameters``), so that it is saved, loaded and merged as PEFT's.
+PEFT builds the whole adapted weight of all experts on each pass, and its whole gradient. Here the adapter stays
+low-rank. Its parameters are PEFT's own (``target_parameters``), so that it is saved, loaded and merged as PEFT's.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import torch
 from peft.tuners.lora import ParamWrapper
 from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
-from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
 from ftkit.training.mxfp4 import dequantize_mxfp4
 
@@ -34,20 +33,20 @@ class LowRankWrapper(ParamWrapper):
         if self.disable_adapters or self.merged:
             return None
         (name,) = self.active_adapters
-        return self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
+        a, b = self.lora_A[name].weight, self.lora_B[name].weight
+        assert isinstance(a, Tensor) and isinstance(b, Tensor)
+        return a, b, self.scaling[name]
 
 
 def keep_low_rank(model: nn.Module) -> None:
     """Make the experts of a model that PEFT has wrapped read their adapters; only for ``ftkit_lora``."""
     for module in list(model.modules()):
         if isinstance(module, ParamWrapper):
-            experts = module.get_base_layer()
-            assert isinstance(experts, GptOssExperts)
-            experts.__dict__.setdefault("adapters", {})[module.parameter_name] = module
+            module.get_base_layer().__dict__.setdefault("adapters", {})[module.parameter_name] = module
             module.__class__ = LowRankWrapper
 
 
-def lora_experts(self: GptOssExperts, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+def lora_experts(self: Any, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
     """Experts' forward of transformers' interface.
 
     Args:
@@ -88,12 +87,12 @@ def _adapted(x: Tensor, weight: Tensor, factors: tuple[Any, Any, float], sizes: 
     return torch.cat([part @ weight[e] + scale * ((part @ a[e]) @ b[e]) for e, part in enumerate(parts)])
 
 
-def _factors(experts: GptOssExperts, name: str) -> tuple[Any, Any, float]:
+def _factors(experts: Any, name: str) -> tuple[Any, Any, float]:
     wrapper: LowRankWrapper | None = experts.__dict__.get("adapters", {}).get(name)
     return (wrapper.factors() if wrapper is not None else None) or (None, None, 0.0)
 
 
-def _weight(experts: GptOssExperts, name: str) -> Tensor:
+def _weight(experts: Any, name: str) -> Tensor:
     """The base weight (E, in, out), unpacked where it is kept in MXFP4."""
     weight = getattr(experts, name)
     if not hasattr(experts, f"{name}_blocks"):

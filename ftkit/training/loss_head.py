@@ -10,7 +10,7 @@ from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
@@ -41,8 +41,8 @@ class ProjectedLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        gradient, positions = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        (scale,), (gradient, positions) = gradients, ctx.saved_tensors
         whole = gradient.new_zeros(ctx.shape)
         whole[positions] = (gradient * scale).to(gradient.dtype)
         return whole, None, None, None
@@ -51,7 +51,7 @@ class ProjectedLoss(torch.autograd.Function):
 def _loss_and_gradient(logits: Tensor, targets: Tensor, loss: Tensor) -> None:
     """Write the rows' cross entropy to ``loss``, and softmax − one-hot over the logits."""
     if logits.is_cuda:
-        from ftkit.training import kernels
+        from ftkit.training import layer_kernels as kernels
 
         return kernels.loss_and_gradient(logits, targets, loss)
     shares = logits.float().log_softmax(-1)
@@ -60,7 +60,7 @@ def _loss_and_gradient(logits: Tensor, targets: Tensor, loss: Tensor) -> None:
     logits.copy_(shares)
 
 
-def add_loss_head(model: PreTrainedModel) -> None:
+def add_loss_head(model: nn.Module) -> None:
     """Make ``model(…, loss_positions=, loss_targets=)`` return the sum of the cross entropies; else it is as before.
 
     Args:
@@ -76,8 +76,8 @@ def add_loss_head(model: PreTrainedModel) -> None:
             return before(*args, **kwargs)
         kwargs.pop("labels", None)
         hidden = self.base_model(*args, use_cache=False, **kwargs).last_hidden_state
-        return ProjectedLoss.apply(
-            hidden.flatten(0, 1), self.get_output_embeddings().weight, loss_positions, loss_targets
-        )
+        projection = self.get_output_embeddings()
+        assert projection is not None
+        return ProjectedLoss.apply(hidden.flatten(0, 1), projection.weight, loss_positions, loss_targets)
 
     model.__dict__["forward"] = MethodType(forward, model)

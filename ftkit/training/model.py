@@ -46,8 +46,8 @@ def load_base(
 ) -> PreTrainedModel:
     """The base model, ready for training or merging.
 
-    An MXFP4 checkpoint is unpacked to ``dtype``, unless it is to stay ``packed``. Published gpt-oss configurations carry ``router_aux_loss_coef`` 0.9,
-    which TRL would add to the loss; it is set to what is asked for.
+    An MXFP4 checkpoint is unpacked to ``dtype``, unless it is to stay ``packed``. Published gpt-oss configurations
+    carry ``router_aux_loss_coef`` 0.9, which TRL would add to the loss; it is set to what is asked for.
 
     Args:
         model: which one, and how it computes.

@@ -21,8 +21,8 @@ def load_packed(
     """Build the model and read its files, tensor by tensor, on to the device.
 
     Each expert tensor ``gate_up_proj`` becomes the buffers ``gate_up_proj_blocks`` (E, out, in / 2) and
-    ``gate_up_proj_scales`` (E, out, in / 32), and a parameter of the dense tensor's shape and dtype that takes no memory
-    and holds no weights: PEFT reads its shape.
+    ``gate_up_proj_scales`` (E, out, in / 32), and a parameter of the dense tensor's shape and dtype that takes no
+    memory and holds no weights: PEFT reads its shape.
 
     Args:
         path: folder or hub id.
@@ -34,8 +34,8 @@ def load_packed(
     """
     folder = Path(path)
     if not folder.is_dir():
-        patterns = {"allow_patterns": ["*.json", "*.safetensors"], "ignore_patterns": ["original/*", "metal/*"]}
-        folder = Path(snapshot_download(path, **source, **patterns))
+        wanted, others = ["*.json", "*.safetensors"], ["original/*", "metal/*"]
+        folder = Path(snapshot_download(path, allow_patterns=wanted, ignore_patterns=others, **source))
     del config.quantization_config
     with torch.device("meta"):
         loaded: PreTrainedModel = AutoModelForCausalLM.from_config(
@@ -60,8 +60,8 @@ def load_packed(
                     missing.remove(name)
                 else:
                     unexpected.add(name)
-    rotary = loaded.base_model.rotary_emb
-    loaded.base_model.rotary_emb = type(rotary)(config=config).to(device)
+    backbone: Any = loaded.base_model
+    backbone.rotary_emb = type(backbone.rotary_emb)(config=config).to(device)
     return loaded.eval(), {"missing_keys": missing, "unexpected_keys": unexpected}
 
 

@@ -34,7 +34,7 @@ class SinkAttention(torch.autograd.Function):
         ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, sinks: Tensor, bounds: Tensor, longest: int,
         window: int | None, heads: tuple[int, int],
     ) -> Tensor:  # fmt: skip
-        from ftkit.training import kernels
+        from ftkit.training import layer_kernels as kernels
 
         queries, keys = heads
         rotated, both = torch.empty_like(qkv), queries + keys
@@ -53,13 +53,13 @@ class SinkAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        from ftkit.training import kernels
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        from ftkit.training import layer_kernels as kernels
 
         rotated, o, lse, cos, sin, sinks, bounds, seed, unused = ctx.saved_tensors
         (queries, keys), longest, scale, left, right = ctx.settings
         q, k, v = rotated.split([queries, keys, keys], 1)
-        gradient = gradient.contiguous().view_as(o)
+        gradient = gradients[0].contiguous().view_as(o)
         dq, dk, dv = torch.ops.aten._flash_attention_backward(
             gradient, q, k, v, o, lse, bounds, bounds, longest, longest, 0.0, True, seed, unused,
             scale=scale, window_size_left=left, window_size_right=right,

@@ -35,7 +35,8 @@ class Trainer(SFTTrainer):
 
     Args:
         save_total_limit: whole checkpoints to keep.
-        kwargs: SFTTrainer's own; ``data_collator`` is a ``Collator`` or ``JoiningCollator``, and the dataset ``training_rows``'.
+        kwargs: SFTTrainer's own; ``data_collator`` is a ``Collator`` or ``JoiningCollator``, and the dataset
+            ``training_rows``'.
     """
 
     def __init__(self, *, save_total_limit: int, **kwargs: Any):
