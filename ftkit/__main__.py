@@ -59,6 +59,10 @@ def _resolve_and_run(arguments: list[str]) -> None:
     if "-m" in flags or "--multirun" in flags:
         command_line = read(overrides, multirun=True)
         check_sweep(command_line)
+        base = resolve(next(command_line.combinations()))
+        if base.compute.sweep == "native" and base.stages != ("plan",):
+            _run_native_sweep(base, command_line)
+            return
         fixed = ",".join(sorted(command_line.keys - command_line.swept()))
         naming = f"hydra.job.config.override_dirname.exclude_keys=[{fixed}]"
         _hand_to_hydra([*flags, *command_line.arguments, naming])
@@ -69,14 +73,22 @@ def _resolve_and_run(arguments: list[str]) -> None:
         _run(resolve(overrides))
 
 
-def _run(config) -> None:
+def _run_native_sweep(base, command_line) -> None:
+    from ftkit.config.sweeps import native_space
+    from ftkit.runner import run_sweep
+
+    space = native_space(base, command_line)
+    run_sweep(base, space)
+
+
+def _run(config, label: str = "") -> None:
     if not config.stages:
         raise ConfigError(
             [Problem("stage", "not given", "", "stage=plan shows what would run, stage=all runs the life cycle")]
         )
     from ftkit.runner import run
 
-    run(config)
+    run(config, label)
 
 
 def _run_frozen(arguments: list[str]) -> None:
@@ -90,14 +102,16 @@ def _run_frozen(arguments: list[str]) -> None:
             [Problem("--resolved", "names no file", "on the command line", "--resolved outputs/<run>/config.yaml")]
         )
     command_line = read(arguments[: position - 1] + arguments[position + 1 :], multirun=False)
-    allowed = ("stage", "force", "yes")
+    in_job = "run.records" in command_line.keys  # of a sweep perhaps, each of whose trials has values of its own
     fixed = [
-        Problem(k, "is fixed by --resolved", "on the command line", "") for k in command_line.keys if k not in allowed
+        Problem(key, "is fixed by --resolved", "on the command line", "")
+        for key in command_line.keys
+        if key not in ("stage", "force", "yes") and not in_job
     ]
     if fixed or command_line.problems:
         raise ConfigError([*command_line.problems, *fixed])
     changes = {override.key_or_group: override.value() for override in command_line.overrides}
-    _run(load_frozen(Path(arguments[position])).model_copy(update=changes))
+    _run(load_frozen(Path(arguments[position]), changes))
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -130,7 +144,10 @@ def _sweep_task(composed) -> None:
     settings = HydraConfig.get()
     swept_out = set(settings.job.config.override_dirname.exclude_keys)
     try:
-        _run(named_after_overrides(from_composed(composed), settings.overrides.task, swept_out))
+        base = from_composed(composed)
+        config = named_after_overrides(base, settings.overrides.task, swept_out)
+        at_a_time = settings.launcher.get("n_jobs", 1) != 1
+        _run(config, config.run.name.removeprefix(f"{base.run.name}-") if at_a_time else "")
     except Interrupted as error:
         raise KeyboardInterrupt from error  # an Exception would let the sweep go on to its next run
     except FtkitError as error:

@@ -20,20 +20,30 @@ PLAIN_WIDTH = 200
 def console(stderr: bool = False) -> Console:
     """A console as wide as the terminal, or wide enough for whole lines when there is none."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, highlight=False, soft_wrap=False, width=None if stream.isatty() else PLAIN_WIDTH)
+    return Console(file=stream, highlight=False, soft_wrap=False, width=None if stream.isatty() else PLAIN_WIDTH)
 
 
 class Report:
-    """Prints the progress of a run, stage by stage."""
+    """Prints the progress of a run, stage by stage.
 
-    def __init__(self, config: Config):
+    Args:
+        config: the run's.
+        label: begins every line, where several runs print at a time.
+    """
+
+    def __init__(self, config: Config, label: str = ""):
         self._console = console()
         self._config = config
+        self._label = f"{label}  " if label else ""
         self._opened = False
 
     def line(self, text: str) -> None:
         """Print one indented line as part of the present stage."""
-        self._console.print(Text(f"{'':13}{text}"), soft_wrap=True)
+        self.of_job(f"{'':13}{text}")
+
+    def of_job(self, text: str) -> None:
+        """Print a line of a job's log, which is laid out as ours already."""
+        self._console.print(Text.assemble((self._label, "dim"), text), soft_wrap=True)
 
     def skipped(self, stage: str, record: Path) -> None:
         self._open()
@@ -51,7 +61,7 @@ class Report:
         if not self._opened:
             self._console.print(
                 Text.assemble(
-                    ("run  ", "dim"),
+                    (f"{self._label}run  ", "dim"),
                     (self._config.run.name, "bold"),
                     f"   {self._config.run.outputs}/{self._config.run.name}",
                 )
@@ -59,7 +69,9 @@ class Report:
         self._opened = True
 
     def _print(self, stage: str, text: str, tail: str = "", style: str = "") -> None:
-        line = Text.assemble((f"{stage:<13}", "bold"), (text, style), (f"   {tail}" if tail else "", "dim"))
+        line = Text.assemble(
+            (self._label, "dim"), (f"{stage:<13}", "bold"), (text, style), (f"   {tail}" if tail else "", "dim")
+        )
         self._console.print(line, soft_wrap=True)
 
 

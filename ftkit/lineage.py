@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from ftkit import __version__, records
+from ftkit.config.checks import place_of
 from ftkit.config.schema import Config
 from ftkit.errors import StageError
 from ftkit.stages import BY_NAME, Context, Found, Stage, settings_of
@@ -55,7 +56,7 @@ def context_of(config: Config, stage: Stage, origin: Origin, say: Callable[[str]
     """What the stage's ``run`` is given."""
     fingerprint = records.fingerprint(stage.name, origin.settings, origin.inputs, __version__)
     run_folder = folder_of(config)
-    return Context(config, run_folder, run_folder / stage.name, fingerprint, origin.needs, say)
+    return Context(config, run_folder, run_folder / stage.name, fingerprint, origin.needs, say, stage.name)
 
 
 def find(config: Config, stage: Stage, wanted_by: str) -> Found:
@@ -64,13 +65,16 @@ def find(config: Config, stage: Stage, wanted_by: str) -> Found:
     Raises:
         StageError: there is none, its files are gone, or it was made with other settings or an earlier predecessor.
     """
-    own = folder_of(config)
+    own, given = folder_of(config), config.run.records
     base = Path(config.run.outputs) / config.run.base if config.run.base else own
-    for run_folder in dict.fromkeys((own, base)):
+    earlier = Path(config.run.earlier) if config.run.earlier else own
+    for run_folder in dict.fromkeys((own, base, earlier)):
         if record := records.read(run_folder, stage.name):
             found = Found(record, run_folder)
             _check(config, stage, found, wanted_by)
             return found
+    if given and (record := records.read(Path(given), stage.name)):
+        return Found(record, Path(given))  # checked where the job was submitted; what was made is not here
     missing = _missing_before(config, stage)
     raise StageError(
         f"{wanted_by} needs what {stage.name} makes, and it has not been run",
@@ -118,13 +122,21 @@ def _missing_before(config: Config, stage: Stage) -> list[str]:
     return list(dict.fromkeys(before + own))
 
 
-def up_to_date(context: Context, stage: Stage) -> bool:
-    """Whether a stage's record was made from just these settings and inputs, and what it made is still there."""
+def up_to_date(context: Context, stage: Stage, *, ask_azure: bool = True) -> bool:
+    """Whether a stage's record was made from just these settings and inputs, and what it made is still there.
+
+    Args:
+        context: of the stage.
+        stage: which one.
+        ask_azure: False believes the record about what lies in Azure ML.
+    """
     record = records.read(context.run_folder, stage.name)
     if record is None or record.fingerprint != context.fingerprint:
         return False
     if gone := record.missing_files(context.run_folder):
         context.say(f"{stage.name}: {gone[0]} is gone or has another size; running it again")
         return False
+    if not ask_azure and place_of(stage.name, context.config) == "azureml":
+        return True
     still_there = getattr(module_of(stage), "still_there", None)
     return still_there is None or still_there(context, record)

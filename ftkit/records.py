@@ -29,6 +29,7 @@ class Record:
         versions: of Python and the packages that took part.
         seconds: how long the stage took.
         finished: UTC time, ISO 8601.
+        place: where ``files`` lie, if not in the run's folder here: the address of an Azure ML job's output.
     """
 
     stage: str
@@ -40,10 +41,11 @@ class Record:
     versions: dict[str, str]
     seconds: float
     finished: str
+    place: str = ""
 
     def missing_files(self, run_folder: Path) -> list[str]:
-        """Recorded files that are gone or of another size."""
-        return [name for name, size in self.files.items() if _size(run_folder / name) != size]
+        """Recorded files that are gone or of another size; those in a job's output are not looked at."""
+        return [] if self.place else [name for name, size in self.files.items() if _size(run_folder / name) != size]
 
 
 def fingerprint(stage: str, settings: dict[str, Any], inputs: dict[str, str], version: str) -> str:

@@ -24,6 +24,13 @@ def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def workspace_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A workspace in the environment, for what is resolved but never asks Azure."""
+    for name in ("SUBSCRIPTION_ID", "RESOURCE_GROUP", "WORKSPACE_NAME"):
+        monkeypatch.setenv(name, "some")
+
+
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory):
     """The eight stages of ``experiment=tiny`` and its evaluation, run once: folder, and what each command printed."""

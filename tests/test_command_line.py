@@ -69,9 +69,10 @@ def test_plan_says_what_would_fit_when_it_does_not(ftkit):
     assert "will not fit in 94 GiB" in out and "sft.gradient_checkpointing=true: " in out and "fits" in out
 
 
-def test_a_job_for_azure_is_not_pretended(ftkit, tmp_path: Path):
-    done = ftkit("stage=train", "compute=h100x2", "sft.packing=false")
-    assert done.status == 1 and "cannot run it there yet" in done.err
+def test_a_job_for_azure_without_a_workspace_starts_nothing(ftkit, tmp_path: Path):
+    unset = dict.fromkeys(("SUBSCRIPTION_ID", "RESOURCE_GROUP", "WORKSPACE_NAME"), "")
+    done = ftkit("stage=train", "compute=h100x2", "sft.packing=false", **unset)
+    assert done.status == 2 and "SUBSCRIPTION_ID" in done.err
     assert not (tmp_path / "outputs").exists()
 
 

@@ -1,7 +1,8 @@
-"""Each command that the README shows works: it is run, or, where it would start a real job, resolved and planned."""
+"""Each command that the README shows works: it is run, or planned where it would start a job or ask Azure."""
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -18,16 +19,20 @@ COMMANDS = re.findall(r"^\$ (python -m \S+.*?)(?:\s+#.*)?$", README, flags=re.MU
 
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
-    (tmp_path / "rows.jsonl").write_text('{"prompt": "q", "answer": "<think>a</think>b"}\n', encoding="utf-8")
+    """A file whose row has the columns of every example."""
+    examples = [json.loads(block) for block in re.findall(r"```json\n(\{.*\})\n```", README)]
+    row = {key: value for example in examples for key, value in example.items()}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     return tmp_path
 
 
+@pytest.mark.usefixtures("workspace_named")
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python -m ftkit ")])
 def test_command_of_the_readme(command: str, rows: Path):
     arguments = shlex.split(command)[3:]
     mistaken = "sft.pakcing=false" in arguments
     if not mistaken and not any(a == "stage=prepare" for a in arguments):
-        arguments = [re.sub(r"^stage=\w+$", "stage=plan", a) for a in arguments]
+        arguments = [re.sub(r"^stage=[\w,]+$", "stage=plan", a) for a in arguments if a != "check=true"]
     done = run_ftkit(*arguments, cwd=rows)
     assert done.status == (2 if mistaken else 0), done.err
     if mistaken:

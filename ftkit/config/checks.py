@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ftkit.config.data_files import DATA_SUFFIXES, data_files, is_data_file, is_pattern
+from ftkit.config.gate import parse
 from ftkit.config.overrides import nearest
 from ftkit.config.schema import SIDE_STAGES, STAGES, Config
 from ftkit.errors import Problem
 
 Check = Callable[[Config], Iterator[Problem]]
-DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
 def all_checks(config: Config) -> Iterator[Problem]:
@@ -70,6 +71,51 @@ def deployment_fits_its_platform(config: Config) -> Iterator[Problem]:
             f"{deployment.instance_count}, but one server runs here",
             "",
             "deployment.instance_count=1",
+        )
+
+
+def server_has_its_image(config: Config) -> Iterator[Problem]:
+    deployment = config.deployment
+    if deployment.server == "vllm" and not deployment.image:
+        yield Problem("deployment.image", "null, but vllm is served from an image", "", "deployment=vllm names one")
+    if deployment.server == "score" and deployment.image:
+        yield Problem(
+            "deployment.image",
+            f"{deployment.image}, but server=score runs in the image of environment.serve",
+            "",
+            "deployment.image=null, or deployment=vllm",
+        )
+    if deployment.server == "vllm" and deployment.platform == "local":
+        yield Problem("deployment.server", "vllm, which runs on Azure ML alone", "", "deployment.server=score")
+
+
+def rollout_ends_at_100(config: Config) -> Iterator[Problem]:
+    steps = config.deployment.rollout
+    if not steps or steps[-1] != 100 or steps != sorted(set(steps)):
+        yield Problem(
+            "deployment.rollout", f"{steps} does not rise to 100 percent", "", "deployment.rollout=[10,50,100]"
+        )
+
+
+def workspace_is_named(config: Config) -> Iterator[Problem]:
+    """Azure is asked as soon as a stage's work happens there, by plan only with check=true."""
+    asking = [name for name in config.stages if place_of(name, config) == "azureml"]
+    if config.check and "plan" in config.stages:
+        asking += ["plan check=true"] if "azureml" in (config.compute.platform, config.deployment.platform) else []
+    workspace = config.workspace
+    names = {
+        "SUBSCRIPTION_ID": workspace.subscription_id,
+        "RESOURCE_GROUP": workspace.resource_group,
+        "WORKSPACE_NAME": workspace.workspace_name,
+    }
+    missing = [name for name, value in names.items() if not value]
+    if asking and missing:
+        keys = ", ".join(f"{name.lower()}: …" for name in missing)
+        yield Problem(
+            "workspace",
+            f"stage={asking[0]} asks Azure, and {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set",
+            "",
+            f"export {missing[0]}=…, or workspace: {{{keys}}} in conf/local/default.yaml",
         )
 
 
@@ -156,18 +202,65 @@ def max_steps_is_positive_or_minus_one(config: Config) -> Iterator[Problem]:
         )
 
 
-def dataset_file_exists(config: Config) -> Iterator[Problem]:
+def registered_model_needs_a_tokenizer_here(config: Config) -> Iterator[Problem]:
+    model = config.model
+    if not model.pretrained_model_name_or_path.startswith("azureml:") or model.folder:
+        return
+    if config.compute.platform != "azureml":
+        yield Problem(
+            "model.pretrained_model_name_or_path",
+            f"{model.pretrained_model_name_or_path} is in Azure ML, but compute.platform is {config.compute.platform}",
+            "",
+            "compute=h100x1, or the hub id or folder of the model",
+        )
+    if "prepare" in config.stages and model.tokenizer is None:
+        yield Problem(
+            "model.tokenizer",
+            "null, but prepare runs here, where a registered model cannot be read",
+            "",
+            "model.tokenizer=openai/gpt-oss-20b, or a folder with its tokenizer",
+        )
+
+
+def gate_can_be_read(config: Config) -> Iterator[Problem]:
+    for rule in config.deployment.gate:
+        try:
+            parse(rule)
+        except ValueError as error:
+            yield Problem("deployment.gate", f"{rule!r}: {error}", "", 'for instance ["thinks_in_japanese >= 0.95"]')
+
+
+def dataset_files_exist(config: Config) -> Iterator[Problem]:
     path = Path(config.dataset.path)
-    if "prepare" not in config.stages or not config.dataset.path.endswith(DATA_SUFFIXES) or path.is_file():
+    if "prepare" not in config.stages or data_files(config.dataset.path) != []:
         return
-    if config.dataset.path.startswith("package:"):
+    if path.is_dir() or is_pattern(config.dataset.path):
+        yield Problem("dataset.path", f"no file to read in {path}", "", f"files are {', '.join(DATA_SUFFIXES)}, or .gz")
         return
-    neighbours = [str(p) for p in path.parent.glob("*") if p.suffix in DATA_SUFFIXES] if path.parent.is_dir() else []
+    neighbours = [str(p) for p in path.parent.glob("*") if is_data_file(p)] if path.parent.is_dir() else []
     close = nearest(str(path), neighbours)
-    what = "is a folder" if path.is_dir() else "no such file"
     yield Problem(
-        "dataset.path", f"{what}: {path}", "", f"did you mean {close}?" if close else "give the path of your rows"
+        "dataset.path",
+        f"no such file: {path}",
+        "",
+        f"did you mean {close}?" if close else "give the path of your rows",
     )
+
+
+def columns_say_where_the_chat_is(config: Config) -> Iterator[Problem]:
+    columns = config.dataset.columns
+    pair = [name for name in ("question", "answer") if getattr(columns, name) is not None]
+    if columns.messages is not None and (pair or columns.thinking):
+        clash = [*pair, *(["thinking"] if columns.thinking else [])]
+        drop = " ".join(f"dataset.columns.{name}=null" for name in clash)
+        yield Problem("dataset.columns", f"messages and {' and '.join(clash)} are both given", "", f"leave one: {drop}")
+    elif columns.messages is None and len(pair) < 2:
+        yield Problem(
+            "dataset.columns",
+            "neither messages nor question and answer are given",
+            "",
+            "dataset.columns.question=… dataset.columns.answer=…, or dataset.columns.messages=…",
+        )
 
 
 def invoke_has_one_request(config: Config) -> Iterator[Problem]:
@@ -192,6 +285,8 @@ def expert_parameters(config: Config) -> list[str]:
 
 def place_of(stage: str, config: Config) -> str:
     """Where a stage's work happens: ``here``, or the platform of compute or of deployment."""
+    if config.run.records:
+        return "here"
     if stage in ("deploy", "invoke", "teardown"):
         return config.deployment.platform
     if stage in ("environment", "publish", "train", "merge", "register", "evaluate"):
@@ -199,10 +294,18 @@ def place_of(stage: str, config: Config) -> str:
     return "here"
 
 
+def runs_as_job(stage: str, config: Config) -> bool:
+    """Whether a stage runs in a job of Azure ML; consecutive ones share a job."""
+    return stage in ("train", "merge", "evaluate") and place_of(stage, config) == "azureml"
+
+
 CHECKS: tuple[Check, ...] = (
     stage_exists,
     compute_fits_its_platform,
     deployment_fits_its_platform,
+    server_has_its_image,
+    rollout_ends_at_100,
+    workspace_is_named,
     reentrant_checkpointing_under_ddp,
     dropout_on_experts,
     target_parameters_exist,
@@ -210,7 +313,10 @@ CHECKS: tuple[Check, ...] = (
     flex_attention_needs_a_gpu,
     packed_weights_need_low_rank_experts,
     schedule_fits_its_arguments,
+    registered_model_needs_a_tokenizer_here,
     max_steps_is_positive_or_minus_one,
-    dataset_file_exists,
+    gate_can_be_read,
+    dataset_files_exist,
+    columns_say_where_the_chat_is,
     invoke_has_one_request,
 )

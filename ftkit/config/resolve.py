@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,12 @@ def check_sweep(command_line: CommandLine) -> None:
         raise ConfigError(list(dict.fromkeys(problems)))
 
 
-def load_frozen(path: Path) -> Config:
+def load_frozen(path: Path, changes: Mapping[str, Any] | None = None) -> Config:
     """Read a configuration that an earlier command resolved and wrote as YAML.
+
+    Args:
+        path: of the file.
+        changes: values by dotted key that replace those in it.
 
     Raises:
         ConfigError: when the file is missing or does not fit this version's schema.
@@ -60,6 +65,9 @@ def load_frozen(path: Path) -> Config:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError([Problem("--resolved", f"cannot be read: {error}", str(path))]) from error
+    for key, value in (changes or {}).items():
+        *groups, name = key.split(".")
+        reduce(lambda within, group: within[group], groups, values)[name] = value
     config, problems = _validate(values)
     return _or_raise(config, [replace(problem, where=display(path)) for problem in problems])
 

@@ -15,6 +15,7 @@ RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._=,+-]{0,199}$"
 ASSET_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,254}$"
 ENDPOINT_NAME = r"^[A-Za-z][A-Za-z0-9-]{1,30}[A-Za-z0-9]$"
 DATE = r"^\d{4}-\d{2}-\d{2}$"
+SHM_SIZE = r"^\d+[kmg]$"
 PATTERNS = {
     RUN_NAME: "a name of letters, digits and . _ = , + -",
     ASSET_NAME: "a name of letters, digits and . _ -",
@@ -29,6 +30,9 @@ EndpointName = Annotated[str, Field(pattern=ENDPOINT_NAME)]
 
 STAGES = ("environment", "prepare", "publish", "train", "merge", "register", "deploy", "invoke")
 """The life cycle in order; ``stage=all`` runs these."""
+
+MERGED = STAGES.index("merge") + 1
+"""Where evaluate comes when it is asked for together with others: before the model is registered."""
 
 SIDE_STAGES = ("plan", "evaluate", "teardown")
 """Stages that are run on their own, beside the life cycle."""
@@ -50,6 +54,39 @@ class Run(Group):
     """Folder that holds all runs."""
     base: Name | None
     """Run whose records stand in for stages that this run has not made itself; a sweep sets it."""
+    records: str | None
+    """Set inside an Azure ML job: folder with the records of the stages before it."""
+    earlier: str | None
+    """Set inside an Azure ML job: where the run folder of an earlier job is mounted."""
+
+
+class Workspace(Group):
+    """The Azure ML workspace; by default from SUBSCRIPTION_ID, RESOURCE_GROUP and WORKSPACE_NAME."""
+
+    subscription_id: str | None
+    """Subscription that holds the workspace."""
+    resource_group: str | None
+    """Resource group that holds the workspace."""
+    workspace_name: str | None
+    """Name of the workspace."""
+
+
+class Environment(Group):
+    train: AssetName
+    """Name of the environment whose image jobs run in; its version is a digest of its files."""
+    serve: AssetName
+    """Name of the environment whose image endpoints run in."""
+    wait: bool
+    """true follows the build of the images to its end; false lets the first job or deployment wait for it."""
+
+
+class Secrets(Group):
+    """Where a job finds the token of the model hub; the token itself is in no configuration, job or log."""
+
+    key_vault: str | None
+    """Name of the key vault; null takes the workspace's own."""
+    hf_token: str | None
+    """Name of the secret in it; null loads from the hub without a token."""
 
 
 class Architecture(Group):
@@ -79,7 +116,11 @@ class Model(Group):
     name: AssetName
     """Short name; the default run and model names are made from it."""
     pretrained_model_name_or_path: str
-    """Hub id, folder, or ``package:<name>`` for a model that ships with ftkit."""
+    """Hub id, folder, ``azureml:<model>:<version>``, or ``package:<name>`` for a model that ships with ftkit."""
+    tokenizer: str | None
+    """Hub id or folder of the tokenizer where the model itself cannot be read from here; null takes the model's own."""
+    folder: str | None
+    """Set inside an Azure ML job: where the model is mounted."""
     revision: str | None
     """Branch, tag or commit on the hub; null takes the newest."""
     dtype: Literal["bfloat16", "float32"]
@@ -97,22 +138,51 @@ class Model(Group):
 
 
 class Columns(Group):
-    question: str
-    """Column with the question."""
-    answer: str
-    """Column with ``<think>…</think>`` followed by the final answer."""
+    """Where a row's parts stand. Give question and answer, or messages."""
+
+    question: str | None
+    """Column with the question: text, or a list of messages that ends with the user's."""
+    answer: str | None
+    """Column with the answer: text, or a list of messages; ``<think>…</think>`` may stand before the final answer."""
+    thinking: str | None
+    """Column with the thinking, when the answer does not carry it in ``<think>…</think>``."""
+    messages: str | None
+    """Column with a whole chat, laid out as dataset.turns says; instead of question and answer."""
+    reasoning_effort: str | None
+    """Column that sets dataset.reasoning_effort for each row; where a row has none, the setting holds."""
+    reasoning_language: str | None
+    """Column that sets dataset.reasoning_language for each row; where a row has none, the setting holds."""
+    persona: str | None
+    """Column that sets dataset.persona for each row; where a row has none, the setting holds."""
+
+
+class Turns(Group):
+    """How one message of a chat is laid out."""
+
+    role: str
+    """Key of the message that says who speaks."""
+    content: str
+    """Key of its text."""
+    thinking: str
+    """Key of an assistant's thinking; without it, ``<think>…</think>`` is looked for in the text."""
+    roles: dict[str, Literal["system", "developer", "user", "assistant"]]
+    """Names of roles in the data and what they mean; the four names themselves need no entry."""
 
 
 class Dataset(Group):
     name: AssetName
     """Short name, shown by ``plan``."""
     path: str
-    """Hub id, a .jsonl or .parquet file, or ``package:<file>`` for data that ships with ftkit."""
+    """Hub id; a .jsonl, .json, .csv or .parquet file, also with .gz; a folder or a pattern (\"data/*.jsonl\") of them;
+    or ``package:<file>`` for data that ships with ftkit."""
     split: str
     """Split to read from a hub data set; files have one."""
     revision: str | None
     """Branch, tag or commit on the hub; null takes the newest."""
+    folder: str | None
+    """Set inside an Azure ML job: where the published rows are mounted."""
     columns: Columns
+    turns: Turns
     asset_name: AssetName
     """Name of the data asset, and of the parquet and JSONL files in it."""
     reasoning_language: str | None
@@ -123,12 +193,20 @@ class Dataset(Group):
     """The effort that Harmony's system block asks for."""
     current_date: Annotated[str, Field(pattern=DATE)]
     """Date that Harmony's system block gives; pinned, so that the same rows give the same tokens on any day."""
+    thinking: Literal["required", "optional"]
+    """required refuses an answer without thinking; optional trains such a row on its final answer alone."""
+    special_tokens: Literal["refuse", "neutralise"]
+    """Rows with text such as <|end|>: refuse them, or keep them with that text as plain characters."""
     heldout: Annotated[float, Field(ge=0, lt=1)]
     """Share of the rows kept out of training, chosen by a hash of the question."""
-    overlength: Literal["drop", "error"]
-    """What to do with rows longer than sft.max_length: leave out and count, or stop."""
+    near_duplicates: Annotated[float, Field(gt=0, le=1)]
+    """Likeness (Jaccard, on runs of 5 characters) from which two questions share a side; 1 joins equal ones only."""
+    overlength: Literal["drop", "error", "truncate-thinking"]
+    """Rows longer than sft.max_length: leave out and count, stop, or cut the end of the thinking, never the answer."""
     max_rows: PositiveInt | None
     """Read only the first rows; null reads all."""
+    num_proc: PositiveInt | None
+    """Processes that prepare rows; null takes one a core. The rows are the same with any number."""
 
 
 class Lora(Group):
@@ -205,6 +283,21 @@ class Compute(Group):
     """Machines (the NUM_NODES of other kits)."""
     gpus_per_node: PositiveInt
     """Processes on each machine, one for each GPU; on a machine without GPUs each is a CPU process."""
+    cluster: str | None
+    """Compute cluster of the workspace; null takes serverless compute of instance_type."""
+    spot: bool
+    """true takes spot machines: cheaper, and a job that is evicted goes on from its last checkpoint."""
+    timeout_hours: Annotated[float, Field(gt=0)]
+    """Hours after which Azure ML ends the job."""
+    shm_size: Annotated[str, Field(pattern=SHM_SIZE)]
+    """Shared memory of the job's containers."""
+    experiment_name: AssetName
+    """Azure ML experiment that jobs are listed under."""
+    sweep: Literal["launcher", "native"]
+    """What runs a sweep on Azure ML. launcher: hydra/launcher=azureml, a job for each combination. native: one sweep
+    job of Azure ML's, which ends trials early whose loss is worse than the others' median."""
+    max_concurrent_trials: PositiveInt
+    """Trials of a native sweep that run at a time."""
     gib_per_gpu: Annotated[float, Field(gt=0)] | None
     """Memory of one GPU in GiB, against which plan holds its prediction; null when there is none."""
     usd_per_hour: Annotated[float, Field(ge=0)] | None
@@ -226,12 +319,20 @@ class Registration(Group):
 
 
 class Deployment(Group):
+    gate: list[str]
+    """Rules that evaluate's figures must keep before register: thinks_in_japanese >= 0.95, right >= base."""
     platform: Literal["local", "azureml"]
     """local: a server on this machine's loopback. azureml: a managed online endpoint."""
+    server: Literal["score", "vllm"]
+    """score: ftkit's own score.py on Azure ML's inference server. vllm: a vLLM container, OpenAI-compatible."""
+    image: str | None
+    """Container image of deployment=vllm; null for score."""
     endpoint_name: EndpointName
     """Name of the endpoint, 3 to 32 letters, digits and hyphens."""
     deployment_name: EndpointName
-    """Name of the deployment that gets all traffic."""
+    """Name of the first deployment; on Azure ML the next version takes the other of blue and green."""
+    auth_mode: Literal["key", "aad_token"]
+    """What a request to a managed endpoint proves itself with: a key, or a token of Microsoft Entra."""
     instance_type: str | None
     """VM size on Azure ML; null on the local platform."""
     instance_count: PositiveInt
@@ -244,6 +345,10 @@ class Deployment(Group):
     """Longest request in milliseconds; Azure ML allows 180000."""
     max_concurrent_requests_per_instance: PositiveInt
     """Requests that one instance takes at a time."""
+    rollout: list[Annotated[int, Field(ge=1, le=100)]]
+    """Percent of the traffic that a new version gets one after the other, checked at each; the last is 100."""
+    keep_failed: bool
+    """true leaves a failed deployment to look at, where it costs money; false deletes it once its log is printed."""
 
 
 class Invoke(Group):
@@ -275,7 +380,14 @@ class Config(Group):
     """true runs a stage again even when nothing it depends on has changed."""
     yes: bool
     """true answers the question that teardown asks."""
+    check: bool
+    """true lets plan ask Azure: credential, workspace, VM sizes, quota, prices."""
+    attach: str | None
+    """Name of an Azure ML job under way, to follow instead of submitting a new one."""
     run: Run
+    workspace: Workspace
+    environment: Environment
+    secrets: Secrets
     model: Model
     dataset: Dataset
     lora: Lora
@@ -292,7 +404,7 @@ class Config(Group):
         """The stages asked for, in the order of the life cycle; empty when none is."""
         asked = [self.stage] if isinstance(self.stage, str) else list(self.stage or [])
         names = dict.fromkeys(name for word in asked for name in (STAGES if word == "all" else (word,)))
-        order = STAGES + SIDE_STAGES
+        order = (*STAGES[:MERGED], "evaluate", *STAGES[MERGED:], *SIDE_STAGES)
         return tuple(sorted(names, key=lambda name: order.index(name) if name in order else len(order)))
 
     @property

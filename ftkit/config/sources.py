@@ -60,7 +60,7 @@ def headline(path: Path) -> str:
 def file_that_sets(key: str, choices: dict[str, str]) -> Path | None:
     """The file whose value of ``key`` won, given the chosen option of each group; None when no file sets it."""
     group = key.partition(".")[0]
-    late = [("local", choices.get("local")), ("experiment", choices.get("experiment"))]
+    late = [("local", choices.get("local@_global_")), ("experiment", choices.get("experiment"))]
     for place, option in late:
         if option and (path := option_file(place, option)) and _sets(path, key.split(".")):
             return path

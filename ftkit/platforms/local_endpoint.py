@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 from ftkit.errors import StageError
 from ftkit.files import explained, written_aside
 from ftkit.serving.score import ModelError, check_weights, find_model
+from ftkit.serving.server_log import reason
 
 if TYPE_CHECKING:
     import psutil
@@ -41,9 +42,6 @@ NEEDED = ("azureml_inference_server_http", "gunicorn", "httpx", "psutil", "torch
 
 _FOREIGN = re.compile(r"^(AML_|AZURE|GUNICORN|SCORING_|HUGGING_FACE)|TOKEN$|SECRET|PASSWORD|API_?KEY|CREDENTIAL", re.I)
 """Environment variables that an endpoint does not inherit: settings of other servers, secrets it has no use for."""
-_REASON = re.compile(r"^(?:[a-z_]\w*\.)*([A-Z]\w*(?:Error|Exception)): (.+)")
-_FAILURE = re.compile(r" E \[\d+\] azmlinfsrv - ")
-"""The server's word that the script failed; a traceback about model versions before it means nothing."""
 
 
 @dataclass(frozen=True)
@@ -295,25 +293,15 @@ def _wait_until_healthy(endpoint: Endpoint, process: subprocess.Popen[bytes]) ->
         with suppress(psutil.NoSuchProcess):
             workers |= {child.pid for child in psutil.Process(process.pid).children()}
         if process.poll() is not None or len(workers) > 1:  # gunicorn ends when init fails, replaces a killed worker
-            reason = _reason(Path(endpoint.log)) or "its worker was killed, for want of memory perhaps"
-            raise StageError(f"the server did not start: {reason}", where=endpoint.log)
+            said = reason(Path(endpoint.log).read_text(encoding="utf-8", errors="replace"))
+            why = said or "its worker was killed, for want of memory perhaps"
+            raise StageError(f"the server did not start: {why}", where=endpoint.log)
         with suppress(httpx.HTTPError):
             if httpx.get(endpoint.health_uri, timeout=1, trust_env=False).status_code == 200:
                 return
         time.sleep(0.1)
     cure = f"deployment.startup_timeout_s={endpoint.startup_timeout_s * 2}, if the log shows that it was still loading"
     raise StageError(f"not healthy after {endpoint.startup_timeout_s} s", where=endpoint.log, cure=cure)
-
-
-def _reason(log: Path) -> str:
-    """Why a server failed, from its log: the script's error, or else what gunicorn says of the worker."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    failed = next((i for i, line in enumerate(lines) if _FAILURE.search(line)), len(lines))
-    errors = [found.groups() for line in lines[failed:] if (found := _REASON.match(line))]
-    for name, message in reversed(errors):
-        if not name.startswith("UserScript"):
-            return message if name == "ModelError" else f"{name}: {message}"
-    return "; ".join([line.partition("] ")[2] for line in lines if "[ERROR]" in line][-3:])
 
 
 @contextmanager

@@ -5,42 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ftkit.errors import StageError
 from ftkit.files import tree_digest, written_aside
+from ftkit.platforms import Asset
 
 DESCRIPTION = "asset.json"
 CONTENT = "content"
-
-
-@dataclass(frozen=True)
-class Asset:
-    """One version of a data asset or a model.
-
-    Attributes:
-        kind: ``data`` or ``models``.
-        name: the asset's name.
-        version: ``1``, ``2``, …; a version never changes.
-        type: Azure ML's type, ``uri_folder`` or ``custom_model``.
-        digest: of the content's paths and bytes.
-        tags: text pairs that describe it.
-        path: folder with the content.
-    """
-
-    kind: str
-    name: str
-    version: str
-    type: str
-    digest: str
-    tags: Mapping[str, str]
-    path: str
-
-    @property
-    def id(self) -> str:
-        return f"{self.name}:{self.version}"
 
 
 def register(

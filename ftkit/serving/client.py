@@ -1,20 +1,58 @@
-"""Asking an endpoint, local or managed: the request's body from the configuration, one POST, errors explained."""
+"""Asking an endpoint, local or managed: the request's body from the configuration, one POST, errors explained.
+
+Two formats: that of ``score.py``, and OpenAI's chat completions, which a vLLM container speaks.
+"""
 
 from __future__ import annotations
 
 import json
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ftkit.config.schema import Invoke
 from ftkit.errors import StageError
 
+if TYPE_CHECKING:
+    import httpx
+
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+TRIES = 4
+"""How often a request is sent that the endpoint has not begun to answer."""
+REQUEST_IDS = ("x-ms-request-id", "x-request-id", "x-ms-client-request-id")
 
 
-def build_payload(invoke: Invoke) -> dict[str, Any]:
+class NotAnswering(StageError):
+    """The endpoint cannot be reached, or nothing behind it takes requests at this moment."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model answered.
+
+    Attributes:
+        thinking, output: either may be empty.
+        finish_reason: ``stop`` if it ended by itself, ``length`` if it was cut off.
+        prompt_tokens, completion_tokens: of the request and of the whole answer.
+    """
+
+    thinking: str
+    output: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+def build_payload(invoke: Invoke, server: str = "score", system: str = "") -> dict[str, Any]:
     """The request's body: of ``invoke.prompt``, ``invoke.messages`` or ``invoke.file``, the last as it is.
+
+    Args:
+        server: ``score`` or ``vllm``, whose format it is in.
+        system: message that ``vllm`` gets before a prompt; ``score`` knows the training's own.
 
     Raises:
         StageError: not exactly one is given, or the file is missing or no JSON object.
@@ -25,23 +63,69 @@ def build_payload(invoke: Invoke) -> dict[str, Any]:
         raise StageError(what, where="invoke", cure="invoke.prompt='…', invoke.messages=[…] or invoke.file=….json")
     if invoke.file is not None:
         return _read(Path(invoke.file).expanduser())
-    return {given[0]: getattr(invoke, given[0]), "max_new_tokens": invoke.max_new_tokens}
+    if invoke.prompt is not None:
+        return question(invoke.prompt, invoke.max_new_tokens, server, system)
+    length = "max_tokens" if server == "vllm" else "max_new_tokens"
+    return {"messages": invoke.messages, length: invoke.max_new_tokens}
+
+
+def question(prompt: str, max_new_tokens: int, server: str, system: str = "") -> dict[str, Any]:
+    """The body of a request with one question in it."""
+    if server != "vllm":
+        return {"prompt": prompt, "max_new_tokens": max_new_tokens}
+    before = [{"role": "system", "content": system}] if system else []
+    return {"messages": [*before, {"role": "user", "content": prompt}], "max_tokens": max_new_tokens}
+
+
+def read_answer(body: Mapping[str, Any], server: str, uri: str) -> Answer:
+    """Take an answer's body apart.
+
+    Raises:
+        StageError: it does not have the server's format.
+    """
+    try:
+        usage = body["usage"]
+        counts = int(usage["prompt_tokens"]), int(usage["completion_tokens"])
+        if server != "vllm":
+            return Answer(str(body["thinking"]), str(body["output"]), str(body["finish_reason"]), *counts)
+        choice = body["choices"][0]
+        message = choice["message"]
+        thinking = message.get("reasoning") or message.get("reasoning_content") or ""
+        return Answer(thinking, message.get("content") or "", str(choice["finish_reason"]), *counts)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise StageError(
+            f"the answer is not one of {'an OpenAI-compatible server' if server == 'vllm' else 'score.py'}: "
+            f"{json.dumps(body, ensure_ascii=False)[:80]}",
+            where=uri,
+            cure="stage=deploy,invoke",
+        ) from error
 
 
 def score(
-    scoring_uri: str, payload: dict[str, Any], *, timeout_s: float, key: str | None = None, log: str | None = None
+    scoring_uri: str,
+    payload: dict[str, Any],
+    *,
+    timeout_s: float,
+    key: str | None = None,
+    log: str | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Send a request and return the answer.
+
+    What no server has begun to work on is sent again: when there was no connection, or when the answer is a 429 that
+    says how long to wait. Anything else is not repeated, for the model may have been at work.
 
     Args:
         scoring_uri: of the endpoint.
         payload: the request's body.
         timeout_s: seconds to wait for the whole answer.
-        key: of a managed endpoint; sent as a bearer token, in no message.
+        key: key or token of a managed endpoint; sent as a bearer token, in no message.
         log: where the endpoint's log lies, for messages.
+        headers: sent as well.
 
     Raises:
-        StageError: the endpoint cannot be reached, refuses, fails, takes too long or does not answer in JSON.
+        NotAnswering: the endpoint cannot be reached, or has nothing that takes requests.
+        StageError: it refuses, fails, takes too long or does not answer in JSON.
     """
     try:
         import httpx
@@ -50,13 +134,16 @@ def score(
             "asking an endpoint needs httpx, which is not installed", cure="pip install 'ftkit[serve]'"
         ) from error
 
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    sent = {**(headers or {}), REQUEST_IDS[-1]: str(uuid.uuid4())}
+    if key:
+        sent["Authorization"] = f"Bearer {key}"
     local = urlsplit(scoring_uri).hostname in LOOPBACK  # which no proxy of the environment can reach
+    timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, 10))
     try:
-        with httpx.Client(timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, 10)), trust_env=not local) as client:
-            answer = client.post(scoring_uri, json=payload, headers=headers)
-    except httpx.ConnectError as error:
-        raise StageError("the endpoint is not running", where=scoring_uri, cure="stage=deploy,invoke") from error
+        with httpx.Client(timeout=timeout, trust_env=not local) as client:
+            answer = _posted(client, scoring_uri, payload, sent, time.monotonic() + timeout_s, may_come_up=not local)
+    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
+        raise NotAnswering("the endpoint is not running", where=scoring_uri, cure="stage=deploy,invoke") from error
     except httpx.TimeoutException as error:
         cure = "invoke.max_new_tokens=<fewer>, or a longer deployment.request_timeout_ms"
         raise StageError(f"no answer within {timeout_s:g} s", where=scoring_uri, cure=cure) from error
@@ -64,7 +151,46 @@ def score(
         raise StageError(
             f"the request failed: {type(error).__name__}", where=log or scoring_uri, cure="stage=deploy"
         ) from error
-    return _checked(answer.status_code, answer.content, scoring_uri, log)
+    own = "" if local else sent[REQUEST_IDS[-1]]
+    request = next((answer.headers[name] for name in REQUEST_IDS if name in answer.headers), own)
+    where = f"{scoring_uri}, request {request}" if request else scoring_uri
+    return _checked(answer.status_code, answer.content, where, log)
+
+
+def _posted(
+    client: httpx.Client,
+    uri: str,
+    payload: dict[str, Any],
+    headers: dict[str, str],
+    deadline: float,
+    *,
+    may_come_up: bool,
+) -> httpx.Response:
+    """The answer to the first request that is taken; a 429 once there is no time left to wait."""
+    import httpx
+
+    attempt = 0
+    while True:
+        pause, last = 2.0**attempt, attempt == TRIES - 1
+        try:
+            answer = client.post(uri, json=payload, headers=headers)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError):
+            if not may_come_up or last or time.monotonic() + pause > deadline:
+                raise
+        else:
+            asked = _seconds(answer.headers.get("retry-after")) if answer.status_code == 429 else None
+            if asked is None or last or time.monotonic() + asked > deadline:
+                return answer
+            pause = asked
+        time.sleep(pause)
+        attempt += 1
+
+
+def _seconds(text: str | None) -> float | None:
+    try:
+        return max(0.0, float(text)) if text else None
+    except ValueError:
+        return None
 
 
 def _checked(status: int, content: bytes, uri: str, log: str | None) -> dict[str, Any]:
@@ -75,12 +201,20 @@ def _checked(status: int, content: bytes, uri: str, log: str | None) -> dict[str
     said, field = _said(body)
     if status in (401, 403):
         raise StageError(
-            f"the endpoint does not accept the key ({status})", where=uri, cure="fetch the endpoint's key again"
+            f"the endpoint does not accept the key or token ({status})",
+            where=uri,
+            cure="a token's identity needs the role AzureML Data Scientist; a key may just have been changed",
         )
     if status in (408, 504):
         raise StageError(f"the endpoint took too long ({status})", where=uri, cure="invoke.max_new_tokens=<fewer>")
     if status == 429:
         raise StageError(f"the endpoint is busy: {said or status}", where=uri, cure="try again in a few seconds")
+    if status in (502, 503) or (status == 404 and "deployments" in content.decode(errors="replace")):
+        raise NotAnswering(
+            f"nothing behind the endpoint takes requests ({status})",
+            where=f"log {log}" if log else uri,
+            cure="stage=deploy,invoke; while a deployment is being changed, try again in a minute",
+        )
     if status == 424 or status >= 500:
         raise StageError(
             f"the endpoint failed ({status}): {said or 'it gives no reason'}", where=f"log {log}" if log else uri

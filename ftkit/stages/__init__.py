@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ftkit.config.checks import place_of
 from ftkit.config.schema import Config
+from ftkit.platforms import Platform, platform_of
 from ftkit.records import Record
 
 
@@ -38,7 +40,10 @@ STAGES = (
         "prepare",
         "rows to Harmony conversations and tokens",
         "{asset}.parquet, .jsonl",
-        reads=("dataset", "-dataset.overlength", "model.pretrained_model_name_or_path", "model.revision"),
+        reads=(
+            *("dataset", "-dataset.overlength", "-dataset.folder", "-dataset.num_proc"),
+            *("model.tokenizer", "model.pretrained_model_name_or_path", "model.revision"),
+        ),
     ),
     Stage(
         "publish", "register the data as a versioned asset", "data asset {asset}", ("prepare",), ("dataset.asset_name",)
@@ -50,7 +55,7 @@ STAGES = (
         ("publish",),
         (
             *("model", "lora", "sft", "dataset.overlength", "compute.nodes", "compute.gpus_per_node"),
-            *("-sft.logging_steps", "-sft.save_steps", "-sft.save_total_limit"),
+            *("-model.folder", "-model.tokenizer", "-sft.logging_steps", "-sft.save_steps", "-sft.save_total_limit"),
         ),
     ),
     Stage(
@@ -58,10 +63,22 @@ STAGES = (
         "merge the adapter into the base, check the result",
         "merged/",
         ("train", "publish"),
-        ("merge", "model"),
+        ("merge", "model", "-model.folder", "-model.tokenizer"),
     ),
-    Stage("register", "register the merged model as a version", "model {model}", ("merge",), ("registration",)),
-    Stage("deploy", "serve the registered model at an endpoint", "endpoint {endpoint}", ("register",), ("deployment",)),
+    Stage(
+        "register",
+        "register the merged model as a version",
+        "model {model}",
+        ("merge",),
+        ("registration", "deployment.gate"),
+    ),
+    Stage(
+        "deploy",
+        "serve the registered model at an endpoint",
+        "endpoint {endpoint}",
+        ("register",),
+        ("deployment", "-deployment.rollout", "-deployment.keep_failed", "-deployment.gate"),
+    ),
     Stage("invoke", "send a request to the endpoint, print the answer", "answer", ("deploy",), always=True),
     Stage("plan", "what would run, memory, every problem; runs nothing", "this table", always=True),
     Stage(
@@ -69,7 +86,7 @@ STAGES = (
         "ask base and merged model the held-out questions",
         "evaluate/answers.jsonl",
         ("merge", "publish"),
-        ("evaluate", "model"),
+        ("evaluate", "model", "-model.folder", "-model.tokenizer"),
     ),
     Stage("teardown", "stop the endpoint, after asking", "nothing", always=True),
 )
@@ -102,6 +119,10 @@ class Found:
     def folder(self) -> Path:
         return self.run_folder / self.record.stage
 
+    def address(self, name: str) -> str:
+        """Where a file or folder of the run lies: a path here, or an address in the output of an Azure ML job."""
+        return f"{self.record.place}/{name}" if self.record.place else str(self.run_folder / name)
+
 
 @dataclass(frozen=True)
 class Context:
@@ -114,6 +135,7 @@ class Context:
         fingerprint: digest of all that the outcome depends on.
         needs: records of the stages it needs, by name.
         say: prints a line to the user.
+        stage: the stage's name.
     """
 
     config: Config
@@ -123,10 +145,12 @@ class Context:
     needs: Mapping[str, Found]
     say: Callable[[str], None]
 
+    stage: str
+
     @property
-    def store(self) -> Path:
-        """The local platform's store of data, models and endpoints, shared by all runs."""
-        return Path(self.config.run.outputs) / "_workspace"
+    def platform(self) -> Platform:
+        """Where the stage's work happens."""
+        return platform_of(place_of(self.stage, self.config), self.config, self.run_folder)
 
 
 def settings_of(stage: Stage, config: Config) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""stage=environment: check that what is pinned is installed; print versions, devices and back ends.
+"""stage=environment: check that what is pinned is installed, or on Azure ML make the images of jobs and endpoints.
 
 python -m ftkit experiment=tiny stage=environment
+python -m ftkit stage=environment environment.wait=true
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from rich.table import Table
 
+from ftkit.config.checks import place_of
 from ftkit.config.sources import PACKAGE
 from ftkit.console import console
 from ftkit.errors import StageError
@@ -23,6 +25,15 @@ EXTRAS = ("train", "serve")
 
 
 def run(context: Context) -> Made:
+    """See ``ftkit.platforms.azureml.environments`` for Azure ML; here see ``check_installed``."""
+    if place_of("environment", context.config) == "azureml":
+        from ftkit.platforms.azureml import AzureML
+
+        return Made(AzureML(context.config, context.run_folder).build_images(context.say))
+    return check_installed(context)
+
+
+def check_installed(context: Context) -> Made:
     """Hold installed versions against ftkit's bounds and show the tested ones beside them.
 
     Raises:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,12 +19,13 @@ from ftkit.config.schema import Config, Model
 from ftkit.console import console
 from ftkit.errors import StageError
 from ftkit.evaluation.generation import complete
-from ftkit.evaluation.measures import Answer, Measures, measure
+from ftkit.evaluation.measures import MEASURES, Answer, Figure, differences, figures
 from ftkit.files import written_aside
+from ftkit.quiet import libraries_to
 from ftkit.serving.score import Harmony
 from ftkit.stages import Context, Made
 from ftkit.stages.prepare import TOKENS
-from ftkit.training.quiet import libraries_to
+from ftkit.stages.publish import published_rows
 
 ANSWERS = "answers.jsonl"
 LIBRARY_LOG = "library.log"
@@ -32,7 +33,10 @@ ROWS = (
     ("thinks in Japanese", "thinks_in_japanese"),
     ("parses as Harmony with a final answer", "parses"),
     ("ends by itself", "finished"),
+    ("repeats itself in a loop", "loops"),
     ("right answer, word for word", "right"),
+    ("right number", "right_number"),
+    ("tokens of an answer", "tokens"),
 )
 
 
@@ -53,7 +57,7 @@ def run(context: Context) -> Made:
         StageError: no row is held out.
     """
     config, published = context.config, context.needs["publish"].record.result
-    questions = _questions(Path(published["path"]), published["name"], config.evaluate.questions)
+    questions = _questions(published_rows(context), published["name"], config.evaluate.questions)
     if not questions:
         raise StageError("no row is held out, so there is nothing to ask", cure="dataset.heldout=0.1 stage=prepare,…")
     merged = context.needs["merge"]
@@ -61,19 +65,24 @@ def run(context: Context) -> Made:
         update={
             "pretrained_model_name_or_path": str(merged.run_folder / merged.record.result["folder"]),
             "revision": None,
+            "folder": None,
         }
     )
     context.folder.mkdir(parents=True, exist_ok=True)
     with libraries_to(context.folder / LIBRARY_LOG):
         before = _ask(config, config.model, questions)
         after = _ask(config, tuned, questions)
-    _print(measure(before), measure(after), before, after)
+    measured = {"base": figures(before), "merged": figures(after), "difference": differences(before, after)}
+    _print(measured, before, after)
     with written_aside(context.folder / ANSWERS) as aside:
         _write(aside, before, after)
-    measures = {"base": asdict(measure(before)), "merged": asdict(measure(after)), "questions": len(questions)}
-    shares = f"{measure(before).thinks_in_japanese:.2f} → {measure(after).thinks_in_japanese:.2f}"
+    means = {of: {name: figure.mean for name, figure in found.items()} for of, found in measured.items()}
+    intervals = {
+        of: {name: [figure.low, figure.high] for name, figure in found.items()} for of, found in measured.items()
+    }
+    shares = f"{means['base']['thinks_in_japanese']:.2f} → {means['merged']['thinks_in_japanese']:.2f}"
     summary = f"{len(questions)} held-out questions: thinking in Japanese {shares}; all in {context.folder / ANSWERS}"
-    return Made(summary, [context.folder / ANSWERS], measures)
+    return Made(summary, [context.folder / ANSWERS], {**means, "intervals": intervals, "questions": len(questions)})
 
 
 def _questions(folder: Path, name: str, limit: int) -> list[Question]:
@@ -81,7 +90,7 @@ def _questions(folder: Path, name: str, limit: int) -> list[Question]:
 
     conversations = {row["row"]: row["messages"] for row in pq.read_table(folder / f"{name}.parquet").to_pylist()}
     tokens = pq.read_table(folder / TOKENS, filters=[("split", "=", "heldout")]).to_pylist()
-    chosen = [row for row in tokens if row["row"] in conversations][:limit]
+    last_turns = {row["row"]: row for row in tokens if row["row"] in conversations}
     return [
         Question(
             row["row"],
@@ -89,7 +98,7 @@ def _questions(folder: Path, name: str, limit: int) -> list[Question]:
             conversations[row["row"]][-2]["content"],
             conversations[row["row"]][-1]["content"],
         )
-        for row in chosen
+        for row in list(last_turns.values())[:limit]
     ]
 
 
@@ -133,13 +142,14 @@ def _answer(harmony: Harmony, question: Question, ids: list[int]) -> Answer:
     )
 
 
-def _print(base: Measures, tuned: Measures, before: Sequence[Answer], after: Sequence[Answer]) -> None:
+def _print(measured: Mapping[str, Mapping[str, Figure]], before: Sequence[Answer], after: Sequence[Answer]) -> None:
     table = Table(box=None, padding=(0, 3, 0, 13), header_style="dim")
-    for heading in (f"{len(before)} held-out questions", "before", "after"):
+    for heading in (f"{len(before)} held-out questions", "before", "after", "change, 95 % interval"):
         table.add_column(heading)
     for label, name in ROWS:
-        table.add_row(label, f"{getattr(base, name):.2f}", f"{getattr(tuned, name):.2f}")
-    table.add_row("tokens of an answer, mean", f"{base.tokens:.0f}", f"{tuned.tokens:.0f}")
+        old, new, change = (measured[of][name] for of in ("base", "merged", "difference"))
+        sure = change.low > 0 or change.high < 0
+        table.add_row(label, f"{old.mean:.2f}", f"{new.mean:.2f}", Text(_change(change), style="bold" if sure else ""))
     console().print(table)
     old, new = _example(before, after)
     for label, text in (
@@ -148,6 +158,13 @@ def _print(base: Measures, tuned: Measures, before: Sequence[Answer], after: Seq
         ("after", f"{new.thinking} ⇒ {new.output}"),
     ):
         console().print(Text.assemble((f"{'':13}{label:<10}", "dim"), text), soft_wrap=True)
+
+
+def _change(figure: Figure) -> str:
+    """``+0.98  +0.93 to +1.00``; plain 0.00 where no answer has changed."""
+    if figure.low == figure.high == 0:
+        return "0.00"
+    return f"{figure.mean:+.2f}  {figure.low:+.2f} to {figure.high:+.2f}"
 
 
 def _example(before: Sequence[Answer], after: Sequence[Answer]) -> tuple[Answer, Answer]:
@@ -164,4 +181,4 @@ def _write(path: Path, before: Sequence[Answer], after: Sequence[Answer]) -> Non
             stream.write(json.dumps(row | made, ensure_ascii=False) + "\n")
 
 
-SHOWN = ("thinking", "output", "thinks_in_japanese", "parses", "finished", "right", "tokens")
+SHOWN = ("thinking", "output", *MEASURES)

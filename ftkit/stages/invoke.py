@@ -8,9 +8,9 @@ from __future__ import annotations
 from rich.text import Text
 
 from ftkit.console import console
+from ftkit.data.conversations import system_message
 from ftkit.errors import StageError
-from ftkit.platforms import local_endpoint
-from ftkit.serving.client import build_payload, score
+from ftkit.serving.client import build_payload, read_answer, score
 from ftkit.stages import Context, Made
 
 
@@ -22,14 +22,15 @@ def run(context: Context) -> Made:
     """
     config = context.config
     name = config.deployment.endpoint_name
-    endpoint = local_endpoint.find(context.store / "endpoints", name)
-    if endpoint is None:
+    target = context.platform.target()
+    if target is None:
         raise StageError(f"the endpoint {name} is not running", cure="stage=deploy,invoke")
-    payload = build_payload(config.invoke)
-    answer = score(endpoint.scoring_uri, payload, timeout_s=config.deployment.request_timeout_ms / 1000)
-    question = payload.get("prompt") or payload["messages"][-1]["content"]
-    for label, text in (("question", question), ("thinking", answer["thinking"]), ("answer", answer["output"])):
+    payload = build_payload(config.invoke, target.server, system_message(config.dataset))
+    timeout_s = config.deployment.request_timeout_ms / 1000
+    body = score(target.scoring_uri, payload, timeout_s=timeout_s, key=target.key, log=target.log or None)
+    answer = read_answer(body, target.server, target.scoring_uri)
+    asked = payload.get("prompt") or payload["messages"][-1]["content"]
+    for label, text in (("question", asked), ("thinking", answer.thinking), ("answer", answer.output)):
         console().print(Text.assemble((f"{'':13}{label:<10}", "dim"), text or "–"), soft_wrap=True)
-    usage = answer["usage"]
-    how = "ended by itself" if answer["finish_reason"] == "stop" else "cut off at invoke.max_new_tokens"
-    return Made(f"{usage['completion_tokens']} tokens after {usage['prompt_tokens']} of prompt, {how}")
+    how = "ended by itself" if answer.finish_reason == "stop" else "cut off at invoke.max_new_tokens"
+    return Made(f"{answer.completion_tokens} tokens after {answer.prompt_tokens} of prompt, {how}")

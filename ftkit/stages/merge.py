@@ -5,14 +5,16 @@ python -m ftkit experiment=tiny stage=merge
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict
 from pathlib import Path
 
 from ftkit.data.conversations import system_message
 from ftkit.errors import StageError
-from ftkit.files import tree
+from ftkit.files import tree, tree_digest
 from ftkit.stages import Context, Made
 from ftkit.stages.prepare import TOKENS
+from ftkit.stages.publish import published_rows
 
 FOLDER = "merged"
 
@@ -31,15 +33,21 @@ def run(context: Context) -> Made:
         ) from error
     config, trained, published = context.config, context.needs["train"], context.needs["publish"]
     out = context.run_folder / FOLDER
+    adapter = trained.run_folder / trained.record.result["folder"]
     result = merge(
         config,
-        adapter=trained.run_folder / trained.record.result["folder"],
-        tokens=Path(published.record.result["path"]) / TOKENS,
+        adapter=adapter,
+        tokens=published_rows(context) / TOKENS,
         out=out,
         serving={"system": system_message(config.dataset), "reasoning_effort": config.dataset.reasoning_effort},
     )
     files = list(tree(out).values())
     size = sum(path.stat().st_size for path in files) / 2**30
     data = f"{published.record.result['name']}:{published.record.result['version']}"
-    kept = {**asdict(result), "folder": FOLDER, "data": data}
+    kept = {**asdict(result), "folder": FOLDER, "data": data, "digest": _digest(context, adapter)}
     return Made(f"{size:.2f} GiB in {out}; {result.summary}", files, kept)
+
+
+def _digest(context: Context, adapter: Path) -> str:
+    """Tells merged models apart without reading tens of GiB: base, settings and the adapter's bytes decide them."""
+    return hashlib.sha256(f"{context.fingerprint} {tree_digest(adapter)}".encode()).hexdigest()

@@ -1,6 +1,9 @@
 """stage=plan: what would run and where, batch, steps, parameters, memory, time and cost, problems; runs nothing.
 
+With check=true it asks Azure as well: credential, workspace, VM sizes, quota, prices.
+
 python -m ftkit stage=plan compute=h100x2 sft.packing=false
+python -m ftkit stage=plan check=true
 """
 
 from __future__ import annotations
@@ -16,14 +19,19 @@ from ftkit.config.checks import place_of
 from ftkit.config.schema import STAGES as LIFE_CYCLE
 from ftkit.config.schema import Config
 from ftkit.console import console
-from ftkit.errors import FtkitError
+from ftkit.errors import FtkitError, StageError
 from ftkit.lineage import context_of, find, folder_of, origin_of, up_to_date
+from ftkit.platforms.azureml import AzureML
 from ftkit.stages import BY_NAME, Context, Made, Stage
 from ftkit.training.footprint import GIB, adapter_parameters, footprint, model_parameters
 
 
 def run(context: Context) -> Made:
-    """Print the plan; the configuration has passed its checks already."""
+    """Print the plan; the configuration has passed its checks already.
+
+    Raises:
+        StageError: with check=true, when Azure lacks something.
+    """
     config, out = context.config, console()
     out.print(Text.assemble(("run  ", "dim"), (config.run.name, "bold"), f"   {folder_of(config)}"), soft_wrap=True)
     out.print(_stage_table(config))
@@ -33,7 +41,33 @@ def run(context: Context) -> Made:
     for warning in warnings:
         out.print(Text.assemble((f"{'warning':<13}", "bold yellow"), warning), soft_wrap=True)
     out.print(Text("no problems" if not warnings else "no errors in the configuration"))
+    if config.check:
+        _ask_azure(context)
     return Made("")
+
+
+VERDICTS = {"ok": Text("ok", style="green"), "wrong": Text("WRONG", style="bold red"), "unknown": Text("?", "yellow")}
+
+
+def _ask_azure(context: Context) -> None:
+    """Print what Azure says of all that the stages will need.
+
+    Raises:
+        StageError: something is wrong.
+    """
+    config, out = context.config, console()
+    if "azureml" not in (config.compute.platform, config.deployment.platform):
+        out.print(Text("check=true has nothing to ask Azure: compute and deployment are on this machine"))
+        return
+    findings = AzureML(config, context.run_folder).check()
+    table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, show_header=False)
+    for finding in findings:
+        cure = Text(f"cure: {finding.cure}" if finding.cure else "", style="dim")
+        table.add_row(Text(finding.what, style="bold"), VERDICTS[finding.verdict], Text(finding.found), cure)
+    out.print(Text("\non Azure, now"))
+    out.print(table)
+    if wrong := [finding.what for finding in findings if finding.verdict == "wrong"]:
+        raise StageError(f"{len(wrong)} of {len(findings)} checks failed: {', '.join(wrong)}", cure="see the table")
 
 
 def _stage_table(config: Config) -> Table:
@@ -59,6 +93,8 @@ def _where(stage: Stage, config: Config) -> str:
 
 
 def _makes(stage: Stage, config: Config) -> str:
+    if stage.name == "environment" and place_of("environment", config) == "azureml":
+        return f"images {config.environment.train}, {config.environment.serve}"
     return stage.makes.format(
         asset=config.dataset.asset_name, model=config.registration.model_name, endpoint=config.deployment.endpoint_name
     )
@@ -71,7 +107,7 @@ def _status(config: Config, stage: Stage) -> str:
         return "would run"
     try:
         context = context_of(config, stage, origin_of(config, stage), lambda _: None)
-        return "up to date" if up_to_date(context, stage) else "changed: would run again"
+        return "up to date" if up_to_date(context, stage, ask_azure=False) else "changed: would run again"
     except FtkitError:
         return "changed before it: would run again"
 
@@ -110,7 +146,7 @@ def _steps(config: Config) -> str:
     if prepared is None:
         known = f"{config.sft.max_steps:,} (sft.max_steps)" if config.sft.max_steps > 0 else "not known"
         return f"{known}; rows and tokens are known once stage=prepare has run"
-    rows, tokens = prepared["train"], prepared["tokens"]
+    rows, tokens = prepared["training_rows"], prepared["tokens"]
     filled = math.ceil(tokens / config.sft.max_length) if config.sft.packing else rows
     count = planned_steps(config, filled)
     packed = f" in about {filled:,} packed rows" if config.sft.packing else ""

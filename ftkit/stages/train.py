@@ -15,17 +15,18 @@ from ftkit.files import tree
 from ftkit.platforms import local_processes
 from ftkit.stages import Context, Made
 from ftkit.stages.prepare import TOKENS
+from ftkit.stages.publish import published_rows
 
 ADAPTER = "adapter"
 
 
 def run(context: Context) -> Made:
-    """Train in this process, or in one process a GPU by torchrun.
+    """Train in this process, or in one process a GPU: those that Azure ML started, or else torchrun's.
 
     Raises:
         StageError: training could not start, diverged or was cut short.
     """
-    tokens = Path(context.needs["publish"].record.result["path"]) / TOKENS
+    tokens = published_rows(context) / TOKENS
     checkpoints = context.run_folder / "checkpoints" / context.fingerprint[:12]
     context.folder.mkdir(parents=True, exist_ok=True)
     result = _train(context, tokens, checkpoints)
@@ -40,7 +41,7 @@ def run(context: Context) -> Made:
 def _train(context: Context, tokens: Path, checkpoints: Path) -> dict[str, Any]:
     config = context.config
     os.environ.update(config.compute.environment_variables)
-    if config.processes > 1:
+    if config.processes > 1 and "RANK" not in os.environ:
         return local_processes.train(
             config,
             tokens=tokens,

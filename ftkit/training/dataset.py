@@ -11,10 +11,12 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from ftkit.config.schema import Config
+from ftkit.data.overlength import cut_thinking
 from ftkit.data.packing import pack
 from ftkit.errors import StageError
 
 COLUMNS = ("row", "split", "input_ids", "labels")
+SPANS = ("thinking_start", "thinking_end")
 IGNORED = -100
 
 
@@ -25,6 +27,7 @@ class DataCounts:
     Attributes:
         rows: token rows in the split.
         overlength: of these, left out because they are longer than ``sft.max_length``.
+        truncated: of these, cut at the end of their thinking so that they fit.
         trained: rows that the model sees in an epoch: packed ones, if packing is on.
         tokens: tokens in them, padding not counted.
         loss_tokens: tokens that carry loss.
@@ -33,6 +36,7 @@ class DataCounts:
 
     rows: int
     overlength: int
+    truncated: int
     trained: int
     tokens: int
     loss_tokens: int
@@ -55,7 +59,11 @@ def training_rows(tokens: Path, config: Config, *, vocab_size: int) -> tuple[Dat
         ``dataset.overlength=error``,
             carries no loss, or holds a token that the model has no embedding for.
     """
-    table = _read(tokens)
+    truncating = config.dataset.overlength == "truncate-thinking"
+    table, truncated = _read(tokens, spans=truncating), 0
+    if truncating:
+        table, cut = cut_thinking(table, config.sft.max_length)
+        truncated = int(cut.sum())
     lengths = _lengths(table, "input_ids")
     too_long = lengths > config.sft.max_length
     if too_long.any() and config.dataset.overlength == "error":
@@ -76,6 +84,7 @@ def training_rows(tokens: Path, config: Config, *, vocab_size: int) -> tuple[Dat
     return dataset, DataCounts(
         rows=table.num_rows,
         overlength=int(too_long.sum()),
+        truncated=truncated,
         trained=len(bins),
         tokens=total,
         loss_tokens=loss_tokens,
@@ -92,9 +101,9 @@ def heldout_rows(tokens: Path, *, limit: int, longest: int) -> list[list[int]]:
     raise StageError("there is no row to compare the models on", where=str(tokens), cure="stage=prepare with more rows")
 
 
-def _read(path: Path, split: str = "train") -> pa.Table:
+def _read(path: Path, split: str = "train", *, spans: bool = False) -> pa.Table:
     try:
-        table = pq.read_table(path, columns=list(COLUMNS))
+        table = pq.read_table(path, columns=[*COLUMNS, *(SPANS if spans else ())])
     except FileNotFoundError as error:
         raise StageError("there are no token rows", where=str(path), cure="stage=prepare") from error
     except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError) as error:
@@ -140,7 +149,7 @@ def _joined(table: pa.Table, bins: list[list[int]], path: Path, vocab_size: int)
     return Dataset(pa.table(columns)).with_format("numpy"), int(with_loss.sum())
 
 
-def _lists(table: pa.Table, name: str) -> pa.ListArray:
+def _lists(table: pa.Table, name: str) -> pa.ListArray | pa.LargeListArray:
     return table[name].combine_chunks()
 
 
@@ -155,5 +164,5 @@ def _overlength(table: pa.Table, lengths: np.ndarray, too_long: np.ndarray, conf
     return StageError(
         f"{len(numbers)} rows are longer than sft.max_length={config.sft.max_length}: row {named}{more}",
         where=str(path),
-        cure=f"sft.max_length={longest}, or dataset.overlength=drop",
+        cure=f"sft.max_length={longest}, or dataset.overlength=drop, or =truncate-thinking",
     )

@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from ftkit.config.schema import Config
 from ftkit.errors import StageError
 from ftkit.files import written_aside
+from ftkit.quiet import libraries_to
 from ftkit.training.adapter import check_adapter
 from ftkit.training.checkpoints import saving
 from ftkit.training.dataset import heldout_rows
 from ftkit.training.merge import MergeResult
 from ftkit.training.model import check_complete, load_base, load_tokenizer
-from ftkit.training.quiet import libraries_to
 
 STOPS = ("<|return|>", "<|call|>", "<|endoftext|>")
 """Tokens that end an answer. ``<|end|>`` is none: it ends the analysis, and a model that stops there never answers."""

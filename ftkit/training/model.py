@@ -21,13 +21,15 @@ KEY = "model.pretrained_model_name_or_path"
 
 
 def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, with a padding token.
+    """The model's tokenizer, with a padding token; from ``model.tokenizer`` where the model itself is not here.
 
     Raises:
         StageError: it cannot be found or read.
     """
     from transformers import AutoTokenizer
 
+    if model.tokenizer and not model.folder:
+        model = model.model_copy(update={"pretrained_model_name_or_path": model.tokenizer, "revision": None})
     with _explained(model):
         path, source = _source(model)
         tokenizer = AutoTokenizer.from_pretrained(path, **source)
@@ -155,7 +157,7 @@ def _source(model: Model) -> tuple[str, dict[str, Any]]:
 
     The hub is asked once if it answers: from_pretrained asks five times for each before it turns to the cache.
     """
-    path = asset_path(model.pretrained_model_name_or_path)
+    path = model.folder or asset_path(model.pretrained_model_name_or_path)
     if _is_folder(path):
         return str(Path(path).expanduser()), {}
     from huggingface_hub import HfApi, errors

@@ -20,6 +20,7 @@ from ftkit.config.schema import Config
 from ftkit.console import console
 from ftkit.errors import Interrupted, StageError
 from ftkit.files import explained, written_aside
+from ftkit.quiet import libraries_to
 from ftkit.training.adapter import Origin
 from ftkit.training.checkpoints import newest_complete, saving, step_of
 from ftkit.training.collator import Collator, JoiningCollator
@@ -28,7 +29,7 @@ from ftkit.training.document_masks import isolate_documents
 from ftkit.training.fast_path import speed_up, why_plain
 from ftkit.training.lora import Trained, add_lora
 from ftkit.training.model import load_base, load_tokenizer
-from ftkit.training.quiet import libraries_to
+from ftkit.training.tracking import mlflow_tracking
 from ftkit.training.train import TrainResult
 from ftkit.training.trainer import Trainer, together
 from ftkit.training.watch import Watch, history, loss_picture
@@ -57,6 +58,8 @@ def run(config: Config, *, tokens: Path, out: Path, checkpoints: Path, say: Say 
         watch = Watch(out, say)
         if first:
             trainer.add_callback(watch)
+            if tracking := mlflow_tracking(config.run.name, say):
+                trainer.add_callback(tracking)
         resumed = _resume_point(checkpoints, say)
         try:
             max_steps = _train(trainer, resumed, checkpoints, say)
@@ -241,6 +244,8 @@ def _what_is_read(counts: DataCounts, config: Config, args: SFTConfig) -> str:
     text = f"{counts.rows:,} rows, {counts.tokens:,} tokens, {counts.loss_tokens:,} with loss"
     if counts.overlength:
         text += f"; {counts.overlength:,} rows left out: longer than sft.max_length={config.sft.max_length}"
+    if counts.truncated:
+        text += f"; {counts.truncated:,} rows cut at the end of their thinking"
     if counts.fill is not None:
         text += f"; packed into {counts.trained:,} rows, {counts.fill:.1%} full"
     if args.world_size > 1 and (short := -counts.trained % (args.world_size * args.per_device_train_batch_size)):

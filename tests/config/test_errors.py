@@ -16,6 +16,7 @@ def problems(*arguments: str) -> dict[str, Problem]:
     return {problem.key: problem for problem in error.value.problems}
 
 
+@pytest.mark.usefixtures("workspace_named")
 def test_all_problems_come_at_once_in_the_order_typed():
     found = problems("stage=train", "compute=h100x2", "sft.pakcing=false", "lora.r=zero", "model=tyny", "+new.key=1")
     assert list(found) == ["model", "sft.pakcing", "lora.r", "new.key"]
@@ -107,6 +108,7 @@ def test_stages_as_a_list_come_in_the_order_of_the_life_cycle():
     assert len(resolve(["experiment=tiny", "stage=all"]).stages) == 8
 
 
+@pytest.mark.usefixtures("workspace_named")
 def test_the_command_line_prints_problems_without_a_traceback(ftkit):
     done = ftkit("stage=train", "compute=h100x2", "sft.pakcing=false", "lora.r=zero")
     assert done.status == 2
@@ -118,3 +120,36 @@ def test_a_sweep_is_checked_whole_before_its_first_run(ftkit, tmp_path: Path):
     done = ftkit("experiment=tiny", "stage=train", "lora.r=4,none", "-m")
     assert done.status == 2 and "'none' is not an integer" in done.err
     assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["stage=train"], "stage=train asks Azure, and SUBSCRIPTION_ID, WORKSPACE_NAME are not set"),
+        (["stage=prepare,deploy"], "stage=deploy asks Azure"),
+        (["stage=plan", "check=true"], "stage=plan check=true asks Azure"),
+    ],
+)
+def test_a_workspace_without_a_name_is_told_before_anything_starts(
+    arguments: list[str], says: str, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("SUBSCRIPTION_ID", "WORKSPACE_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RESOURCE_GROUP", "rg")
+    problem = problems(*arguments)["workspace"]
+    assert says in problem.what
+    assert "export SUBSCRIPTION_ID=…" in problem.cure and "conf/local/default.yaml" in problem.cure
+
+
+@pytest.mark.parametrize("argument", ["stage=plan", "stage=prepare", "experiment=tiny"])
+def test_what_does_not_ask_azure_needs_no_workspace(argument: str, monkeypatch: pytest.MonkeyPatch):
+    for name in ("SUBSCRIPTION_ID", "RESOURCE_GROUP", "WORKSPACE_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    assert resolve([argument, "stage=plan"] if argument.startswith("experiment") else [argument])
+
+
+def test_a_rollout_that_does_not_rise_to_100_and_a_server_without_its_image():
+    for steps in ("[10,50]", "[50,10,100]", "[]"):
+        assert "rise to 100" in problems(f"deployment.rollout={steps}", "stage=plan")["deployment.rollout"].what
+    assert "deployment=vllm" in problems("deployment.server=vllm", "stage=plan")["deployment.image"].cure
+    assert "server=score" in problems("deployment.image=a/b:1", "stage=plan")["deployment.image"].what

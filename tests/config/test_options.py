@@ -18,7 +18,10 @@ COMPANIONS = {
     "compute=local": ["deployment=local", "model=tiny"],
     "deployment=local": ["compute=local", "model=tiny"],
     "model=tiny": ["sft.max_length=512", "lora=experts"],
-    "dataset=jsonl": ["dataset.path=rows.jsonl"],
+    **{
+        f"dataset={option}": ["dataset.path=rows.jsonl"]
+        for option in ("jsonl", "messages", "sharegpt", "prompt-completion")
+    },
 }
 """Overrides without which an option makes no sense."""
 
@@ -32,11 +35,13 @@ def test_option_composes_and_passes_all_checks(choice: str, in_empty_folder: Pat
     assert footprint(config).total > 0
 
 
+@pytest.mark.usefixtures("workspace_named")
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiment_composes_and_passes_all_checks(name: str):
     assert resolve([f"experiment={name}", "stage=all"]).run.name
 
 
+@pytest.mark.usefixtures("workspace_named")
 @pytest.mark.parametrize("choice", [*CHOICES, *(f"experiment={name}" for name in EXPERIMENTS)])
 def test_option_file_says_what_it_is_and_shows_a_command(choice: str, in_empty_folder: Path):
     (in_empty_folder / "rows.jsonl").write_text("{}")
@@ -56,9 +61,9 @@ def test_the_issue_groups_are_all_there():
         "lora": {"attention", "experts", "cookbook"},
         "sft": {"default", "ddp-safe", "low-memory"},
         "compute": {"local", "h100x1", "h100x2", "h100x2-nvl", "h100x8", "a100x1", "a100x4", "a100x8"},
-        "deployment": {"local", "managed"},
+        "deployment": {"local", "managed", "vllm"},
         "experiment": {"tiny"},
-        "hydra/launcher": {"parallel"},
+        "hydra/launcher": {"parallel", "azureml"},
     }
     for group, names in expected.items():
         assert names <= set(options(group))
@@ -79,7 +84,7 @@ def test_users_own_conf_beside_them_adds_options_and_local_settings(in_empty_fol
     (conf / "experiment" / "mine.yaml").write_text(
         "# @package _global_\ndefaults:\n  - override /lora: attention\nrun: {name: mine}\n"
     )
-    (conf / "local" / "default.yaml").write_text("# @package _global_\nrun: {outputs: elsewhere}\n")
+    (conf / "local" / "default.yaml").write_text("run: {outputs: elsewhere}\n")
     config = resolve(["experiment=mine", "stage=plan"])
     assert (config.run.name, config.run.outputs, config.lora.target_parameters) == ("mine", "elsewhere", None)
 
@@ -93,6 +98,15 @@ def test_a_typo_in_the_users_file_is_reported_with_the_file(in_empty_folder: Pat
     (problem,) = error.value.problems
     assert (problem.key, problem.where) == ("sft.max_seq_length", "conf/experiment/mine.yaml")
     assert "sft.max_length" in problem.cure
+
+
+def test_a_typo_in_the_local_settings_is_reported_with_the_file(in_empty_folder: Path):
+    (in_empty_folder / "conf" / "local").mkdir(parents=True)
+    (in_empty_folder / "conf" / "local" / "default.yaml").write_text("workspace: {subscription: s}\n")
+    with pytest.raises(ConfigError) as error:
+        resolve(["stage=plan"])
+    (problem,) = error.value.problems
+    assert (problem.key, problem.where) == ("workspace.subscription", "conf/local/default.yaml")
 
 
 def test_broken_yaml_names_file_and_line(in_empty_folder: Path):

@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftkit.config.resolve import resolve
-from ftkit.data.conversations import Refused, split_of, split_thinking, to_conversation
+from ftkit.data.conversations import Refused, split_thinking, to_conversation
 from ftkit.data.readers import RawRow
 
 DATASET = resolve(["experiment=tiny", "stage=prepare"]).dataset
 
 
 def convert(**values):
-    return to_conversation(RawRow(7, values), DATASET)
+    return to_conversation(RawRow(7, "rows.jsonl:7", values), DATASET)
 
 
 def test_a_good_row_becomes_system_user_assistant():
@@ -31,17 +31,19 @@ def test_a_good_row_becomes_system_user_assistant():
     [
         ("4です。", "no <think> block"),
         ("<think>足す。4です。", "never closed"),
-        ("<think>a</think>b<think>c</think>d", "where one <think>…</think> belongs"),
-        ("<think>a<think>b</think></think>c", "where one <think>…</think> belongs"),
-        ("</think>4です。", "where one <think>…</think> belongs"),
+        ("<think>a</think>b<think>c</think>d", "tags are not one <think>…</think>"),
+        ("<think>a<think>b</think></think>c", "tags are not one <think>…</think>"),
+        ("</think>4です。", "tags are not one <think>…</think>"),
         ("答え：<think>足す。</think>4です。", "text stands before <think>"),
         ("<think> </think>4です。", "block is empty"),
         ("<think>足す。</think> ", "no final answer"),
         ("<think>足す。</think>4です。<|return|>", "special token <|return|>"),
         (None, "answer is null"),
-        (["<think>a</think>b"], "answer is a list"),
+        (["<think>a</think>b"], "a message is no object: answer[0] is text".replace("[", r"\[")),
         (4, "answer is a number"),
         ("", "answer is empty"),
+        ({"text": "a"}, "answer is an object"),
+        (True, "answer is a truth value"),
         ("<think>\0</think>b", "NUL"),
         ("<think>\ud800</think>b", "surrogate"),
     ],
@@ -81,12 +83,112 @@ def test_thinking_and_answer_come_back_as_they_were(thinking: str, content: str)
             split_thinking(whole)
 
 
-@given(st.text())
-def test_the_split_is_stable_and_blind_to_width_and_outer_space(question: str):
-    assert split_of(question, 0.3) == split_of(f" {question}\n", 0.3)
-    assert split_of(question, 0.0) == "train"
+def chat(settings, messages, **columns):
+    return to_conversation(RawRow(1, "rows.jsonl:1", {"messages": messages} | columns), settings)
 
 
-def test_the_held_out_share_is_about_what_was_asked_for():
-    share = sum(split_of(f"質問{i}", 0.2) == "heldout" for i in range(5000)) / 5000
-    assert 0.18 < share < 0.22
+@pytest.fixture
+def messages(dataset):
+    return dataset("messages", "rows.jsonl")
+
+
+USER = {"role": "user", "content": "2+2は？"}
+ANSWER = {"role": "assistant", "content": "4です。", "thinking": "足す。"}
+
+
+def test_a_chat_keeps_its_turns_and_its_system_message_comes_last_in_ours(messages):
+    own = {"role": "developer", "content": "短く答える。"}
+    inline = {"role": "assistant", "content": "<think>また足す。</think>8です。", "thinking": None}
+    system, *turns = chat(messages, [own, USER, ANSWER, USER, inline]).messages
+    assert system == {"role": "system", "content": "reasoning language: Japanese\n\n短く答える。"}
+    assert turns == [USER, ANSWER, USER, {"role": "assistant", "thinking": "また足す。", "content": "8です。"}]
+
+
+@pytest.mark.parametrize(
+    ("given_messages", "reason"),
+    [
+        ([ANSWER, USER], "wrong order: assistant speaks where it is the user's turn"),
+        ([USER, USER, ANSWER], "wrong order: user speaks where it is the assistant's turn"),
+        ([USER, ANSWER, {"role": "system", "content": "s"}, USER, ANSWER], "wrong order: system speaks"),
+        ([USER], "ends without an answer"),
+        ([], "has no message"),
+        ([{"role": "tool", "content": "4"}], "role is none that is known: messages[0].role is 'tool'"),
+        ([{"content": "4"}], "messages[0].role is None"),
+        ([{"role": ["user"], "content": "4"}], "messages[0].role is ['user']"),
+        (["2+2は？"], "no object: messages[0] is text"),
+        ("2+2は？", "messages is text, not a list"),
+        (None, "messages is null, not a list"),
+        ([USER, {"role": "assistant", "content": "4です。"}], "no <think> block"),
+        ([USER, ANSWER | {"content": "<think>a</think>b"}], "in a field of its own and in <think> too"),
+        ([USER, ANSWER | {"thinking": ["足す。"]}], "thinking of messages is a list, not text: in messages[1]"),
+        ([USER, ANSWER | {"thinking": " "}], "no <think> block"),
+        ([USER, ANSWER | {"content": None}], "messages is null, not text: in messages[1]"),
+        ([USER | {"content": "<|end|>"}, ANSWER], "messages holds the special token <|end|>"),
+        ([USER, ANSWER | {"thinking": "<|end|>"}], "thinking of messages holds the special token"),
+    ],
+)
+def test_a_bad_chat_is_refused_with_the_reason(messages, given_messages, reason: str):
+    with pytest.raises(Refused) as caught:
+        chat(messages, given_messages)
+    assert reason in str(caught.value)
+
+
+def test_sharegpt_s_names_are_mapped(dataset):
+    row = [{"from": "human", "value": "2+2は？"}, {"from": "gpt", "value": "<think>足す。</think>4です。"}]
+    settings = dataset("sharegpt", "rows.jsonl", "dataset.reasoning_language=null")
+    assert to_conversation(RawRow(1, "", {"conversations": row}), settings).messages == [USER, ANSWER]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"prompt": "2+2は？", "completion": "<think>足す。</think>4です。"},
+        {"prompt": "2+2は？", "completion": "4です。", "reasoning": "足す。"},
+        {"prompt": "2+2は？", "completion": "<think>足す。</think>4です。", "reasoning": None},
+        {"prompt": [USER], "completion": [ANSWER]},
+        {"prompt": [USER], "completion": "<think>足す。</think>4です。"},
+    ],
+    ids=["tags", "own_column", "own_column_empty", "messages", "mixed"],
+)
+def test_prompt_and_completion_may_be_text_or_messages(dataset, values):
+    settings = dataset(
+        "prompt-completion", "rows.jsonl", "dataset.columns.thinking=reasoning", "dataset.reasoning_language=null"
+    )
+    assert to_conversation(RawRow(1, "", values), settings).messages == [USER, ANSWER]
+
+
+def test_effort_language_and_persona_come_from_columns_where_a_row_has_them(dataset):
+    named = [f"dataset.columns.{name}={name}" for name in ("reasoning_effort", "reasoning_language", "persona")]
+    settings = dataset("jsonl", "rows.jsonl", *named)
+    row = {"question": "q", "answer": "<think>a</think>b", "reasoning_effort": "high", "persona": "元気に。"}
+    conversation = to_conversation(RawRow(1, "", row | {"reasoning_language": None}), settings)
+    assert conversation.reasoning_effort == "high"
+    assert conversation.messages[0]["content"] == "reasoning language: Japanese\n\n元気に。"
+    assert conversation.tags == {"reasoning_effort": "high", "persona": "元気に。"}, "they stay beside the messages"
+    with pytest.raises(Refused, match="effort is none of low, medium, high: 'extreme'"):
+        to_conversation(RawRow(1, "", row | {"reasoning_effort": "extreme"}), settings)
+    with pytest.raises(Refused, match="persona is a number"):
+        to_conversation(RawRow(1, "", row | {"persona": 3}), settings)
+
+
+def test_thinking_may_be_optional(dataset):
+    settings = dataset("jsonl", "rows.jsonl", "dataset.thinking=optional")
+    row = to_conversation(RawRow(1, "", {"question": "q", "answer": "b"}), settings)
+    assert row.messages[-1] == {"role": "assistant", "content": "b"}
+    with pytest.raises(Refused, match="never closed"):
+        to_conversation(RawRow(1, "", {"question": "q", "answer": "<think>b"}), settings)
+
+
+def test_special_tokens_are_kept_as_text_if_asked_to(dataset):
+    settings = dataset("jsonl", "rows.jsonl", "dataset.special_tokens=neutralise")
+    row = to_conversation(RawRow(1, "", {"question": "<|end|>とは？", "answer": "<think>a</think>b"}), settings)
+    assert row.question == "<|end|>とは？" and row.holds_special_tokens
+    assert not to_conversation(
+        RawRow(1, "", {"question": "q", "answer": "<think>a</think>b"}), settings
+    ).holds_special_tokens
+
+
+@pytest.mark.parametrize("column", [{"kind": "\ud800"}, {"\ud800": "kind"}])
+def test_half_a_surrogate_pair_in_another_column_is_refused(column):
+    with pytest.raises(Refused, match="half a surrogate pair"):
+        convert(question="q", answer="<think>a</think>b", **column)

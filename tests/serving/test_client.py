@@ -19,15 +19,24 @@ KEY = "s3cr3t-k3y"
 
 
 class Answering(BaseHTTPRequestHandler):
-    """Answers every POST with what the test has put into ``server.answer``: status and body, or None for silence."""
+    """Answers every POST with what the test has put into ``server.answer``: status and body, or None for silence.
+
+    Before that come the answers in ``server.first``, each 429 with a Retry-After.
+    """
 
     def do_POST(self) -> None:
         self.server.asked = self.headers, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.count += 1
         if self.server.answer is None:
             self.server.released.wait(60)
             return
         status, body = self.server.answer
+        if self.server.first:
+            status, body = 429, b"{}"
         self.send_response(status)
+        self.send_header("x-ms-request-id", "4711")
+        if self.server.first:
+            self.send_header("Retry-After", self.server.first.pop())
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -38,7 +47,7 @@ class Answering(BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[ThreadingHTTPServer]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
-        server.released = threading.Event()
+        server.released, server.count, server.first = threading.Event(), 0, []
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.released.set()
@@ -94,6 +103,75 @@ def test_no_answer_in_time(server):
     with pytest.raises(StageError, match=r"no answer within 0\.2 s") as error:
         ask(server, timeout_s=0.2)
     assert "max_new_tokens" in error.value.cure
+
+
+def test_a_busy_endpoint_that_says_how_long_is_asked_again(server):
+    server.answer, server.first = (200, b'{"output": "a"}'), ["0.01", "0.02"]
+    assert ask(server) == {"output": "a"}
+    assert server.count == 3
+
+
+@pytest.mark.parametrize("wait", ["3600", "Wed, 21 Oct 2026 07:28:00 GMT"])
+def test_a_wait_that_is_too_long_or_unclear_is_left_to_the_user(server, wait: str):
+    server.answer, server.first = (200, b"{}"), [wait]
+    with pytest.raises(StageError, match="busy"):
+        ask(server)
+    assert server.count == 1
+
+
+@pytest.mark.parametrize("answer", [(500, b""), (502, b""), (504, b""), (429, b"{}"), None])
+def test_what_the_model_may_have_begun_is_not_sent_twice(server, answer):
+    server.answer = answer
+    with pytest.raises(StageError):
+        ask(server, timeout_s=30 if answer else 0.2)
+    assert server.count == 1
+
+
+def test_an_endpoint_elsewhere_that_is_not_up_yet_is_tried_again(monkeypatch: pytest.MonkeyPatch):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answering, bind_and_activate=False)
+    server.server_bind()  # and not listening yet: it stands for the proxy on the way to the endpoint
+    server.answer, server.count, server.first = (200, b'{"output": "a"}'), 0, []
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{server.server_address[1]}")
+    pauses = []
+
+    def start(seconds: float) -> None:
+        pauses.append(seconds)
+        server.server_activate()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    monkeypatch.setattr(client.time, "sleep", start)
+    try:
+        assert client.score("http://endpoint.invalid/score", {}, timeout_s=30) == {"output": "a"}
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert pauses == [1.0] and server.count == 1
+
+
+def test_the_requests_number_is_in_the_message(server):
+    server.answer = (500, b"")
+    with pytest.raises(StageError) as error:
+        ask(server)
+    assert error.value.where.endswith("/score, request 4711")
+
+
+CHAT = {"choices": [{"message": {"content": "あ", "reasoning": "い"}, "finish_reason": "stop"}]}
+USAGE = {"usage": {"prompt_tokens": 3, "completion_tokens": 4}}
+
+
+def test_both_formats_are_read():
+    own = {"output": "あ", "thinking": "い", "finish_reason": "stop", **USAGE}
+    expected = client.Answer("い", "あ", "stop", 3, 4)
+    assert client.read_answer(own, "score", "") == client.read_answer(CHAT | USAGE, "vllm", "") == expected
+    for body, server in ((own, "vllm"), (CHAT | USAGE, "score"), (CHAT, "vllm"), ({"choices": []} | USAGE, "vllm")):
+        with pytest.raises(StageError, match="not one of"):
+            client.read_answer(body, server, "")
+
+
+def test_questions_for_an_openai_compatible_server_carry_the_trainings_system_message():
+    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}]
+    assert client.build_payload(invoke(prompt="a"), "vllm", "s") == {"messages": messages, "max_tokens": 7}
+    assert client.build_payload(invoke(messages=messages), "vllm") == {"messages": messages, "max_tokens": 7}
 
 
 def test_an_endpoint_that_is_not_running():

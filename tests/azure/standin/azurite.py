@@ -85,7 +85,7 @@ class Azurite:
         headers["content-length"] = str(len(request.body))
         try:
             answer, body = self._exchange(request, headers, fresh=False)
-        except (http.client.RemoteDisconnected, ConnectionError):
+        except (http.client.HTTPException, OSError):
             answer, body = self._exchange(request, headers, fresh=True)
         kept = {name: value for name, value in answer.getheaders() if name.lower() not in NOT_FORWARDED}
         if request.method != "HEAD":

@@ -96,10 +96,10 @@ class Faults:
         )
         return self._on(method, path, ServiceError(403, "AuthorizationFailed", message).response(), times, 0)
 
-    def conflict(self, method: str, path: str, *, times: int = 1) -> Fault:
+    def conflict(self, method: str, path: str, *, times: int = 1, after: int = 0) -> Fault:
         """409, as when another operation on the resource is still under way."""
         error = ServiceError(409, "ResourceConflict", "Another operation on this resource is in progress.")
-        return self._on(method, path, error.response(), times, 0)
+        return self._on(method, path, error.response(), times, after)
 
     def expired_token(self, method: str, path: str, *, times: int = 1, after: int = 0) -> Fault:
         """401 with the challenge that asks for a new token."""
@@ -120,10 +120,17 @@ class Faults:
         return self._on(method, path, None, times, after)
 
     def answers(
-        self, method: str, path: str, status: int, code: str = "Injected", message: str = "injected", times: int = 1
+        self,
+        method: str,
+        path: str,
+        status: int,
+        code: str = "Injected",
+        message: str = "injected",
+        times: int = 1,
+        after: int = 0,
     ) -> Fault:
         """Any other error."""
-        return self._on(method, path, ServiceError(status, code, message).response(), times, 0)
+        return self._on(method, path, ServiceError(status, code, message).response(), times, after)
 
     # Of what happens behind requests.
 

@@ -74,6 +74,10 @@ class Images:
             raise ServiceError(400, "ImageBuildFailure", f"Image build failed: {build.error}")
         return build
 
+    def base_of(self, environment: Resource) -> str:
+        """The image that its Dockerfile begins with."""
+        return next(step for step in self._steps(environment) if step.startswith("FROM ")).split()[1]
+
     def _begun(self, environment: Resource) -> Build:
         """The environment's build; one that failed is not asked again."""
         with self._lock:

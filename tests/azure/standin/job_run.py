@@ -73,6 +73,7 @@ class JobRun:
         self._eviction: EventFault | None = None
         self.logs: dict[str, str] = {}
         self._published: dict[str, int] = {}
+        self._known: dict[str, list[str]] = {}
         self.error: dict[str, Any] | None = None
         self.status = "Queued"
 
@@ -203,7 +204,8 @@ class JobRun:
             output["uri"] = output.get("uri") or output_uri(self.name, name)
             folder = self.folder / "outputs" / name
             folder.mkdir(parents=True)
-            if self._site.store.names_at(output["uri"]):
+            self._known[name] = self._site.store.names_at(output["uri"])
+            if self._known[name]:
                 folder.rmdir()
                 self._site.store.fetch(output["uri"], folder.parent / f"{name}-before").rename(folder)
             mounted[name] = str(folder)
@@ -213,7 +215,9 @@ class JobRun:
 
     def _flush_outputs(self, mounted: Mapping[str, str]) -> None:
         for name, folder in mounted.items():
-            self._site.store.upload_folder(Path(folder), self.properties["outputs"][name]["uri"])
+            uri = self.properties["outputs"][name]["uri"]
+            self._site.store.upload_folder(Path(folder), uri, self._known[name])
+            self._known[name] = self._site.store.names_at(uri)
 
     # The command.
 

@@ -10,6 +10,7 @@ from typing import Any
 from standin import names
 from standin.job_run import JobRun, Site
 from standin.resources import POLL, Resource, Resources
+from standin.sweep_run import SweepRun
 from standin.web import Request, Response, Router, ServiceError, answer
 
 CHANGEABLE = ("description", "tags", "displayName", "isArchived")
@@ -21,7 +22,7 @@ class Jobs:
 
     def __init__(self, site: Site, resources: Resources, folder: Path):
         self._site, self._resources, self._folder = site, resources, folder
-        self._runs: dict[str, JobRun] = {}
+        self._runs: dict[str, Any] = {}
         self._lock = threading.Lock()
 
     def routes(self, router: Router) -> None:
@@ -37,6 +38,10 @@ class Jobs:
 
     def __iter__(self):
         return iter(list(self._runs.values()))
+
+    def adopt(self, run: JobRun) -> None:
+        """Take in a trial that a sweep has begun."""
+        self._runs[run.name] = run
 
     def running(self) -> list[str]:
         """Names of jobs that have not ended."""
@@ -74,16 +79,18 @@ class Jobs:
                 return answer(resource)
             self._check(body["properties"])
             resource, _ = self._resources.put(path, {"properties": _submitted(name, body["properties"])})
-            self._runs[name] = JobRun(self._site, name, resource["properties"], self._folder / name)
+            common = (self._site, name, resource["properties"], self._folder / name)
+            is_sweep = body["properties"]["jobType"] == "Sweep"
+            self._runs[name] = SweepRun(*common, self.adopt) if is_sweep else JobRun(*common)
             self._runs[name].start()
         return answer(resource, 201)
 
     def _check(self, properties: Mapping[str, Any]) -> None:
         """Raises ServiceError: something that the job refers to does not exist, or it is of a kind not run here."""
-        if properties["jobType"] != "Command":
+        if properties["jobType"] not in ("Command", "Sweep"):
             raise ServiceError(400, "UserError", f"the stand-in runs no {properties['jobType']} jobs")
         for key in ("codeId", "environmentId"):
-            if identifier := properties.get(key):
+            if identifier := properties.get("trial", properties).get(key):
                 self._resources.by_id(identifier)
         if compute := properties.get("computeId"):
             self._site.workspace.cluster(compute)

@@ -34,11 +34,12 @@ SIZES = (
     Size("Standard_NC96ads_A100_v4", NC_A100, 96, 4, 880, 14.69, 4.41),
     Size("Standard_ND96amsr_A100_v4", ND_A100, 96, 8, 1900, 32.77, 9.83),
 )
-LIMITS = {size.family: 160 for size in SIZES} | {ND_H100: 0, ND_A100: 192}
+SPOT = "TotalLowPriorityCores"
+LIMITS = {size.family: 160 for size in SIZES} | {ND_H100: 0, ND_A100: 192, SPOT: 300}
 
 
 class Quota:
-    """``limits`` are vCPUs by family, for tests to change; ``in_use`` those of running jobs and deployments."""
+    """``limits``: vCPUs by family and of all spot machines, for tests to change; ``in_use``: those that are running."""
 
     def __init__(self) -> None:
         self.limits = dict(LIMITS)
@@ -83,14 +84,16 @@ class Quota:
         return answer({"value": [self._usage(prefix, family) for family in families]})
 
     def _usage(self, prefix: str, family: str) -> dict[str, Any]:
-        local = family.removeprefix("standard").removesuffix("Family")
+        local = f"Standard {family.removeprefix('standard').removesuffix('Family')} Family Cluster Dedicated vCPUs"
+        if family == SPOT:
+            local = "Total Cluster LowPriority Regional vCPUs"
         return {
             "id": f"{prefix}/{family}",
             "type": "Microsoft.MachineLearningServices/usages",
             "unit": "Count",
             "currentValue": self.in_use[family],
             "limit": self.limits[family],
-            "name": {"value": family, "localizedValue": f"Standard {local} Family Cluster Dedicated vCPUs"},
+            "name": {"value": family, "localizedValue": local},
         }
 
     def _quotas(self, request: Request, location: str) -> Response:

@@ -101,7 +101,10 @@ def _deepest(error: ValidationError) -> ValidationError:
 def _misfit(errors: list[ValidationError]) -> tuple[bool, bool, int]:
     """How little an alternative was meant: it has another discriminator, another JSON type, more errors."""
     return (
-        any(error.validator in ("enum", "const") and str(error.path[-1]).endswith("Type") for error in errors),
+        any(
+            error.validator in ("enum", "const") and error.path and str(error.path[-1]).endswith("Type")
+            for error in errors
+        ),
         any(error.validator == "type" and not error.relative_path for error in errors),
         len(errors),
     )

@@ -142,7 +142,8 @@ class Serving:
                 *("--health_port", str(machines.free_port()))]  # fmt: skip
 
     def _container(self, environment: Mapping[str, Any], model: Path, port: int) -> list[str]:
-        image = str(environment["properties"].get("image") or "").rpartition(":")[0]
+        properties = environment["properties"]
+        image = str(properties.get("image") or self._site.images.base_of(environment)).rpartition(":")[0]
         return [part.format(port=port, model=model) for part in self.containers.get(image, [])]
 
     def _environment(self, properties: Mapping[str, Any], folder: Path, model: Path) -> dict[str, str]:

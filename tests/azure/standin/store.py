@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -81,14 +81,14 @@ class BlobStore:
             path.write_bytes(client.download_blob(blob).readall())
         return root
 
-    def upload_folder(self, folder: Path, uri: str) -> None:
-        """Make what lies at a URI equal to a folder, as a mount would have."""
+    def upload_folder(self, folder: Path, uri: str, known: Collection[str] = ()) -> None:
+        """Upload a folder, as a mount would have; of the blobs that were ``known`` before, those gone are deleted."""
         container, prefix = place_of(uri)
         client = self._client.get_container_client(container)
         files = {
             f"{prefix}/{path.relative_to(folder).as_posix()}": path for path in folder.rglob("*") if path.is_file()
         }
-        for gone in set(self.names_at(uri)) - files.keys():
+        for gone in set(self.names_at(uri)) & set(known) - files.keys():
             client.delete_blob(gone)
         for blob, path in files.items():
             client.upload_blob(blob, path.read_bytes(), overwrite=True)

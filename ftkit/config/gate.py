@@ -1,0 +1,72 @@
+"""The gate before registration: rules on evaluate's figures, ``thinks_in_japanese >= 0.95`` or ``right >= base``."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+MEASURES = ("thinks_in_japanese", "parses", "finished", "loops", "right", "right_number", "tokens")
+RULE = re.compile(
+    r"^(?P<measure>\w+) *(?P<compare>>=|<=|>|<) *(?:(?P<base>base)(?: *(?P<margin>[+-] *[\d.]+))?|(?P<value>[\d.]+))$"
+)
+COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule.
+
+    Attributes:
+        text: as it was written.
+        measure: one of ``MEASURES``.
+        compare: how the merged model's figure is held against the bound.
+        against_base: whether the bound is the base model's figure plus ``value``, or ``value`` itself.
+        value: bound or margin.
+    """
+
+    text: str
+    measure: str
+    compare: str
+    against_base: bool
+    value: float
+
+    def broken(self, measured: Mapping[str, Mapping[str, float]]) -> str:
+        """What breaks the rule, in words; empty if it holds.
+
+        Args:
+            measured: figures by name of ``base`` and ``merged``.
+        """
+        figure = measured["merged"][self.measure]
+        bound = self.value + (measured["base"][self.measure] if self.against_base else 0)
+        if COMPARISONS[self.compare](figure, bound):
+            return ""
+        base = f", the base has {measured['base'][self.measure]:.2f}" if self.against_base else ""
+        return f"{self.text}: the merged model has {figure:.2f}{base}"
+
+
+def parse(text: str) -> Rule:
+    """Read a rule.
+
+    Raises:
+        ValueError: it is no rule; says what one looks like.
+    """
+    found = RULE.match(text.strip())
+    if found is None:
+        raise ValueError("a rule is a measure, one of >= <= > <, and a number, base, or base - 0.05")
+    if found["measure"] not in MEASURES:
+        raise ValueError(f"no measure {found['measure']!r}; there are {', '.join(MEASURES)}")
+    number = found["value"] or (found["margin"] or "0").replace(" ", "")
+    return Rule(text.strip(), found["measure"], found["compare"], found["base"] is not None, float(number))
+
+
+def broken_rules(rules: Sequence[str], measured: Mapping[str, Any]) -> list[str]:
+    """Each rule that does not hold, with the figures that break it."""
+    return [said for rule in rules if (said := parse(rule).broken(measured))]

@@ -1,0 +1,138 @@
+"""Environments: the images that jobs and endpoints run in, one version for each content of their files."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from azure.ai.ml.entities import BuildContext
+from azure.ai.ml.entities import Environment as Entity
+
+from ftkit.config.sources import PACKAGE
+from ftkit.errors import StageError
+from ftkit.files import tree_digest
+from ftkit.platforms import Say
+from ftkit.platforms.azureml.errors import is_missing
+from ftkit.platforms.azureml.workspace import Workspace
+
+ML_SCOPE = "https://ml.azure.com/.default"
+POLL_S = 2.0
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A version of an environment; ``new`` if it has just been made, so that its image is still to be built."""
+
+    name: str
+    version: str
+    new: bool
+
+    @property
+    def id(self) -> str:
+        return f"{self.name}:{self.version}"
+
+    @property
+    def reference(self) -> str:
+        return f"azureml:{self.id}"
+
+
+def ensure(
+    workspace: Workspace,
+    kind: str,
+    name: str,
+    say: Say,
+    *,
+    image: str = "",
+    routes: Mapping[str, Any] | None = None,
+) -> Environment:
+    """The version that holds the present files of ``environment/<kind>``; made if there is none.
+
+    Args:
+        kind: ``train``, ``serve`` or ``vllm``.
+        name: of the environment in the workspace.
+        image: what ``$IMAGE`` in its Dockerfile stands for.
+        routes: where a custom container answers: the SDK's ``inference_config``.
+    """
+    with build_context(kind, image) as folder:
+        version = tree_digest(folder)[:12]
+        if exists(workspace, name, version):
+            return Environment(name, version, new=False)
+        say(f"sending the files of environment {name}:{version}; Azure ML builds its image, which takes a while")
+        context, tags = BuildContext(path=str(folder)), {"made-by": "ftkit"}
+        wanted = Entity(name=name, version=version, build=context, inference_config=routes, tags=tags)
+        with workspace.sending("make the environment", f"{name}:{version}"):
+            workspace.client.environments.create_or_update(wanted)
+    return Environment(name, version, new=True)
+
+
+def version_of(kind: str, image: str = "") -> str:
+    """The version that ``ensure`` would find or make."""
+    with build_context(kind, image) as folder:
+        return tree_digest(folder)[:12]
+
+
+def exists(workspace: Workspace, name: str, version: str) -> bool:
+    """Whether the workspace has this version."""
+    try:
+        with workspace.asking("look for the environment", f"{name}:{version}"):
+            workspace.client.environments.get(name, version)
+    except StageError as error:
+        if is_missing(error.__cause__):
+            return False
+        raise
+    return True
+
+
+@contextmanager
+def build_context(kind: str, image: str = "") -> Iterator[Path]:
+    """A folder with the Dockerfile of an image and the pinned requirements, as they ship with ftkit."""
+    source = next(folder for folder in (PACKAGE / "environment", PACKAGE.parent / "environment") if folder.is_dir())
+    with tempfile.TemporaryDirectory() as folder:
+        context = Path(folder, kind)  # the SDK puts the name of the folder into the address: it has to stay the same
+        shutil.copytree(source / kind, context)
+        if image:
+            dockerfile = context / "Dockerfile"  # Azure ML's builds take no arguments
+            text = dockerfile.read_text(encoding="utf-8").replace("ARG IMAGE\nFROM $IMAGE", f"FROM {image}")
+            dockerfile.write_text(text, encoding="utf-8")
+        yield context
+
+
+def follow_build(workspace: Workspace, environment: Environment, say: Say) -> None:
+    """Wait until the image is built, and print the lines of its log as they come.
+
+    The SDK has no call for this; these are the routes that Azure ML's own studio page uses.
+
+    Raises:
+        StageError: the build failed; its last lines are in the message.
+    """
+    named = f"environments/{environment.name}/versions/{environment.version}/image"
+    root = f"https://{workspace.described.location}.api.azureml.ms/environment/v2.0{workspace.described.id}"
+    headers = {"Authorization": f"Bearer {workspace.token(ML_SCOPE)}"}
+    lines: list[str] = []
+    with httpx.Client(headers=headers, timeout=30) as client, workspace.asking("build the image of", environment.id):
+        location = client.post(f"{root}/{named}", json={}).raise_for_status().json()["location"]
+        while True:
+            answer = client.get(location).raise_for_status()
+            state = answer.json()
+            if address := state.get("logUrl"):
+                found = httpx.get(address, timeout=30).text.splitlines()
+                for line in found[len(lines) :]:
+                    say(f"{environment.name}: {line}")
+                lines = found
+            if answer.status_code != 202:
+                break
+            time.sleep(POLL_S)
+    if state["status"] != "Succeeded":
+        last = " / ".join(line for line in lines[-3:] if line.strip())
+        raise StageError(
+            f"the image of {environment.id} could not be built: {last or state['status']}",
+            where=f"environment/ of ftkit; whole log in Azure ML's studio under Environments, {environment.name}",
+            cure="mend the Dockerfile or the requirements; stage=environment environment.wait=true builds again",
+        )

@@ -1,0 +1,102 @@
+"""Native sweeps: one Azure ML sweep job whose trials are the combinations, with early termination."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from azure.ai.ml.sweep import Choice, MedianStoppingPolicy
+
+from ftkit.config.schema import Config
+from ftkit.platforms import Say
+from ftkit.platforms.azureml import environments, jobs
+from ftkit.platforms.azureml.submission import job, job_name, snapshot, tags, write_given
+from ftkit.platforms.azureml.work import Work
+from ftkit.platforms.azureml.workspace import Workspace
+
+FIRST_DECISION, DECIDE_EVERY = 20, 5
+"""Steps before a trial may be ended for a loss worse than the others' median, and between two looks."""
+
+Space = Mapping[str, Sequence[str]]
+"""Values by dotted key, as typed."""
+
+
+def run(workspace: Workspace, config: Config, run_folder: Path, work: Work, space: Space, say: Say, show: Say) -> str:
+    """Submit a sweep job, or follow the one under way; fetch the records of its trials.
+
+    Returns:
+        One line for the user: how many trials have finished, and how many were ended early.
+
+    Raises:
+        StageError: the sweep failed, or no trial has finished.
+        Interrupted: Ctrl-C; the sweep goes on.
+    """
+    found = jobs.to_follow(workspace, config, run_folder, work) or _submit(
+        workspace, config, run_folder, work, space, say
+    )
+    say(f"sweep {found.name}: {_count(space)} trials, {config.compute.max_concurrent_trials} at a time")
+    ended = jobs.follow_to_end(workspace, run_folder, found, show)
+    names = run_names(config.run.name, space)
+    finished = [
+        name for name in names if jobs.fetch(workspace, name, run_folder.parent / name, ended, f"{ended.store}/{name}")
+    ]
+    jobs.check_completed(workspace, ended)
+    stopped = len(names) - len(finished)
+    return f"sweep {ended.name}: {len(finished)} trials finished" + (f", {stopped} ended early" if stopped else "")
+
+
+def run_names(base: str, space: Space) -> list[str]:
+    """Names of the trials' runs, ``tiny-lora.r=4``, as Hydra's own sweeps have them."""
+    pairs = [[f"{key}={value}" for value in values] for key, values in space.items()]
+    return [f"{base}-{','.join(combination)}" for combination in product(*pairs)]
+
+
+def _submit(workspace: Workspace, config: Config, run_folder: Path, work: Work, space: Space, say: Say) -> jobs.Job:
+    config = jobs.with_vault(workspace, config)
+    environment = environments.ensure(workspace, "train", config.environment.train, say)
+    store = jobs.new_store(workspace, config)
+    given = run_folder / jobs.FOLDER / jobs.GIVEN
+    write_given(config, work, given)
+    with snapshot(config) as code, workspace.sending("submit a sweep over", ", ".join(space)):
+        trial = job(
+            config, work, code=code, given=given, environment=environment, store=store, changes=_changes(config, space)
+        )
+        wanted = _sweep(trial, config, space)
+        wanted.name, wanted.tags = job_name(config), tags(config, work, store)
+        made = jobs.job_of(workspace.client.jobs.create_or_update(wanted))
+    jobs.remember(run_folder, made)
+    say(jobs.studio(workspace, made))
+    return made
+
+
+def _sweep(trial: Any, config: Config, space: Space) -> Any:
+    compute = config.compute
+    wanted = trial(**{_input(key): Choice(list(values)) for key, values in space.items()}).sweep(
+        sampling_algorithm="grid",
+        primary_metric="loss",
+        goal="Minimize",
+        max_total_trials=_count(space),
+        max_concurrent_trials=compute.max_concurrent_trials,
+    )
+    wanted.experiment_name = compute.experiment_name
+    wanted.compute = compute.cluster
+    wanted.early_termination = MedianStoppingPolicy(evaluation_interval=DECIDE_EVERY, delay_evaluation=FIRST_DECISION)
+    wanted.set_limits(timeout=round(compute.timeout_hours * 3600 * _count(space)))
+    return wanted
+
+
+def _changes(config: Config, space: Space) -> dict[str, str]:
+    """Overrides of a trial: what is swept, and the name of its run."""
+    values = {key: f"${{{{inputs.{_input(key)}}}}}" for key in space}
+    suffix = ",".join(f"{key}={value}" for key, value in values.items())
+    return {**values, "run.name": f"'\"{config.run.name}-{suffix}\"'"}
+
+
+def _input(key: str) -> str:
+    return key.replace(".", "_")
+
+
+def _count(space: Space) -> int:
+    return len(run_names("", space))
