@@ -218,6 +218,8 @@ def _warnings(config: Config) -> Iterator[str]:
 def _cheaper(config: Config) -> Iterator[tuple[str, Config]]:
     """What saves memory, in order of what it costs."""
     sft, lora = config.sft, config.lora
+    if config.model.experts_implementation == "ftkit_lora":
+        yield "model.weights=mxfp4", _with(config, "model", weights="mxfp4")
     yield "sft.gradient_checkpointing=true", _with(config, "sft", gradient_checkpointing=True)
     yield "sft.per_device_train_batch_size=1", _with(config, "sft", per_device_train_batch_size=1)
     yield f"lora.r={max(1, lora.r // 2)}", _with(config, "lora", r=max(1, lora.r // 2))

@@ -44,19 +44,20 @@ def load_base(
     dtype: str | None = None,
     device: torch.device | None = None,
     router_aux_loss_coef: float = 0.0,
-    packed: bool = False,
+    training: bool = False,
 ) -> PreTrainedModel:
-    """The base model, ready for training or merging.
+    """The base model.
 
-    An MXFP4 checkpoint is unpacked to ``dtype``, unless it is to stay ``packed``. Published gpt-oss configurations
-    carry ``router_aux_loss_coef`` 0.9, which TRL would add to the loss; it is set to what is asked for.
+    An MXFP4 checkpoint is unpacked to ``dtype``, but for training with ``model.weights=mxfp4``. ftkit's own attention
+    and experts are for training only; else the model gets ones that generate. Published gpt-oss configurations carry
+    ``router_aux_loss_coef`` 0.9, which TRL would add to the loss; it is set to what is asked for.
 
     Args:
         model: which one, and how it computes.
         dtype: precision of the weights; ``model.dtype`` if not given.
         device: where the weights go; the CPU if not given.
         router_aux_loss_coef: weight of the router's balance loss.
-        packed: keeps the experts in MXFP4 where ``model.weights`` says so; only for ``ftkit_lora`` experts.
+        training: whether it will be trained.
 
     Raises:
         StageError: it cannot be found or read, its shape is not ``model.architecture``, or its files lack weights.
@@ -69,6 +70,7 @@ def load_base(
     from ftkit.training import lora_experts, sink_attention  # noqa: F401  (they register their implementations)
     from ftkit.training.packed import load_packed
 
+    model = model if training else for_inference(model)
     with _explained(model):
         path, source = _source(model)
         config = AutoConfig.from_pretrained(path, **source)
@@ -79,7 +81,7 @@ def load_base(
         raise StageError(
             f"its weights are in {method}; ftkit reads dense weights and MXFP4", where=path, cure=f"{KEY}=…"
         )
-    if packed and model.weights == "mxfp4":
+    if training and model.weights == "mxfp4":
         if method != "mxfp4":
             raise StageError(
                 "model.weights=mxfp4, but this checkpoint's experts are dense", where=path, cure="model.weights=dense"
@@ -106,6 +108,17 @@ def load_base(
     loaded, info = pair
     check_complete(info, path)
     return loaded
+
+
+def for_inference(model: Model) -> Model:
+    """The same with attention and experts that generate, in place of ftkit's own."""
+    attention, experts = model.attn_implementation, model.experts_implementation
+    return model.model_copy(
+        update={
+            "attn_implementation": "eager" if attention == "ftkit_sinks" else attention,
+            "experts_implementation": "grouped_mm" if experts == "ftkit_lora" else experts,
+        }
+    )
 
 
 def check_complete(info: dict[str, Any], path: str) -> None:

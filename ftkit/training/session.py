@@ -117,7 +117,7 @@ def _set_up(config: Config, args: SFTConfig, tokens: Path, say: Say) -> tuple[Tr
     tokenizer = load_tokenizer(config.model)
     rows, counts = training_rows(tokens, config, vocab_size=config.model.architecture.vocab_size)
     say(_what_is_read(counts, config, args))
-    base = load_base(config.model, device=device, router_aux_loss_coef=config.sft.router_aux_loss_coef, packed=True)
+    base = load_base(config.model, device=device, router_aux_loss_coef=config.sft.router_aux_loss_coef, training=True)
     set_seed(config.sft.seed)
     model, trained = add_lora(base, config.lora)
     isolate_documents(model)

@@ -18,6 +18,7 @@ from ftkit.training.dataset import training_rows
 from ftkit.training.document_masks import isolate_documents
 from ftkit.training.lora_experts import keep_low_rank
 from ftkit.training.loss_head import add_loss_head
+from ftkit.training.merge import merge
 from ftkit.training.model import load_base
 from ftkit.training.train import train
 
@@ -140,7 +141,8 @@ def test_training_gives_the_losses_of_eager_attention_and_peft(
 
 def test_experts_kept_in_mxfp4_compute_as_the_unpacked_ones(mxfp4_folder: Path) -> None:
     config = small_run(mxfp4_folder, "model.weights=mxfp4", "model.experts_implementation=ftkit_lora")
-    packed, dense = load_base(config.model, packed=True), load_base(config.model)
+    unpacked = config.model.model_copy(update={"weights": "dense"})
+    packed, dense = (load_base(model, training=True) for model in (config.model, unpacked))
     experts = next(module for module in packed.modules() if isinstance(module, GptOssExperts))
     assert experts.gate_up_proj.untyped_storage().nbytes() == 4 and experts.gate_up_proj.shape == (4, 32, 64)
     ids = torch.arange(10, 30)[None]
@@ -169,3 +171,21 @@ def test_checkpointing_runs_each_layer_twice(
     config = small_run(model_folder, "sft.max_steps=2", f"sft.gradient_checkpointing={checkpointing}")
     train(config, tokens=token_file, out=tmp_path, checkpoints=tmp_path / "c", say=lambda _: None)
     assert len(layers_run) == 2 * 2 * runs
+
+
+def test_a_model_that_is_not_trained_generates(mxfp4_folder: Path) -> None:
+    """Guard: for_inference; ftkit_sinks takes no padding and no cache."""
+    ours = ("model.attn_implementation=ftkit_sinks", "model.experts_implementation=ftkit_lora", "model.weights=mxfp4")
+    model = load_base(small_run(mxfp4_folder, *ours).model)
+    ids = torch.tensor([[0, 0, 11, 12], [13, 14, 15, 16]])
+    alone = model.generate(ids[:1, 2:], max_new_tokens=3, do_sample=False)[0, 2:]
+    together = model.generate(ids, attention_mask=(ids > 0).long(), max_new_tokens=3, do_sample=False)[0, 4:]
+    assert torch.equal(alone, together)
+
+
+def test_what_was_trained_so_is_merged_as_any_other(mxfp4_folder: Path, token_file: Path, tmp_path: Path) -> None:
+    ours = ("model.attn_implementation=ftkit_sinks", "model.experts_implementation=ftkit_lora", "model.weights=mxfp4")
+    config = small_run(mxfp4_folder, *ours, "merge.dtype=float32")
+    train(config, tokens=token_file, out=tmp_path, checkpoints=tmp_path / "c", say=lambda _: None)
+    result = merge(config, adapter=tmp_path / "adapter", tokens=token_file, out=tmp_path / "merged", serving={})
+    assert result.max_difference < 1e-3 * result.spread and result.mean_change > 0
