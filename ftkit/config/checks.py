@@ -182,6 +182,17 @@ def evaluation_has_what_it_needs(config: Config) -> Iterator[Problem]:
             yield Problem(key, "needs held-out rows, and dataset.heldout is 0", "", "dataset.heldout=0.05")
 
 
+def packed_weights_need_low_rank_experts(config: Config) -> Iterator[Problem]:
+    model = config.model
+    if model.weights == "mxfp4" and model.experts_implementation != "ftkit_lora":
+        yield Problem(
+            "model.weights",
+            f"mxfp4, but {model.experts_implementation} experts compute with dense weights",
+            "",
+            "model.experts_implementation=ftkit_lora, or model.weights=dense",
+        )
+
+
 def schedule_fits_its_arguments(config: Config) -> Iterator[Problem]:
     kind = config.sft.lr_scheduler_type
     arguments = {name for name, value in config.sft.lr_scheduler_kwargs.items() if value is not None}
@@ -316,6 +327,7 @@ CHECKS: tuple[Check, ...] = (
     something_is_trained,
     flex_attention_needs_a_gpu,
     evaluation_has_what_it_needs,
+    packed_weights_need_low_rank_experts,
     schedule_fits_its_arguments,
     registered_model_needs_a_tokenizer_here,
     max_steps_is_positive_or_minus_one,

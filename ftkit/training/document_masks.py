@@ -21,8 +21,9 @@ POSITIONAL = ("input_ids", "attention_mask", "position_ids", "past_key_values", 
 def isolate_documents(model: torch.nn.Module) -> RemovableHandle:
     """Make a gpt-oss, bare or wrapped by PEFT or DDP, keep the documents of a packed row apart.
 
-    A document begins where ``position_ids`` (batch, length) do not go on by one. Calls without ``position_ids``, with
-    an ``attention_mask`` (padding, left or right) or with a cache (generation) are left as they are.
+    A document begins where ``position_ids`` (batch, length) do not go on by one. Calls with ``cu_seq_lens_q`` get no
+    mask: their attention goes by these bounds. Calls without ``position_ids``, with an ``attention_mask`` (padding,
+    left or right) or with a cache (generation) are left as they are.
 
     Returns:
         The hook; ``remove()`` takes it out again.
@@ -42,6 +43,9 @@ def _with_document_masks(
     assert isinstance(module, GptOssModel)
     given = dict(zip(POSITIONAL, args, strict=False)) | kwargs
     position_ids = given.get("position_ids")
+    if given.get("cu_seq_lens_q") is not None:
+        given["attention_mask"] = {"full_attention": None, "sliding_attention": None}
+        return (), given
     if position_ids is None or given.get("attention_mask") is not None or given.get("past_key_values") is not None:
         return None
     batch, length = (given["input_ids"] if given.get("input_ids") is not None else given["inputs_embeds"]).shape[:2]

@@ -1,8 +1,8 @@
 """How many parameters LoRA trains and how much GPU memory a step needs, from the configuration; imports no torch.
 
-The constants were fitted to peaks measured on one H100 80GB (PEFT 0.21, transformers 5.17, torch 2.11): five settings
-of ``scripts/bench_train`` with 6 layers, and 24 layers with eager attention. They give these within 4 %, and the 45.4
-GiB measured of all 24 layers with flex attention, to which they were not fitted, within 1 %.
+For ``ftkit_lora`` experts on a GPU the tensors that are alive at a step's peak are added up. For the others, constants
+were fitted to peaks measured on one H100 80GB (PEFT 0.21, transformers 5.17, torch 2.11). ``tests/training`` holds what
+was measured.
 """
 
 from __future__ import annotations
@@ -24,6 +24,16 @@ EAGER_SCORE_COPIES = 7
 """Copies of the attention scores alive at once in the backward pass of eager attention."""
 LOSS_CHUNK_ROWS = 256
 """Rows of logits that exist at a time in TRL's chunked loss."""
+FUSED_LOSS_CHUNK_ROWS = 1024
+"""The same in ``loss_head``."""
+MXFP4_BYTES = 17 / 32
+"""A byte for two numbers, and one for the scale of 32."""
+MXFP4_PARTS = 2
+"""Parts in which an expert tensor in MXFP4 is unpacked."""
+LIBRARIES = 2**26
+"""What matrix libraries keep as their workspace."""
+UNPACKING_COPIES = 3.8
+"""What transformers holds while it unpacks an expert tensor of a checkpoint, as multiples of its size."""
 
 
 @dataclass(frozen=True)
@@ -104,33 +114,90 @@ def adapted_expert_tensors(config: Config) -> list[str]:
 
 
 def footprint(config: Config) -> Footprint:
-    """Predicted peak of one GPU in a training step."""
-    a, sft = config.model.architecture, config.sft
-    width = BYTES[config.model.dtype]
+    """Predicted peak of one GPU, in a training step or while the model is loaded."""
+    sft = config.sft
     tokens = sft.per_device_train_batch_size * sft.max_length
     replicated = 4 if config.processes > 1 else 0  # DDP's buckets hold the gradients once more
-    saved = a.num_hidden_layers * tokens * a.hidden_size * width
-    if not sft.gradient_checkpointing:
-        saved = a.num_hidden_layers * tokens * (_expert_row(a) + 8 * a.hidden_size) * width
-        saved += len(adapted_expert_tensors(config)) / 2 * _expert_weights(a) * width
-    return Footprint(
-        weights=model_parameters(a) * width,
-        adapter=adapter_parameters(config).total * (ADAPTER_BYTES + replicated),
-        activations=saved,
-        working_set=_working_set(config, tokens, width),
-    )
+    fused = config.model.experts_implementation == "ftkit_lora" and config.compute.gib_per_gpu is not None
+    weights, adapter = _weights(config, fused), adapter_parameters(config).total * (ADAPTER_BYTES + replicated)
+    saved = _fused_saved(config, tokens) if fused else _saved(config, tokens)
+    working_set = (_fused_working_set if fused else _working_set)(config, tokens)
+    if config.model.weights == "dense":
+        a, width = config.model.architecture, BYTES[config.model.dtype]
+        loading = UNPACKING_COPIES * 2 / 3 * _expert_weights(a) * width
+        working_set = max(working_set, loading - adapter - saved)
+    return Footprint(weights=weights, adapter=adapter, activations=saved, working_set=working_set)
 
 
-def _working_set(config: Config, tokens: int, width: int) -> float:
+def _weights(config: Config, fused: bool) -> float:
+    a, width = config.model.architecture, BYTES[config.model.dtype]
+    experts = a.num_hidden_layers * _expert_weights(a)
+    if config.model.weights == "mxfp4":
+        return (model_parameters(a) - experts) * width + experts * MXFP4_BYTES
+    extra = _extra_columns(config)
+    up = (a.hidden_size + extra) * (2 * a.intermediate_size + extra)
+    down = (a.intermediate_size + extra) * (a.hidden_size + extra)
+    wider = a.num_hidden_layers * a.num_local_experts * (up + down) - experts if fused else 0
+    return (model_parameters(a) + wider) * width
+
+
+def _saved(config: Config, tokens: int) -> float:
+    """What the forward pass leaves for the backward pass."""
+    a, width = config.model.architecture, BYTES[config.model.dtype]
+    if config.sft.gradient_checkpointing:
+        return a.num_hidden_layers * tokens * a.hidden_size * width
+    adapted = len(adapted_expert_tensors(config)) / 2 * _expert_weights(a)
+    return (a.num_hidden_layers * tokens * (_expert_row(a) + 8 * a.hidden_size) + adapted) * width
+
+
+def _fused_saved(config: Config, tokens: int) -> float:
+    a, width = config.model.architecture, BYTES[config.model.dtype]
+    layer = a.hidden_size
+    if not config.sft.gradient_checkpointing:
+        layer += _attention_row(a) + a.num_experts_per_tok * (2 * a.intermediate_size + 2 * _extra_columns(config))
+    return a.num_hidden_layers * tokens * layer * width
+
+
+def _working_set(config: Config, tokens: int) -> float:
     """What one layer's recomputation and backward pass hold at their peak, or the loss where that is more."""
-    a = config.model.architecture
+    a, width = config.model.architecture, BYTES[config.model.dtype]
     layer = EXPERT_ROW_COPIES * tokens * _expert_row(a) * width
     if adapted_expert_tensors(config):
         layer += ADAPTED_WEIGHT_COPIES * _expert_weights(a) * width
-    if config.model.attn_implementation == "eager":
-        scores = config.sft.per_device_train_batch_size * a.num_attention_heads * config.sft.max_length**2
-        layer += EAGER_SCORE_COPIES * scores * width
-    return max(layer, 3 * 4 * LOSS_CHUNK_ROWS * a.vocab_size)
+    return max(layer + _scores(config), 3 * 4 * LOSS_CHUNK_ROWS * a.vocab_size)
+
+
+def _fused_working_set(config: Config, tokens: int) -> float:
+    """The same: gate and up, the gradient of the output and that of the activation; unpacked weights beside them."""
+    a, width, extra = config.model.architecture, BYTES[config.model.dtype], _extra_columns(config)
+    rows, both = tokens * a.num_experts_per_tok, 2 * a.intermediate_size + extra
+    layer = rows * (both + a.hidden_size + extra + a.intermediate_size)
+    if config.model.weights == "mxfp4":
+        up, down = (n / 3 * _expert_weights(a) / MXFP4_PARTS for n in (2, 1))
+        through_down = rows * (both + a.hidden_size + extra + a.intermediate_size / MXFP4_PARTS) + down
+        layer = max(through_down, rows * (both + a.hidden_size) + up)
+    layer += tokens * (_attention_row(a) + 2 * a.hidden_size)
+    loss = FUSED_LOSS_CHUNK_ROWS * a.vocab_size + 3 * tokens * a.hidden_size
+    return max(layer * width + _scores(config), loss * width) + LIBRARIES
+
+
+def _scores(config: Config) -> float:
+    """Eager attention's scores."""
+    if config.model.attn_implementation != "eager":
+        return 0.0
+    rows = config.sft.per_device_train_batch_size * config.model.architecture.num_attention_heads
+    return EAGER_SCORE_COPIES * rows * config.sft.max_length**2 * BYTES[config.model.dtype]
+
+
+def _attention_row(a: Architecture) -> int:
+    """Values that one token leaves in the fused attention: norms and sum, queries, keys and values, output."""
+    return 3 * a.hidden_size + a.head_dim * (2 * a.num_attention_heads + 2 * a.num_key_value_heads)
+
+
+def _extra_columns(config: Config) -> int:
+    """As in ``fused_experts.extra_columns``."""
+    rank = config.lora.r if adapted_expert_tensors(config) else 0
+    return -(-(rank + 1) // 16) * 16
 
 
 def _expert_weights(a: Architecture) -> int:

@@ -20,7 +20,7 @@ from ftkit.training.adapter import check_adapter
 from ftkit.training.checkpoints import saving
 from ftkit.training.dataset import heldout_rows
 from ftkit.training.merge import MergeResult
-from ftkit.training.model import check_complete, load_base, load_tokenizer
+from ftkit.training.model import check_complete, for_inference, load_base, load_tokenizer
 
 STOPS = ("<|return|>", "<|call|>", "<|endoftext|>")
 """Tokens that end an answer. ``<|end|>`` is none: it ends the analysis, and a model that stops there never answers."""
@@ -84,7 +84,7 @@ def read_back(folder: Path, config: Config, device: torch.device) -> PreTrainedM
         folder,
         dtype=getattr(torch, config.merge.dtype),
         attn_implementation="eager",
-        experts_implementation=config.model.experts_implementation,
+        experts_implementation=for_inference(config.model).experts_implementation,
         device_map={"": str(device)} if device.type != "cpu" else None,
         output_loading_info=True,
     )

@@ -44,17 +44,20 @@ def load_base(
     dtype: str | None = None,
     device: torch.device | None = None,
     router_aux_loss_coef: float = 0.0,
+    training: bool = False,
 ) -> PreTrainedModel:
-    """The base model, dense, ready for training or merging.
+    """The base model.
 
-    An MXFP4 checkpoint is unpacked to ``dtype``. Published gpt-oss configurations carry ``router_aux_loss_coef`` 0.9,
-    which TRL would add to the loss; it is set to what is asked for.
+    An MXFP4 checkpoint is unpacked to ``dtype``, but for training with ``model.weights=mxfp4``. ftkit's own attention
+    and experts are for training only; else the model gets ones that generate. Published gpt-oss configurations carry
+    ``router_aux_loss_coef`` 0.9, which TRL would add to the loss; it is set to what is asked for.
 
     Args:
         model: which one, and how it computes.
         dtype: precision of the weights; ``model.dtype`` if not given.
         device: where the weights go; the CPU if not given.
         router_aux_loss_coef: weight of the router's balance loss.
+        training: whether it will be trained.
 
     Raises:
         StageError: it cannot be found or read, its shape is not ``model.architecture``, or its files lack weights.
@@ -64,6 +67,10 @@ def load_base(
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils.quantization_config import Mxfp4Config
 
+    from ftkit.training import lora_experts, sink_attention  # noqa: F401  (they register their implementations)
+    from ftkit.training.packed import load_packed
+
+    model = model if training else for_inference(model)
     with _explained(model):
         path, source = _source(model)
         config = AutoConfig.from_pretrained(path, **source)
@@ -74,6 +81,16 @@ def load_base(
         raise StageError(
             f"its weights are in {method}; ftkit reads dense weights and MXFP4", where=path, cure=f"{KEY}=…"
         )
+    if training and model.weights == "mxfp4":
+        if method != "mxfp4":
+            raise StageError(
+                "model.weights=mxfp4, but this checkpoint's experts are dense", where=path, cure="model.weights=dense"
+            )
+        with _explained(model):
+            config.router_aux_loss_coef, config.use_cache = router_aux_loss_coef, False
+            loaded, info = load_packed(path, source, config, model, device or torch.device("cpu"))
+        check_complete(info, path)
+        return loaded
     options: dict[str, Any] = {"quantization_config": Mxfp4Config(dequantize=True)} if method else {}
     with _explained(model):
         pair: Any = AutoModelForCausalLM.from_pretrained(
@@ -91,6 +108,17 @@ def load_base(
     loaded, info = pair
     check_complete(info, path)
     return loaded
+
+
+def for_inference(model: Model) -> Model:
+    """The same with attention and experts that generate, in place of ftkit's own."""
+    attention, experts = model.attn_implementation, model.experts_implementation
+    return model.model_copy(
+        update={
+            "attn_implementation": "eager" if attention == "ftkit_sinks" else attention,
+            "experts_implementation": "grouped_mm" if experts == "ftkit_lora" else experts,
+        }
+    )
 
 
 def check_complete(info: dict[str, Any], path: str) -> None:

@@ -24,9 +24,10 @@ from ftkit.files import explained, written_aside
 from ftkit.quiet import libraries_to
 from ftkit.training.adapter import Origin
 from ftkit.training.checkpoints import newest_complete, saving, step_of
-from ftkit.training.collator import Collator
+from ftkit.training.collator import Collator, JoiningCollator
 from ftkit.training.dataset import DataCounts, training_rows
 from ftkit.training.document_masks import isolate_documents
+from ftkit.training.fast_path import speed_up, why_plain
 from ftkit.training.guards import AdaptersMove, check_packing
 from ftkit.training.heldout import PARTS, HeldOut, Marks, best_step, evaluations, stops_early
 from ftkit.training.lora import Trained, add_lora
@@ -123,22 +124,22 @@ def _set_up(config: Config, args: SFTConfig, tokens: Path, say: Say) -> tuple[Tr
     device = args.device  # starts the process group
     if config.model.attn_implementation == "flex_attention" and device.type != "cuda":
         raise StageError("flex_attention needs a CUDA GPU, and there is none", cure="model.attn_implementation=eager")
-    say(_what_computes(config, args))
+    plain = why_plain(config, device)
+    say(_what_computes(config, args, plain))
     tokenizer = load_tokenizer(config.model)
     rows, counts = training_rows(tokens, config, vocab_size=config.model.architecture.vocab_size)
     say(_what_is_read(counts, config, args))
-    base = load_base(config.model, device=device, router_aux_loss_coef=config.sft.router_aux_loss_coef)
+    base = load_base(config.model, device=device, router_aux_loss_coef=config.sft.router_aux_loss_coef, training=True)
     set_seed(config.sft.seed)
     model, trained = add_lora(base, config.lora)
     isolate_documents(model)
+    speed_up(model, config, fused=plain is None)
     say(
         f"training {trained.parameters:,} parameters: attention {trained.attention:,} in {trained.modules} modules, "
         f"experts {trained.experts:,} in {trained.tensors} tensors; router frozen"
     )
-    flex = config.model.attn_implementation == "flex_attention"
-    pad_to = config.sft.max_length if flex and config.sft.packing else None
     assert isinstance(tokenizer.pad_token_id, int)
-    collate = Collator(tokenizer.pad_token_id, config.sft.packing, pad_to)
+    collate = _collator(config, tokenizer.pad_token_id)
     heldout = _held_out(config, args, tokens, say)
     size = args.per_device_train_batch_size
     evaluated = None if heldout is None else HeldOut(heldout, collate, size, Marks.of(tokenizer))
@@ -180,6 +181,15 @@ def _say_packing(compared: tuple[int, float] | None, say: Say) -> None:
     if compared:
         documents, share = compared
         say(f"{documents} packed documents give the logits of each alone, to {share:.1e} of their spread")
+
+
+def _collator(config: Config, pad_token_id: int) -> Collator | JoiningCollator:
+    attention, sft = config.model.attn_implementation, config.sft
+    if attention == "ftkit_sinks":
+        return JoiningCollator(pad_token_id)
+    # flex_attention is compiled anew for another length.
+    pad_to = sft.max_length if attention == "flex_attention" and sft.packing else None
+    return Collator(pad_token_id, sft.packing, pad_to)
 
 
 def _resume_point(checkpoints: Path, say: Say) -> Path | None:
@@ -267,7 +277,7 @@ def _save(config: Config, trainer: Trainer, out: Path, checkpoints: Path, max_st
     return step
 
 
-def _what_computes(config: Config, args: SFTConfig) -> str:
+def _what_computes(config: Config, args: SFTConfig, plain: str | None) -> str:
     """Attention, experts, precision and device in use, and why."""
     model, device = config.model, args.device
     where = f"{args.world_size} × " if args.world_size > 1 else ""
@@ -277,10 +287,14 @@ def _what_computes(config: Config, args: SFTConfig) -> str:
         else f"CPU, {torch.get_num_threads()} threads (no CUDA GPU)"
     )
     compute = "products in bfloat16" if config.sft.bf16 else "no mixed precision"
-    return (
+    weights = model.dtype if model.weights == "dense" else f"{model.dtype}, experts in {model.weights}"
+    line = (
         f"{model.attn_implementation} attention, {model.experts_implementation} experts (as model.* says), "
-        f"weights {model.dtype}, {compute}, on {where}"
+        f"weights {weights}, {compute}, on {where}"
     )
+    if "ftkit_" in line:
+        line += f"; not fused: {plain}" if plain else "; fused, the first step compiles the kernels"
+    return line
 
 
 def _what_is_read(counts: DataCounts, config: Config, args: SFTConfig) -> str:

@@ -26,6 +26,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from ftkit.errors import FtkitError, StageError
 from ftkit.training.checkpoints import keep_newest, mark_complete, saving
 from ftkit.training.heldout import HeldOut, best_step, means, stops_early
+from ftkit.training.loss_head import add_loss_head
 
 GIB = 2**30
 
@@ -37,17 +38,22 @@ class Trainer(SFTTrainer):
         save_total_limit: whole checkpoints to keep.
         heldout: what to evaluate on; None where ``eval_strategy`` is no.
         patience: evaluations without a lower loss after which training ends; None trains on.
-        kwargs: SFTTrainer's own; ``data_collator`` is a ``Collator``, and the dataset ``training_rows``'.
+        kwargs: SFTTrainer's own; ``data_collator`` is a ``Collator`` or ``JoiningCollator``, and the dataset
+            ``training_rows``'.
     """
 
     def __init__(
         self, *, save_total_limit: int, heldout: HeldOut | None = None, patience: int | None = None, **kwargs: Any
     ):
         super().__init__(**kwargs)
+        assert isinstance(self.model, PeftModel)
+        add_loss_head(self.model.get_base_model())
+        _visit_less(self.model)
         self.stop = StopRequest()
         self._limit, self._heldout, self.patience = save_total_limit, heldout, patience
         self._window = Window()
-        self._loss_is_finite: torch.Tensor | None = None
+        self._bad_loss: torch.Tensor | None = None
+        self._news = News()
         self._rows: list[int] = []
         self.add_callback(_Guard(self))
 
@@ -63,11 +69,26 @@ class Trainer(SFTTrainer):
         self._window.add(sum(batch.pop("tokens") for batch in batches), loss_tokens)
         return batches, loss_tokens
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss = super().training_step(*args, **kwargs)
-        finite = torch.isfinite(loss)
-        self._loss_is_finite = finite if self._loss_is_finite is None else self._loss_is_finite & finite
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The mean loss over the step's loss tokens; by ``loss_head`` where the batch is made for it."""
+        if self.aux_loss_enabled or "loss_positions" not in inputs:
+            inputs = {name: value for name, value in inputs.items() if not name.startswith("loss_")}
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        else:
+            count = len(inputs["loss_targets"]) if num_items_in_batch is None else num_items_in_batch
+            loss = model(**inputs) * (self.args.world_size / torch.as_tensor(count).clamp(min=1))
+        self._note(loss[0] if return_outputs else loss)
         return loss
+
+    def _note(self, loss: torch.Tensor) -> None:
+        """Send the host word of the loss and of signals, before the backward pass, which it need not wait for."""
+        bad = ~torch.isfinite(loss.detach())
+        self._bad_loss = bad if self._bad_loss is None else self._bad_loss | bad
+        if self.accelerator.sync_gradients:
+            code = self._bad_loss.long().view(1) + 2 * self.stop.signal
+            self._news.send(gathered(code)[:, 0] if self.args.world_size > 1 else code)
 
     def before_optimizer_step(self) -> None:
         """Agree with the other processes whether to stop, and refuse a step on a loss that is no number.
@@ -75,18 +96,12 @@ class Trainer(SFTTrainer):
         Raises:
             StageError: a loss of this step is not finite; the weights are still those of the step before.
         """
-        finite = self._loss_is_finite is None or bool(self._loss_is_finite)
-        self._loss_is_finite = None
-        rows = [] if finite else self._rows
-        if self.args.world_size > 1:
-            here = torch.tensor([int(not finite), self.stop.signal], device=self.args.device)
-            there = gathered(here)
-            self.stop.agreed = int(there[:, 1].max())
-            if there[:, 0].any():
-                finite, rows = False, gather_object(rows)
-        else:
-            self.stop.agreed = self.stop.signal
-        if not finite:
+        news = self._news.read()
+        self._bad_loss = None
+        self.stop.agreed = max(code // 2 for code in news)
+        if any(code % 2 for code in news):
+            rows = self._rows if news[self.args.process_index] % 2 else []
+            rows = gather_object(rows) if self.args.world_size > 1 else rows
             named = ", ".join(map(str, rows[:8])) + (" …" if len(rows) > 8 else "")
             raise StageError(
                 f"the loss of step {self.state.global_step + 1} is not a number; its rows are {named}",
@@ -162,6 +177,20 @@ class Trainer(SFTTrainer):
         return int(there[:, 0].sum()), float(there[:, 1].max())
 
 
+def _visit_less(model: torch.nn.Module) -> None:
+    """Keep the Trainer's loop from visiting each of some thousand modules twice a step, while the GPU waits."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    train = model.train
+    train(True)
+
+    def zero_grad(set_to_none: bool = True) -> None:
+        for parameter in trained:
+            parameter.grad = None
+
+    model.__dict__["train"] = lambda mode=True: model if model.training == mode else train(mode)
+    model.__dict__["zero_grad"] = zero_grad
+
+
 def gathered(values: torch.Tensor) -> torch.Tensor:
     """The values (n,) of every process, (processes, n)."""
     together = gather(values)
@@ -230,6 +259,28 @@ class Window:
             "peak_gib": peak,
             "seconds": now - self._began,
         }
+
+
+class News:
+    """Numbers on their way from the device to the host."""
+
+    def __init__(self) -> None:
+        self._numbers = torch.zeros(1, dtype=torch.long)
+        self._arrived: torch.cuda.Event | None = None
+
+    def send(self, numbers: torch.Tensor) -> None:
+        """Send (n,) integers without waiting for the device."""
+        self._numbers = numbers.to("cpu", non_blocking=True)
+        self._arrived = None
+        if numbers.is_cuda:
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def read(self) -> list[int]:
+        """What was sent last."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._numbers.tolist()
 
 
 class StopRequest:

@@ -8,14 +8,25 @@ from ftkit.config.resolve import resolve
 from ftkit.training.footprint import GIB, adapter_parameters, footprint, model_parameters
 
 SIX_LAYERS = "model.architecture.num_hidden_layers=6"
+PEFT = "model.attn_implementation=flex_attention model.experts_implementation=grouped_mm"
 MEASURED_ON_AN_H100 = {
-    f"{SIX_LAYERS} lora=attention sft.max_length=2048 sft.per_device_train_batch_size=4": 14.5,
-    f"{SIX_LAYERS} sft.max_length=2048 sft.per_device_train_batch_size=4": 16.3,
-    f"{SIX_LAYERS} sft.max_length=4096": 15.0,
-    f"{SIX_LAYERS} sft.max_length=4096 lora.r=32": 15.9,
-    f"{SIX_LAYERS} sft.max_length=4096 sft.gradient_checkpointing=false": 27.5,
-    "sft.max_length=2048 sft.per_device_train_batch_size=4": 45.4,
-    "lora=cookbook model.attn_implementation=eager sft.max_length=2048 sft.per_device_train_batch_size=4": 58.8,
+    f"{SIX_LAYERS} {PEFT} lora=attention sft.max_length=2048 sft.per_device_train_batch_size=4": 14.5,
+    f"{SIX_LAYERS} {PEFT} sft.max_length=2048 sft.per_device_train_batch_size=4": 16.3,
+    f"{SIX_LAYERS} {PEFT} sft.max_length=4096": 15.0,
+    f"{SIX_LAYERS} {PEFT} sft.max_length=4096 lora.r=32": 15.9,
+    f"{SIX_LAYERS} {PEFT} sft.max_length=4096 sft.gradient_checkpointing=false": 27.5,
+    f"{PEFT} sft.max_length=2048 sft.per_device_train_batch_size=4": 45.4,
+    "lora=cookbook model.attn_implementation=eager model.experts_implementation=grouped_mm "
+    "sft.max_length=2048 sft.per_device_train_batch_size=4": 58.8,
+    "sft.max_length=2048 sft.per_device_train_batch_size=4": 42.8,
+    "sft.max_length=2048 sft.per_device_train_batch_size=4 model.weights=mxfp4": 16.4,
+    "sft.max_length=4096 model.weights=mxfp4": 15.4,
+    "sft.max_length=4096 lora.r=32": 46.0,
+    "sft.max_length=16384": 44.6,
+    "sft.max_length=4096 model.weights=mxfp4 lora.r=64 sft.gradient_checkpointing=false": 30.4,
+    f"{SIX_LAYERS} sft.max_length=2048 sft.per_device_train_batch_size=4 model.weights=mxfp4": 6.8,
+    f"{SIX_LAYERS} sft.max_length=2048 sft.per_device_train_batch_size=4 sft.gradient_checkpointing=false": 16.7,
+    f"{SIX_LAYERS} sft.max_length=2048 sft.per_device_train_batch_size=4": 15.1,
 }
 """Peaks in GiB of torch.cuda.max_memory_allocated, by overrides."""
 
