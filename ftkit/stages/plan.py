@@ -209,6 +209,7 @@ def _warnings(config: Config) -> Iterator[str]:
         return
     yield f"{peak.total / GIB:.1f} GiB will not fit in {has:g} GiB"
     for saving in savings(config, longest=(_prepared(config) or {}).get("longest")):
-        yield f"{saving}: {saving.needs:.1f} GiB" + ("" if saving.needs > has else ", fits")
+        fits = "" if saving.needs > has else ", fits"
+        yield f"{saving.override}: {saving.needs:.1f} GiB{fits} (saves {saving.saves:.1f} GiB; {saving.costs})"
     if peak.weights / GIB > has:
         yield f"each GPU holds all weights, {peak.weights / GIB:.1f} GiB: it takes larger GPUs or a smaller model"

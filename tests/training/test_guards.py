@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,47 @@ def test_the_message_lists_them_in_order_with_gib_and_cost() -> None:
     whole = resolve(LARGE.split())
     bare = whole.model_copy(update={"compute": whole.compute.model_copy(update={"environment_variables": {}})})
     assert "expandable_segments" in out_of_memory(bare, 7, 1800).cure.splitlines()[0]
+
+
+def test_a_model_that_does_not_fit_is_named(
+    model_folder: Path, token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. Of the allocated memory …")
+
+    monkeypatch.setattr(session, "load_base", full)
+    with pytest.raises(StageError, match="tiny does not fit into the GPU's memory") as caught:
+        Run(small_run(model_folder), token_file, tmp_path).train()
+    assert "stage=plan" in caught.value.cure
+
+
+def test_a_gradient_that_is_no_number_stops_the_run(
+    model_folder: Path, token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guard: the check of grad_norm in Trainer.log."""
+
+    def with_infinite_gradient(*args):
+        model, trained = add_lora(*args)
+        next(p for name, p in model.named_parameters() if ".lora_B." in name).register_hook(lambda g: g + float("inf"))
+        return model, trained
+
+    monkeypatch.setattr(session, "add_lora", with_infinite_gradient)
+    with pytest.raises(StageError, match="the gradient of step 1 is not finite"):
+        Run(small_run(model_folder), token_file, tmp_path).train()
+
+
+def test_flex_attention_without_a_gpu_is_refused_where_it_would_run(
+    model_folder: Path, token_file: Path, tmp_path: Path
+) -> None:
+    overrides = ["model.attn_implementation=flex_attention", "compute.gib_per_gpu=80"]
+    with pytest.raises(StageError, match="flex_attention needs a CUDA GPU") as caught:
+        Run(small_run(model_folder, *overrides), token_file, tmp_path).train()
+    assert caught.value.cure == "model.attn_implementation=eager"
+
+
+def test_a_run_in_a_thread_leaves_signals_alone(model_folder: Path, token_file: Path, tmp_path: Path) -> None:
+    """Python hands signals to the main thread alone."""
+    run = Run(small_run(model_folder, "sft.max_steps=1"), token_file, tmp_path)
+    with ThreadPoolExecutor(1) as pool:
+        result, _ = pool.submit(run.train).result()
+    assert result.global_step == 1
