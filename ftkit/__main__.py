@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -135,8 +136,12 @@ def _hand_to_hydra(arguments: list[str]) -> None:
     hydra.main(version_base="1.3", config_path=str(shipped_conf()), config_name="config")(_sweep_task)()
 
 
-def _sweep_task(composed) -> None:
-    """One run of a sweep: named after what is swept, built on the records of the run that is swept over."""
+def _sweep_task(composed) -> float:
+    """One run of a sweep: named after what is swept, built on the records of the run that is swept over.
+
+    Returns:
+        What hydra/sweeper=search makes small: the held-out loss, or else the last one; infinity without training.
+    """
     from hydra.core.hydra_config import HydraConfig
 
     from ftkit.config.resolve import from_composed, named_after_overrides
@@ -148,11 +153,23 @@ def _sweep_task(composed) -> None:
         config = named_after_overrides(base, settings.overrides.task, swept_out)
         at_a_time = settings.launcher.get("n_jobs", 1) != 1
         _run(config, config.run.name.removeprefix(f"{base.run.name}-") if at_a_time else "")
+        return _sought(config)
     except Interrupted as error:
         raise KeyboardInterrupt from error  # an Exception would let the sweep go on to its next run
     except FtkitError as error:
         print_error(error)
         raise
+
+
+def _sought(config) -> float:
+    from ftkit import records
+    from ftkit.lineage import folder_of
+
+    record = records.read(folder_of(config), "train")
+    if record is None:
+        return math.inf
+    held_out = record.result.get("eval_loss")
+    return record.result["last_loss"] if held_out is None else held_out
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ class Report:
         self._print(stage, f"up to date ({record}); force=true runs it again", style="dim")
 
     def started(self, stage: str) -> None:
-        if stage != "plan":
+        if stage not in ("plan", "report"):
             self._open()
 
     def finished(self, stage: str, summary: str, seconds: float) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,25 @@ def write(run_folder: Path, record: Record) -> None:
 def discard(run_folder: Path, stage: str) -> None:
     """Take a record away before its stage runs again, so that an interrupted run is not taken for the earlier one."""
     path_of(run_folder, stage).unlink(missing_ok=True)
+    _failure_of(run_folder, stage).unlink(missing_ok=True)
+
+
+def note_failure(run_folder: Path, stage: str, what: str) -> None:
+    """Leave word of why a stage ended without a record, where there is room for it."""
+    with suppress(StageError), written_aside(_failure_of(run_folder, stage)) as aside:
+        aside.write_text(json.dumps({"what": what}, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def failure(run_folder: Path, stage: str) -> str | None:
+    """Why a stage ended without a record; None if it left no word."""
+    try:
+        return json.loads(_failure_of(run_folder, stage).read_text(encoding="utf-8"))["what"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _failure_of(run_folder: Path, stage: str) -> Path:
+    return run_folder / stage / "failed.json"
 
 
 def _size(path: Path) -> int | None:

@@ -13,7 +13,7 @@ from ftkit.config.checks import runs_as_job
 from ftkit.config.resolve import freeze
 from ftkit.config.schema import Config
 from ftkit.console import Report
-from ftkit.errors import Interrupted
+from ftkit.errors import FtkitError, Interrupted
 from ftkit.files import explained, written_aside
 from ftkit.lineage import Origin, context_of, find, folder_of, module_of, origin_of, up_to_date
 from ftkit.platforms.azureml import AzureML
@@ -37,7 +37,7 @@ def run(config: Config, label: str = "") -> None:
     report = Report(config, label)
     if config.run.records:
         hub_token_from_vault(config)
-    if first_process() and config.stages != ("plan",):
+    if first_process() and set(config.stages) - {"plan", "report"}:
         _freeze(config)
     for as_job, stages in batches(config):
         (_run_as_job if as_job else _run_here)(config, stages, report)
@@ -146,6 +146,11 @@ def _made(context: Context, stage: Stage) -> Made:
         return module_of(stage).run(context)
     except OSError as error:
         raise explained(error, context.folder) from error
+    except FtkitError as error:
+        if stage.always:
+            raise
+        records.note_failure(context.run_folder, stage.name, str(error).splitlines()[0])
+        raise
 
 
 def _record(context: Context, stage: Stage, origin: Origin, made: Made, seconds: float) -> records.Record:

@@ -154,8 +154,9 @@ def target_parameters_exist(config: Config) -> Iterator[Problem]:
 
 
 def something_is_trained(config: Config) -> Iterator[Problem]:
+    cure = "lora.target_modules=all-linear"
     if not config.lora.target_modules and not config.lora.target_parameters:
-        yield Problem("lora", "neither target_modules nor target_parameters names anything", "", "lora=experts")
+        yield Problem("lora", "neither target_modules nor target_parameters names anything", "", cure)
 
 
 def flex_attention_needs_a_gpu(config: Config) -> Iterator[Problem]:
@@ -168,6 +169,7 @@ def flex_attention_needs_a_gpu(config: Config) -> Iterator[Problem]:
         )
 
 
+<<<<<<< HEAD
 def packed_weights_need_low_rank_experts(config: Config) -> Iterator[Problem]:
     model = config.model
     if model.weights == "mxfp4" and model.experts_implementation != "ftkit_lora":
@@ -177,19 +179,33 @@ def packed_weights_need_low_rank_experts(config: Config) -> Iterator[Problem]:
             "",
             "model.experts_implementation=ftkit_lora, or model.weights=dense",
         )
+=======
+def evaluation_has_what_it_needs(config: Config) -> Iterator[Problem]:
+    sft = config.sft
+    wanting = {
+        "sft.early_stopping_patience": sft.early_stopping_patience is not None,
+        "sft.load_best_model_at_end": sft.load_best_model_at_end,
+    }
+    for key in (key for key, is_set in wanting.items() if is_set):
+        if sft.eval_strategy == "no":
+            yield Problem(key, "needs evaluations, and sft.eval_strategy is no", "", "sft.eval_strategy=steps")
+        elif config.dataset.heldout == 0:
+            yield Problem(key, "needs held-out rows, and dataset.heldout is 0", "", "dataset.heldout=0.05")
+>>>>>>> main
 
 
 def schedule_fits_its_arguments(config: Config) -> Iterator[Problem]:
-    kind, arguments = config.sft.lr_scheduler_type, config.sft.lr_scheduler_kwargs
+    kind = config.sft.lr_scheduler_type
+    arguments = {name for name, value in config.sft.lr_scheduler_kwargs.items() if value is not None}
     known = {"min_lr_rate", "min_lr", "num_cycles"} if kind == "cosine_with_min_lr" else set()
-    for name in arguments.keys() - known:
+    for name in sorted(arguments - known):
         yield Problem(
             "sft.lr_scheduler_kwargs",
             f"{kind} takes no {name!r}",
             "",
-            "sft.lr_scheduler_kwargs={}" if not known else "",
+            f"sft.lr_scheduler_kwargs.{name}=null",
         )
-    if kind == "cosine_with_min_lr" and not arguments.keys() & {"min_lr_rate", "min_lr"}:
+    if kind == "cosine_with_min_lr" and not arguments & {"min_lr_rate", "min_lr"}:
         yield Problem(
             "sft.lr_scheduler_kwargs", f"{kind} needs min_lr_rate", "", "sft.lr_scheduler_kwargs.min_lr_rate=0.1"
         )
@@ -311,7 +327,11 @@ CHECKS: tuple[Check, ...] = (
     target_parameters_exist,
     something_is_trained,
     flex_attention_needs_a_gpu,
+<<<<<<< HEAD
     packed_weights_need_low_rank_experts,
+=======
+    evaluation_has_what_it_needs,
+>>>>>>> main
     schedule_fits_its_arguments,
     registered_model_needs_a_tokenizer_here,
     max_steps_is_positive_or_minus_one,

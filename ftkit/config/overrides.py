@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import IntervalSweep, Override, OverrideType
 from hydra.errors import HydraException
 
 from ftkit.config.sources import groups, options
@@ -38,7 +38,7 @@ class CommandLine:
         return {o.key_or_group for o in self.overrides}
 
     def combinations(self) -> Iterator[list[str]]:
-        """The override lists of each run of a sweep; one list when nothing is swept."""
+        """The override lists of each run of a sweep, the ends of an interval; one list when nothing is swept."""
         return (list(combination) for combination in product(*map(_each, self.overrides)))
 
     def swept(self) -> set[str]:
@@ -94,6 +94,8 @@ def _force(parser: OverridesParser, override: Override) -> Override:
 def _each(override: Override) -> list[str]:
     if not override.is_sweep_override():
         return [override.input_line or ""]
+    if isinstance(interval := override.value(), IntervalSweep):
+        return [f"{override.get_key_element()}={end}" for end in (interval.start, interval.end)]
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 

@@ -30,6 +30,38 @@ ELSEWHERE = {
     "gpus": "compute.gpus_per_node",
 }
 """Names that other kits use, and the key that does the same here."""
+REFUSED = {
+    "sft.save_only_model": (
+        "a run that resumes without its optimiser's state goes another way, and says nothing",
+        "leave it out; sft.save_total_limit=1 needs the least room",
+    ),
+    "sft.ignore_data_skip": ("a resumed run would see its first rows again", "leave it out"),
+    "sft.packing_strategy": (
+        "TRL's strategies cut answers off, or let documents see each other",
+        "sft.packing=true packs whole rows that cannot see each other",
+    ),
+    "sft.padding_free": ("documents would see each other", "sft.packing=true"),
+    "sft.assistant_only_loss": (
+        "would train earlier answers whose thinking the template has dropped",
+        "leave it out: each answer is a row of its own, and the loss lies on it alone",
+    ),
+    "sft.completion_only_loss": ("is so already", "leave it out: the loss lies on the answer alone"),
+    "lora.use_dora": ("PEFT has no DoRA on expert tensors", "lora.use_rslora=true, or a larger lora.r"),
+    "lora.lora_bias": ("PEFT has no bias on expert tensors", "leave it out"),
+}
+"""Keys of the libraries that are left out on purpose: why, and what to write instead."""
+NO_SINKS = "leaves gpt-oss's attention sinks out, or does not train them"
+REFUSED_VALUES = {
+    "model.attn_implementation": dict.fromkeys(
+        ("sdpa", "flash_attention_2", "flash_attention_3", "paged_attention"),
+        (NO_SINKS, "model.attn_implementation=flex_attention, or eager"),
+    ),
+    "lora.init_lora_weights": dict.fromkeys(
+        ("pissa", "olora", "orthogonal", "loftq", "eva", "corda", "lora_ga"),
+        ("needs more than PEFT can do on expert tensors", "lora.init_lora_weights=gaussian"),
+    ),
+}
+"""Values of the libraries that are left out on purpose, likewise."""
 
 
 def schema_problems(values: dict[str, Any], skip: Sequence[str] = ()) -> tuple[Config | None, list[Problem]]:
@@ -73,6 +105,8 @@ def nearest_key(key: str) -> str | None:
 
 def _problem(details: ErrorDetails) -> Problem:
     key, annotation = _field(details["loc"])
+    if details["type"] == "extra_forbidden" and key in REFUSED:
+        return Problem(key, REFUSED[key][0], "", REFUSED[key][1])
     if details["type"] == "extra_forbidden":
         close = nearest_key(key)
         return Problem(
@@ -81,6 +115,8 @@ def _problem(details: ErrorDetails) -> Problem:
     if details["type"] == "missing":
         return Problem(key, "is missing", "", f"set it: {key}=…, or begin the file with defaults: [default, _self_]")
     value, wanted = details["input"], expected(annotation, details)
+    if found := REFUSED_VALUES.get(key, {}).get(str(value)):
+        return Problem(key, f"{value} {found[0]}", "", found[1])
     what = f"{value!r} is not {wanted}"
     if isinstance(value, str) and (choices := _choices(annotation)) and (close := nearest(value, choices)):
         return Problem(key, what, "", f"did you mean {key}={close}?")

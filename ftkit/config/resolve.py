@@ -35,7 +35,7 @@ def resolve(arguments: Sequence[str]) -> Config:
     """
     command_line = read(arguments, multirun=False)
     config, problems = _resolve_one(command_line, command_line.arguments)
-    return _or_raise(config, [*command_line.problems, *problems])
+    return _with_overrides(_or_raise(config, [*command_line.problems, *problems]), arguments)
 
 
 def check_sweep(command_line: CommandLine) -> None:
@@ -214,4 +214,10 @@ def named_after_overrides(config: Config, overrides: Sequence[str], left_out: Co
     suffix = ",".join(f"{key}={value}" for key, _, value in pairs if key not in left_out)
     name = re.sub(r"[^A-Za-z0-9._=,+-]+", "_", f"{config.run.name}-{suffix}")[:200] if suffix else config.run.name
     run = config.run.model_copy(update={"name": name, "base": config.run.base or config.run.name})
+    return _with_overrides(config.model_copy(update={"run": run}), overrides)
+
+
+def _with_overrides(config: Config, overrides: Sequence[str]) -> Config:
+    """What the run was started with, kept for ``stage=report``."""
+    run = config.run.model_copy(update={"overrides": list(overrides)})
     return config.model_copy(update={"run": run})

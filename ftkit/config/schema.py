@@ -34,7 +34,7 @@ STAGES = ("environment", "prepare", "publish", "train", "merge", "register", "de
 MERGED = STAGES.index("merge") + 1
 """Where evaluate comes when it is asked for together with others: before the model is registered."""
 
-SIDE_STAGES = ("plan", "evaluate", "teardown")
+SIDE_STAGES = ("plan", "evaluate", "report", "teardown")
 """Stages that are run on their own, beside the life cycle."""
 
 GROUPS = ("model", "dataset", "lora", "sft", "compute", "deployment")
@@ -56,6 +56,8 @@ class Run(Group):
     """Run whose records stand in for stages that this run has not made itself; a sweep sets it."""
     records: str | None
     """Set inside an Azure ML job: folder with the records of the stages before it."""
+    overrides: list[str] | None
+    """Set by ftkit: the overrides that the run was started with, for the report."""
     earlier: str | None
     """Set inside an Azure ML job: where the run folder of an earlier job is mounted."""
 
@@ -241,7 +243,7 @@ class Sft(Group):
     lr_scheduler_type: Literal["cosine_with_min_lr", "cosine", "linear", "constant", "constant_with_warmup"]
     """Shape of the rate after the warm-up."""
     lr_scheduler_kwargs: dict[str, Any]
-    """Arguments of that shape; min_lr_rate is the final share of the highest rate."""
+    """Arguments of that shape; min_lr_rate is the final share of the highest rate, null takes one out."""
     warmup_steps: Annotated[float, Field(ge=0)]
     """Steps of rising rate; below 1 it is a share of all steps."""
     optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"]
@@ -265,7 +267,17 @@ class Sft(Group):
     save_steps: PositiveInt
     """Steps between two checkpoints."""
     save_total_limit: PositiveInt
-    """Checkpoints kept; older ones are deleted."""
+    """Checkpoints kept, and besides them the one with the lowest held-out loss; others are deleted."""
+    eval_strategy: Literal["no", "steps", "epoch"]
+    """When to measure the loss on the held-out rows; the last step is always measured, unless it is no."""
+    eval_steps: Annotated[float, Field(gt=0)]
+    """Steps between two evaluations; below 1 it is a share of all steps."""
+    early_stopping_patience: PositiveInt | None
+    """Stop after so many evaluations without a lower held-out loss; null trains to the end."""
+    load_best_model_at_end: bool
+    """true makes the adapter of the evaluation with the lowest held-out loss; false that of the last step."""
+    verify_packing: bool
+    """true compares the first packed row with its documents alone before training, and stops if they differ."""
     seed: Annotated[int, Field(ge=0)]
     """Seed of the adapter's start and of the order of the rows."""
 
@@ -367,6 +379,11 @@ class Evaluate(Group):
     """Questions that are answered at a time."""
 
 
+class Report(Group):
+    runs: list[str] | None
+    """Names of the runs to compare; null takes all that lie in run.outputs, sweeps included."""
+
+
 class Config(Group):
     """The whole resolved configuration, as every stage gets it."""
 
@@ -394,6 +411,7 @@ class Config(Group):
     deployment: Deployment
     invoke: Invoke
     evaluate: Evaluate
+    report: Report
 
     @property
     def stages(self) -> tuple[str, ...]:

@@ -7,6 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ from ftkit.errors import FtkitError, Interrupted, StageError
 
 RESULT = "workers.json"
 LOG = "workers.log"
+SAVING_S = 600
+"""Seconds that workers may take to save once they have been asked to end; then torchrun kills them."""
 
 
 def train(config: Config, *, tokens: Path, out: Path, checkpoints: Path, frozen: Path) -> dict[str, Any]:
@@ -22,7 +27,7 @@ def train(config: Config, *, tokens: Path, out: Path, checkpoints: Path, frozen:
 
     Raises:
         StageError: the error of the worker that failed first, or the end of the workers' log when it left none.
-        Interrupted: Ctrl-C; the workers have ended by then.
+        Interrupted: Ctrl-C or SIGTERM, to this process or to a worker; the workers have ended by then.
     """
     result, log = out / RESULT, out / LOG
     result.unlink(missing_ok=True)
@@ -34,18 +39,34 @@ def train(config: Config, *, tokens: Path, out: Path, checkpoints: Path, frozen:
             "--standalone",
             "--nproc-per-node",
             str(config.compute.gpus_per_node),
+            "--shutdown-timeout",
+            str(SAVING_S),
         ),
         *("-m", "ftkit.training.worker", str(frozen), str(tokens), str(out), str(checkpoints), str(result)),
     ]
     with log.open("w", encoding="utf-8") as errors:
         process = subprocess.Popen(command, stderr=errors, env=os.environ | config.compute.environment_variables)
-        try:
-            status = process.wait()
-        except KeyboardInterrupt:
-            process.send_signal(signal.SIGINT)
-            process.wait()
-            raise
+        with _passing_on_sigterm(process):
+            try:
+                status = process.wait()
+            except KeyboardInterrupt:
+                process.send_signal(signal.SIGINT)
+                process.wait()
+                raise
     return _read(result, log, status)
+
+
+@contextmanager
+def _passing_on_sigterm(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Whoever ends this process means the workers, which save first."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: process.send_signal(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def report(result: Path, outcome: dict[str, Any] | FtkitError) -> None:
@@ -53,8 +74,11 @@ def report(result: Path, outcome: dict[str, Any] | FtkitError) -> None:
     if isinstance(outcome, FtkitError):
         if result.exists():
             return
-        what, where, cure = (getattr(outcome, name, "") for name in ("what", "where", "cure"))
-        outcome = {"error": {"what": what or str(outcome), "where": where, "cure": cure}}
+        if isinstance(outcome, Interrupted):
+            outcome = {"interrupted": str(outcome), "status": outcome.exit_status}
+        else:
+            what, where, cure = (getattr(outcome, name, "") for name in ("what", "where", "cure"))
+            outcome = {"error": {"what": what or str(outcome), "where": where, "cure": cure}}
     aside = result.with_suffix(f".{os.getpid()}")
     aside.write_text(json.dumps(outcome), encoding="utf-8")
     aside.replace(result)
@@ -64,6 +88,10 @@ def _read(result: Path, log: Path, status: int) -> dict[str, Any]:
     outcome = json.loads(result.read_text(encoding="utf-8")) if result.exists() else None
     if outcome and "error" in outcome:
         raise StageError(outcome["error"]["what"], where=outcome["error"]["where"], cure=outcome["error"]["cure"])
+    if outcome and "interrupted" in outcome:
+        interrupted = Interrupted(outcome["interrupted"])
+        interrupted.exit_status = outcome["status"]
+        raise interrupted
     if status in (130, -signal.SIGINT):
         raise Interrupted("interrupted in train; the same command takes it up again")
     if status != 0 or outcome is None:

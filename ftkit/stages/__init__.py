@@ -56,6 +56,7 @@ STAGES = (
         (
             *("model", "lora", "sft", "dataset.overlength", "compute.nodes", "compute.gpus_per_node"),
             *("-model.folder", "-model.tokenizer", "-sft.logging_steps", "-sft.save_steps", "-sft.save_total_limit"),
+            "-sft.verify_packing",
         ),
     ),
     Stage(
@@ -88,6 +89,7 @@ STAGES = (
         ("merge", "publish"),
         ("evaluate", "model", "-model.folder", "-model.tokenizer"),
     ),
+    Stage("report", "compare runs in a page: settings, curves, figures", "_report/report.html", always=True),
     Stage("teardown", "stop the endpoint, after asking", "nothing", always=True),
 )
 BY_NAME: Mapping[str, Stage] = {stage.name: stage for stage in STAGES}

@@ -24,6 +24,7 @@ from ftkit.lineage import context_of, find, folder_of, origin_of, up_to_date
 from ftkit.platforms.azureml import AzureML
 from ftkit.stages import BY_NAME, Context, Made, Stage
 from ftkit.training.footprint import GIB, adapter_parameters, footprint, model_parameters
+from ftkit.training.savings import savings
 
 
 def run(context: Context) -> Made:
@@ -207,12 +208,11 @@ def _warnings(config: Config) -> Iterator[str]:
     if has is None or peak.total / GIB <= has:
         return
     yield f"{peak.total / GIB:.1f} GiB will not fit in {has:g} GiB"
-    for override, changed in _cheaper(config):
-        needs = footprint(changed).total / GIB
-        if needs < peak.total / GIB:
-            yield f"{override}: {needs:.1f} GiB" + ("" if needs > has else ", fits")
+    for saving in savings(config, longest=(_prepared(config) or {}).get("longest")):
+        yield f"{saving}: {saving.needs:.1f} GiB" + ("" if saving.needs > has else ", fits")
     if peak.weights / GIB > has:
         yield f"each GPU holds all weights, {peak.weights / GIB:.1f} GiB: it takes larger GPUs or a smaller model"
+<<<<<<< HEAD
 
 
 def _cheaper(config: Config) -> Iterator[tuple[str, Config]]:
@@ -229,3 +229,5 @@ def _cheaper(config: Config) -> Iterator[tuple[str, Config]]:
 
 def _with(config: Config, group: str, **changes: object) -> Config:
     return config.model_copy(update={group: getattr(config, group).model_copy(update=changes)})
+=======
+>>>>>>> main

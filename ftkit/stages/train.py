@@ -31,9 +31,10 @@ def run(context: Context) -> Made:
     context.folder.mkdir(parents=True, exist_ok=True)
     result = _train(context, tokens, checkpoints)
     files = [path for name, path in tree(context.folder).items() if not name.startswith("tensorboard/")]
+    held_out = f"held out {result['eval_loss']:.3f}, " if result["eval_loss"] is not None else ""
     summary = (
         f"{result['global_step']} steps, loss {result['first_loss']:.3f} → {result['last_loss']:.3f}, "
-        f"{result['tokens_per_s']:,.0f} tokens/s; curve in {context.folder}/loss.png"
+        f"{held_out}{result['tokens_per_s']:,.0f} tokens/s; curve in {context.folder}/loss.png"
     )
     return Made(summary, files, {**result, "folder": f"train/{ADAPTER}", "checkpoints": str(checkpoints)})
 

@@ -54,13 +54,18 @@ def newest_complete(folder: Path) -> tuple[Path | None, list[Path]]:
     return (whole[0] if whole else None), [p for p in found if p not in whole]
 
 
-def keep_newest(folder: Path, limit: int) -> None:
-    """Delete whole checkpoints beyond the newest ``limit``, and any that were cut off before the newest."""
+def keep_newest(folder: Path, limit: int, *, best: int | None = None) -> None:
+    """Delete whole checkpoints beyond the newest ``limit``, and any that were cut off before the newest.
+
+    Args:
+        best: step of a checkpoint that stays in any case.
+    """
     newest, cut_off = newest_complete(folder)
     if newest is None:
         return
     whole = sorted((p for p in folder.glob("checkpoint-*") if is_complete(p)), key=step_of, reverse=True)
-    for checkpoint in [*whole[limit:], *(p for p in cut_off if step_of(p) < step_of(newest))]:
+    old = [checkpoint for checkpoint in whole[limit:] if step_of(checkpoint) != best]
+    for checkpoint in [*old, *(p for p in cut_off if step_of(p) < step_of(newest))]:
         # Without its marker first: a deletion that is cut off must not leave half a checkpoint that counts.
         (checkpoint / MARKER).unlink(missing_ok=True)
         shutil.rmtree(checkpoint, ignore_errors=True)

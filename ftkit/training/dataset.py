@@ -28,6 +28,7 @@ class DataCounts:
         rows: token rows in the split.
         overlength: of these, left out because they are longer than ``sft.max_length``.
         truncated: of these, cut at the end of their thinking so that they fit.
+        longest: tokens of the longest row that is trained on.
         trained: rows that the model sees in an epoch: packed ones, if packing is on.
         tokens: tokens in them, padding not counted.
         loss_tokens: tokens that carry loss.
@@ -37,18 +38,20 @@ class DataCounts:
     rows: int
     overlength: int
     truncated: int
+    longest: int
     trained: int
     tokens: int
     loss_tokens: int
     fill: float | None
 
 
-def training_rows(tokens: Path, config: Config, *, vocab_size: int) -> tuple[Dataset, DataCounts]:
-    """Read the training split, apply ``dataset.overlength``, pack if asked to.
+def training_rows(tokens: Path, config: Config, *, vocab_size: int, split: str = "train") -> tuple[Dataset, DataCounts]:
+    """Read a split, apply ``dataset.overlength``, pack if asked to.
 
     Args:
         tokens: parquet file of ``prepare``, one row for each assistant turn.
         vocab_size: of the model; a token outside of it is refused.
+        split: ``train``, or ``heldout`` for rows to evaluate on.
 
     Returns:
         A dataset of numpy columns ``input_ids`` and ``labels`` (length,), ``seq_lengths`` (documents,) tokens of each
@@ -60,7 +63,7 @@ def training_rows(tokens: Path, config: Config, *, vocab_size: int) -> tuple[Dat
             carries no loss, or holds a token that the model has no embedding for.
     """
     truncating = config.dataset.overlength == "truncate-thinking"
-    table, truncated = _read(tokens, spans=truncating), 0
+    table, truncated = _read(tokens, split, spans=truncating), 0
     if truncating:
         table, cut = cut_thinking(table, config.sft.max_length)
         truncated = int(cut.sum())
@@ -70,13 +73,14 @@ def training_rows(tokens: Path, config: Config, *, vocab_size: int) -> tuple[Dat
         raise _overlength(table, lengths, too_long, config, tokens)
     kept = table.filter(pa.array(~too_long))
     if kept.num_rows == 0:
-        why = f"all {table.num_rows} training rows are longer than sft.max_length={config.sft.max_length}"
-        cure = (
-            f"sft.max_length={lengths.max()}"
-            if table.num_rows
-            else "stage=prepare with more rows, or dataset.heldout=0.0"
-        )
-        raise StageError(why if table.num_rows else "there is no row to train on", where=str(tokens), cure=cure)
+        kind = "training" if split == "train" else "held-out"
+        why = f"all {table.num_rows} {kind} rows are longer than sft.max_length={config.sft.max_length}"
+        cure = f"sft.max_length={max(lengths, default=0)}"
+        if not table.num_rows and split == "train":
+            why, cure = "there is no row to train on", "stage=prepare with more rows, or dataset.heldout=0.0"
+        elif not table.num_rows:
+            why, cure = "no row was held out to evaluate on", "sft.eval_strategy=no, or a larger dataset.heldout"
+        raise StageError(why, where=str(tokens), cure=cure)
     packing = config.sft.packing
     bins = pack(lengths[~too_long].tolist(), config.sft.max_length) if packing else [[i] for i in range(kept.num_rows)]
     dataset, loss_tokens = _joined(kept, bins, tokens, vocab_size)
@@ -85,6 +89,7 @@ def training_rows(tokens: Path, config: Config, *, vocab_size: int) -> tuple[Dat
         rows=table.num_rows,
         overlength=int(too_long.sum()),
         truncated=truncated,
+        longest=int(lengths[~too_long].max()),
         trained=len(bins),
         tokens=total,
         loss_tokens=loss_tokens,

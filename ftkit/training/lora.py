@@ -74,10 +74,10 @@ def check_placement(model: PeftModel, modules: set[str], tensors: set[str]) -> T
     Raises:
         StageError: they differ, or a weight that is no adapter would be trained.
     """
-    adapted = {_bare(name): module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    adapted = {bare_name(name): module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     found_modules = {name for name, module in adapted.items() if not isinstance(module, ParamWrapper)}
     found_tensors = {
-        f"{_bare(name)}.{module.parameter_name}"
+        f"{bare_name(name)}.{module.parameter_name}"
         for name, module in model.named_modules()
         if isinstance(module, ParamWrapper)
     }
@@ -97,7 +97,7 @@ def check_placement(model: PeftModel, modules: set[str], tensors: set[str]) -> T
         if not parameter.requires_grad:
             continue
         if ".lora_A." not in name and ".lora_B." not in name:
-            raise StageError(f"{_bare(name)} would be trained, and is no adapter", cure="lora=experts")
+            raise StageError(f"{bare_name(name)} would be trained, and is no adapter", cure="lora=experts")
         counts["experts" if ".experts." in name else "attention"] += parameter.numel()
     return Trained(modules=len(modules), tensors=len(tensors), **counts)
 
@@ -141,5 +141,6 @@ def _refuse(key: str, target: str, names: Iterable[str]) -> set[str]:
     raise StageError(f"{key}: {target!r} names nothing in this model that can be trained", cure=hint)
 
 
-def _bare(name: str) -> str:
+def bare_name(name: str) -> str:
+    """A module's name in the bare model, from its name in the one that PEFT has wrapped."""
     return name.removeprefix(PREFIX).replace(".base_layer", "")

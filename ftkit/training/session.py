@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
+from datasets import Dataset
 from peft import PeftModel
 from rich.text import Text
-from transformers import PreTrainedTokenizerBase, PrinterCallback, set_seed
+from transformers import IntervalStrategy, PreTrainedTokenizerBase, PrinterCallback, set_seed
 from trl.trainer.sft_config import SFTConfig
 
 from ftkit.config.schema import Config
@@ -26,18 +27,27 @@ from ftkit.training.checkpoints import newest_complete, saving, step_of
 from ftkit.training.collator import Collator, JoiningCollator
 from ftkit.training.dataset import DataCounts, training_rows
 from ftkit.training.document_masks import isolate_documents
+<<<<<<< HEAD
 from ftkit.training.fast_path import speed_up, why_plain
+=======
+from ftkit.training.guards import AdaptersMove, check_packing
+from ftkit.training.heldout import PARTS, HeldOut, Marks, best_step, evaluations, stops_early
+>>>>>>> main
 from ftkit.training.lora import Trained, add_lora
 from ftkit.training.model import load_base, load_tokenizer
+from ftkit.training.savings import out_of_memory
 from ftkit.training.tracking import mlflow_tracking
 from ftkit.training.train import TrainResult
 from ftkit.training.trainer import Trainer, together
 from ftkit.training.watch import Watch, history, loss_picture
 
 Say = Callable[[str], None]
-OURS = {"max_length", "packing", "save_total_limit"}
-"""Keys of ``sft`` that ftkit acts on itself: TRL would cut rows, pack without masks, and count checkpoints that were
-cut off."""
+OURS = {
+    *("max_length", "packing", "verify_packing", "save_total_limit"),
+    *("early_stopping_patience", "load_best_model_at_end"),
+}
+"""Keys of ``sft`` that ftkit acts on itself: TRL would cut rows, pack without masks, count checkpoints that were
+cut off, and forget on resuming how long it has been patient."""
 
 
 def run(config: Config, *, tokens: Path, out: Path, checkpoints: Path, say: Say | None = None) -> TrainResult:
@@ -62,16 +72,19 @@ def run(config: Config, *, tokens: Path, out: Path, checkpoints: Path, say: Say 
                 trainer.add_callback(tracking)
         resumed = _resume_point(checkpoints, say)
         try:
-            max_steps = _train(trainer, resumed, checkpoints, say)
+            max_steps = _train(config, trainer, counts, resumed, checkpoints, say)
         finally:
             watch.close()
-        _save(config, trainer, out, max_steps)
+        kept = _save(config, trainer, out, checkpoints, max_steps, say)
     lines = history(trainer.state.log_history)
+    evaluated = {log["step"]: log for log in evaluations(trainer.state.log_history)}
     return TrainResult(
         global_step=trainer.state.global_step,
         max_steps=max_steps,
         first_loss=lines[0]["loss"],
         last_loss=lines[-1]["loss"],
+        **{name: evaluated.get(kept, {}).get(name) for name in PARTS},
+        best_step=best_step(trainer.state.log_history),
         seconds=lines[-1]["seconds"],
         tokens=lines[-1]["tokens"],
         tokens_per_s=lines[-1]["tokens"] / lines[-1]["seconds"],
@@ -86,6 +99,8 @@ def sft_config(config: Config, checkpoints: Path) -> SFTConfig:
     """TRL's arguments: every key of ``config.sft`` under its own name, but for ``OURS``."""
     cpu = not torch.cuda.is_available()
     given = {key: value for key, value in config.sft.model_dump().items() if key not in OURS}
+    shape = given["lr_scheduler_kwargs"].items()
+    given["lr_scheduler_kwargs"] = {name: value for name, value in shape if value is not None}
     if not given["gradient_checkpointing"]:
         given["gradient_checkpointing_kwargs"] = None
     return SFTConfig(
@@ -127,18 +142,34 @@ def _set_up(config: Config, args: SFTConfig, tokens: Path, say: Say) -> tuple[Tr
         f"experts {trained.experts:,} in {trained.tensors} tensors; router frozen"
     )
     assert isinstance(tokenizer.pad_token_id, int)
+    collate = Collator(tokenizer.pad_token_id, config.sft.packing, pad_to)
+    heldout = _held_out(config, args, tokens, say)
+    size = args.per_device_train_batch_size
+    evaluated = None if heldout is None else HeldOut(heldout, collate, size, Marks.of(tokenizer))
     trainer = Trainer(
         model=model,
         args=args,
         train_dataset=rows,
+<<<<<<< HEAD
         data_collator=_collator(config, tokenizer.pad_token_id),
+=======
+        eval_dataset=heldout,
+        data_collator=collate,
+>>>>>>> main
         processing_class=tokenizer,
         save_total_limit=config.sft.save_total_limit,
+        heldout=evaluated,
+        patience=config.sft.early_stopping_patience,
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(AdaptersMove(model))
+    if config.sft.packing and config.sft.verify_packing:
+        with trainer.accelerator.autocast():
+            _say_packing(check_packing(model, rows, collate), say)
     return trainer, counts, trained
 
 
+<<<<<<< HEAD
 def _collator(config: Config, pad_token_id: int) -> Collator | JoiningCollator:
     attention, sft = config.model.attn_implementation, config.sft
     if attention == "ftkit_sinks":
@@ -146,6 +177,27 @@ def _collator(config: Config, pad_token_id: int) -> Collator | JoiningCollator:
     # flex_attention is compiled anew for another length.
     pad_to = sft.max_length if attention == "flex_attention" and sft.packing else None
     return Collator(pad_token_id, sft.packing, pad_to)
+=======
+def _held_out(config: Config, args: SFTConfig, tokens: Path, say: Say) -> Dataset | None:
+    """The held-out rows, packed as the others; None, with ``args`` changed, where there are none or none are wanted."""
+    sft = config.sft
+    if sft.eval_strategy == "no":
+        return None
+    try:
+        return training_rows(tokens, config, vocab_size=config.model.architecture.vocab_size, split="heldout")[0]
+    except StageError as error:
+        if sft.early_stopping_patience or sft.load_best_model_at_end:
+            raise
+        say(f"no evaluation: {error.what}")
+        args.eval_strategy = IntervalStrategy.NO
+        return None
+
+
+def _say_packing(compared: tuple[int, float] | None, say: Say) -> None:
+    if compared:
+        documents, share = compared
+        say(f"{documents} packed documents give the logits of each alone, to {share:.1e} of their spread")
+>>>>>>> main
 
 
 def _resume_point(checkpoints: Path, say: Say) -> Path | None:
@@ -159,17 +211,19 @@ def _resume_point(checkpoints: Path, say: Say) -> Path | None:
     return broadcast_object_list(found)[0]
 
 
-def _train(trainer: Trainer, resumed: Path | None, checkpoints: Path, say: Say) -> int:
-    """Train to the end; returns the number of steps asked for."""
+def _train(
+    config: Config, trainer: Trainer, counts: DataCounts, resumed: Path | None, checkpoints: Path, say: Say
+) -> int:
+    """Train to the end; returns the number of steps, fewer than asked for where it stopped early."""
     done = 0
     if resumed:
         state = json.loads((resumed / "trainer_state.json").read_text(encoding="utf-8"))
         done, planned = state["global_step"], state["max_steps"]
         say(f"resuming from step {done} of {planned} ({resumed})")
         trainer.resume_counts(state["log_history"])
-        if done >= planned:
+        if done >= planned or stops_early(state["log_history"], trainer.patience):
             _load_finished(trainer, resumed)
-            return planned
+            return done
     try:
         with trainer.stop.listening(say is not _silent):
             trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
@@ -179,15 +233,15 @@ def _train(trainer: Trainer, resumed: Path | None, checkpoints: Path, say: Say) 
             f"interrupted; the same command goes on from {f'step {step_of(newest)}' if newest else 'the start'}"
         ) from error
     except torch.OutOfMemoryError as error:
-        raise StageError(
-            f"out of GPU memory at step {trainer.state.global_step + 1}",
-            cure="sft.per_device_train_batch_size=1, sft.packing=false, a smaller sft.max_length, or sft=low-memory",
-        ) from error
+        raise out_of_memory(config, trainer.state.global_step + 1, counts.longest) from error
     step, max_steps = trainer.state.global_step, trainer.state.max_steps
     if step < max_steps and trainer.stop.agreed:
         stopped = Interrupted(f"stopped after step {step} of {max_steps}; the same command goes on from there")
         stopped.exit_status = 128 + trainer.stop.agreed
         raise stopped
+    if step < max_steps and stops_early(trainer.state.log_history, trainer.patience):
+        say(f"no lower held-out loss in {trainer.patience} evaluations: ended at step {step} of {max_steps}")
+        return step
     if step < max_steps:
         raise StageError(
             f"training ended at step {step} of {max_steps}", where=str(checkpoints), cure="run it again to go on"
@@ -199,14 +253,23 @@ def _load_finished(trainer: Trainer, checkpoint: Path) -> None:
     """Everything was trained, and the run was cut off before it could save the adapter."""
     from transformers import TrainerState
 
-    assert isinstance(trainer.model, PeftModel)
-    trainer.model.load_adapter(str(checkpoint), "default", is_trainable=False)
+    _load_adapter(trainer, checkpoint)
     trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
 
 
-def _save(config: Config, trainer: Trainer, out: Path, max_steps: int) -> None:
-    """Write the adapter and the picture, aside first; all processes wait."""
+def _load_adapter(trainer: Trainer, checkpoint: Path) -> None:
+    assert isinstance(trainer.model, PeftModel)
+    trainer.model.load_adapter(str(checkpoint), "default", is_trainable=False)
+
+
+def _save(config: Config, trainer: Trainer, out: Path, checkpoints: Path, max_steps: int, say: Say) -> int:
+    """Write the adapter and the picture, aside first; all processes wait. Returns the step that the adapter is of."""
+    step, best = trainer.state.global_step, best_step(trainer.state.log_history)
+    if config.sft.load_best_model_at_end and best not in (None, step):
+        say(f"the adapter is that of step {best}, which had the lowest held-out loss")
+        step = best
+        _load_adapter(trainer, checkpoints / f"checkpoint-{best}")
 
     def write() -> None:
         assert isinstance(trainer.processing_class, PreTrainedTokenizerBase)
@@ -215,9 +278,11 @@ def _save(config: Config, trainer: Trainer, out: Path, max_steps: int) -> None:
             trainer.processing_class.save_pretrained(aside)
             Origin.of(config, global_step=trainer.state.global_step, max_steps=max_steps).write(aside)
         with written_aside(out / "loss.png") as aside:
-            loss_picture(history(trainer.state.log_history), config.run.name, aside)
+            log_history = trainer.state.log_history
+            loss_picture(history(log_history), evaluations(log_history), config.run.name, aside)
 
     together(write if trainer.args.should_save else lambda: None)
+    return step
 
 
 def _what_computes(config: Config, args: SFTConfig, plain: str | None) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ftkit.training.watch import metrics
+from ftkit.training.watch import line_of
 
 EXPERIMENT = "ftkit"
 SETTINGS = {
@@ -64,10 +64,10 @@ class MlflowTracking(TrainerCallback):
         from mlflow.entities import Metric
 
         logs: dict[str, Any] = kwargs["logs"]
-        if self._run_id is None or "loss" not in logs:
+        line = line_of({"step": state.global_step, **logs})
+        if self._run_id is None or line is None:
             return
         now = int(time.time() * 1000)
-        line = metrics({"step": state.global_step, **logs})
         batch = [
             Metric(name, float(value), now, state.global_step) for name, value in line.items() if value is not None
         ]

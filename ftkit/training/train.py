@@ -24,9 +24,13 @@ class TrainResult:
 
     Attributes:
         global_step: optimiser steps done.
-        max_steps: optimiser steps asked for; the same.
+        max_steps: optimiser steps asked for; the same, unless it stopped early.
         first_loss: loss of the first line of metrics, in nats per loss token.
         last_loss: of the last line.
+        eval_loss: on the held-out rows, of the adapter that was saved; None without evaluation.
+        eval_thinking_loss: on their thinking alone; None also where they hold none.
+        eval_answer_loss: on their answers alone.
+        best_step: of the evaluation with the lowest loss.
         seconds: wall-clock seconds of training, interruptions not counted.
         tokens: trained on, padding not counted, on all processes.
         tokens_per_s: tokens ÷ seconds.
@@ -40,6 +44,10 @@ class TrainResult:
     max_steps: int
     first_loss: float
     last_loss: float
+    eval_loss: float | None
+    eval_thinking_loss: float | None
+    eval_answer_loss: float | None
+    best_step: int | None
     seconds: float
     tokens: int
     tokens_per_s: float

@@ -25,7 +25,11 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from ftkit.errors import FtkitError, StageError
 from ftkit.training.checkpoints import keep_newest, mark_complete, saving
+<<<<<<< HEAD
 from ftkit.training.loss_head import add_loss_head
+=======
+from ftkit.training.heldout import HeldOut, best_step, means, stops_early
+>>>>>>> main
 
 GIB = 2**30
 
@@ -35,17 +39,25 @@ class Trainer(SFTTrainer):
 
     Args:
         save_total_limit: whole checkpoints to keep.
+<<<<<<< HEAD
         kwargs: SFTTrainer's own; ``data_collator`` is a ``Collator`` or ``JoiningCollator``, and the dataset
             ``training_rows``'.
+=======
+        heldout: what to evaluate on; None where ``eval_strategy`` is no.
+        patience: evaluations without a lower loss after which training ends; None trains on.
+        kwargs: SFTTrainer's own; ``data_collator`` is a ``Collator``, and the dataset ``training_rows``'.
+>>>>>>> main
     """
 
-    def __init__(self, *, save_total_limit: int, **kwargs: Any):
+    def __init__(
+        self, *, save_total_limit: int, heldout: HeldOut | None = None, patience: int | None = None, **kwargs: Any
+    ):
         super().__init__(**kwargs)
         assert isinstance(self.model, PeftModel)
         add_loss_head(self.model.get_base_model())
         _visit_less(self.model)
         self.stop = StopRequest()
-        self._limit = save_total_limit
+        self._limit, self._heldout, self.patience = save_total_limit, heldout, patience
         self._window = Window()
         self._bad_loss: torch.Tensor | None = None
         self._news = News()
@@ -103,6 +115,20 @@ class Trainer(SFTTrainer):
                 cure=f"sft.learning_rate={self.args.learning_rate / 2:g}, or leave these rows out",
             )
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The mean loss on the held-out rows, of all processes together, by ``eval_…``; goes to the log."""
+        assert self._heldout is not None and isinstance(self.model, PeftModel)
+        with self.accelerator.autocast():
+            here = self._heldout.sums(
+                self.model, process=self.args.process_index, processes=self.args.world_size
+            )  # fmt: skip
+        there = gathered(here.flatten().to(self.args.device))
+        losses = means(there.sum(0).view(3, 2).cpu())
+        self.log(dict(losses))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, losses)
+        self._window.restart()
+        return losses
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs |= self._window.close(self._gathered)
@@ -148,7 +174,7 @@ class Trainer(SFTTrainer):
                 shutil.rmtree(checkpoint, ignore_errors=True)
             raise
         if first:
-            keep_newest(folder, self._limit)
+            keep_newest(folder, self._limit, best=best_step(self.state.log_history))
         self._window.restart()
 
     def _gathered(self, tokens: int) -> tuple[int, float]:
@@ -319,8 +345,21 @@ class _Guard(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._trainer.stop.agreed:
             control.should_save = control.should_training_stop = True
+        if args.eval_strategy == "steps" and state.global_step >= state.max_steps:
+            control.should_evaluate = True
         # So a checkpoint carries the metrics up to its step, and a resumed run's windows begin where they began before.
-        control.should_log = control.should_log or control.should_save
+        control.should_log = control.should_log or control.should_save or control.should_evaluate
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        control.should_log = control.should_log or control.should_evaluate
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if stops_early(state.log_history, self._trainer.patience):
+            control.should_save = control.should_training_stop = True
+        if best_step(state.log_history) == state.global_step:
+            control.should_save = True
 
 
 def peak_gib() -> float:

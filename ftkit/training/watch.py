@@ -13,12 +13,14 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ftkit.console import console
+from ftkit.training.heldout import PARTS
 
 COLUMNS = (
     "step", "loss", "learning_rate", "grad_norm", "tokens_per_s", "loss_tokens_per_s", "peak_gib", "seconds",
     "tokens", "loss_tokens"
 )  # fmt: skip
-"""Of a line of metrics.jsonl; seconds since the run began, interruptions not counted."""
+"""Of a line of metrics.jsonl; seconds since the run began, interruptions not counted. An evaluation is a line of
+``step`` and ``PARTS``."""
 
 
 class Watch(TrainerCallback):
@@ -43,8 +45,9 @@ class Watch(TrainerCallback):
         shutil.rmtree(self._events, ignore_errors=True)
         self._writer = SummaryWriter(str(self._events))
         self._metrics.write_text("", encoding="utf-8")
-        for line in history(state.log_history):
-            self._record(line)
+        for log in state.log_history:
+            if line := line_of(log):
+                self._record(line)
         out = console()
         if out.is_terminal:
             columns = (
@@ -64,17 +67,23 @@ class Watch(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         logs: dict[str, Any] = kwargs["logs"]
-        if "loss" not in logs:
+        line = line_of({"step": state.global_step, **logs})
+        if line is None:
             return
-        line = metrics({"step": state.global_step, **logs})
         self._record(line)
-        if self._bar:
+        if "loss" not in line:
+            self._say_or_print(f"step {state.global_step}  {_held_out(line)}")
+        elif self._bar:
             self._bar.update(self._task, figures=_figures(line))
         else:
             done, began = state.global_step - self._first[0], self._first[1]
             left = (line["seconds"] - began) / done * (state.max_steps - state.global_step)
             width = len(str(state.max_steps))
             self._say(f"step {state.global_step:>{width}}/{state.max_steps}  {_figures(line)}  {_clock(left)} left")
+
+    def _say_or_print(self, line: str) -> None:
+        """A line of its own, above the bar where there is one."""
+        (self._bar.console.print if self._bar else self._say)(line)
 
     def close(self) -> None:
         """End the bar and the event file, however training ended."""
@@ -87,26 +96,30 @@ class Watch(TrainerCallback):
         with self._metrics.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
         if self._writer:
-            for name in COLUMNS[1:]:
-                self._writer.add_scalar(f"train/{name}", line[name], line["step"])
+            kind = "train" if "loss" in line else "heldout"
+            for name in line.keys() - {"step"}:
+                self._writer.add_scalar(f"{kind}/{name.removeprefix('eval_')}", line[name], line["step"])
             self._writer.flush()
 
 
-def metrics(log: dict[str, Any]) -> dict[str, Any]:
-    """The columns of a line of metrics from one of the trainer's logs."""
-    return {name: log.get(name) for name in COLUMNS}
+def line_of(log: dict[str, Any]) -> dict[str, Any] | None:
+    """A line of metrics from one of the trainer's logs: of training, of an evaluation, or None."""
+    if "eval_loss" in log:
+        return {name: log[name] for name in ("step", *PARTS) if name in log}
+    return {name: log.get(name) for name in COLUMNS} if "loss" in log else None
 
 
 def history(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Lines of metrics from a trainer's whole history."""
-    return [metrics(log) for log in log_history if "loss" in log]
+    """The lines of training from a trainer's whole history."""
+    return [line for log in log_history if (line := line_of(log)) and "loss" in line]
 
 
-def loss_picture(lines: list[dict[str, Any]], name: str, path: Path) -> None:
+def loss_picture(lines: list[dict[str, Any]], evaluations: list[dict[str, Any]], name: str, path: Path) -> None:
     """Draw the loss over the steps as a PNG.
 
     Args:
-        lines: of metrics.
+        lines: of training.
+        evaluations: with ``step`` and ``PARTS``.
         name: of the run, for the title.
         path: of the picture.
     """
@@ -121,9 +134,16 @@ def loss_picture(lines: list[dict[str, Any]], name: str, path: Path) -> None:
         [line["loss"] for line in lines],
         linewidth=1.5,
         marker="o" if len(lines) < 3 else "",
+        label="training",
     )
+    for part, label in zip(PARTS, ("held out", "its thinking", "its answers"), strict=True):
+        if drawn := [(line["step"], line[part]) for line in evaluations if part in line]:
+            style: dict[str, Any] = {"linewidth": 1.5} if part == PARTS[0] else {"linewidth": 1, "linestyle": "--"}
+            axes.plot(*zip(*drawn, strict=True), marker="o", markersize=3, label=label, **style)
+    if evaluations:
+        axes.legend(frameon=False)
     axes.set(
-        title=f"{name}: training loss",
+        title=f"{name}: loss",
         xlabel="optimiser step",
         ylabel="cross entropy, nats per loss token",
         ylim=(0, None),
@@ -138,6 +158,11 @@ def _figures(line: dict[str, Any]) -> str:
         f"loss {line['loss']:.4f}  lr {line['learning_rate']:.2e}  {line['tokens_per_s']:,.0f} tokens/s  "
         f"peak {line['peak_gib']:.2f} GiB"
     )
+
+
+def _held_out(line: dict[str, Any]) -> str:
+    parts = [f"{name.split('_')[1]} {line[name]:.4f}" for name in PARTS[1:] if name in line]
+    return f"held-out loss {line['eval_loss']:.4f}" + (f"  ({', '.join(parts)})" if parts else "")
 
 
 def _clock(seconds: float) -> str:

@@ -215,6 +215,16 @@ def test_a_failed_deployment_is_kept_if_asked_for_and_taken_away_by_the_next_dep
     assert deployments(azure) == ["blue"] and traffic(azure) == {"blue": 100}
 
 
+def test_a_kept_deployment_that_failed_in_service_is_never_taken_for_the_one_that_serves(
+    azure: StandIn, project: Project, gate: Path
+):
+    azure.faults.answers("POST", "/v1/chat", 500, after=2)  # after the smoke test and half of 100 %
+    kept = (VLLM, "deployment.keep_failed=true")
+    fails(project.ftkit("stage=deploy", *kept), "the endpoint was asked a question", "left: ", "0 % of the traffic")
+    assert deployments(azure) == ["blue"] and traffic(azure) == {}
+    assert "deleting blue, left by an earlier deploy" in succeeds(project.ftkit("stage=deploy", *kept))
+
+
 @pytest.mark.parametrize(
     ("body", "says"),
     [

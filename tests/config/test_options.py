@@ -64,6 +64,7 @@ def test_the_issue_groups_are_all_there():
         "deployment": {"local", "managed", "vllm"},
         "experiment": {"tiny"},
         "hydra/launcher": {"parallel", "azureml"},
+        "hydra/sweeper": {"search"},
     }
     for group, names in expected.items():
         assert names <= set(options(group))

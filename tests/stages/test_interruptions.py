@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from command import FinishedRun
 
@@ -119,6 +120,31 @@ def test_two_processes_train_together(prepared: FinishedRun):
     assert done.status == 0, done.err
     assert done.out.count("step 2/2") == 1
     assert "2 × CPU" in done.out
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The training processes below a command, not torchrun's own."""
+    below = psutil.Process(process.pid).children(recursive=True)
+    return [p for p in below if "ftkit.training.worker" in p.cmdline() and "torch.distributed.run" not in p.cmdline()]
+
+
+@pytest.mark.parametrize("who", ["command", "one worker", "all workers"])
+def test_sigterm_saves_on_every_rank_and_ends_with_143(prepared: FinishedRun, who: str):
+    """Guards: _passing_on_sigterm, and the status that a worker reports, in platforms.local_processes."""
+    two = ("stage=train", "compute.gpus_per_node=2", "sft.max_steps=30", "sft.per_device_train_batch_size=8")
+    process = start(prepared.folder, *two)
+    out = read_until(process, "step  2/30")
+    workers = workers_of(process)
+    assert len(workers) == 2
+    for one in {"command": [process], "one worker": workers[1:], "all workers": workers}[who]:
+        one.send_signal(signal.SIGTERM)
+    rest, _ = process.communicate(timeout=120)
+    assert process.returncode == 143, out + rest
+    assert "stopped after step" in rest and "Traceback" not in rest
+    assert not any(worker.is_running() for worker in workers)
+    step = rest.partition("stopped after step ")[2].split()[0]
+    (saved,) = (prepared.outputs / "checkpoints").glob(f"*/checkpoint-{step}/complete.json")
+    assert {p.name for p in saved.parent.glob("rng_state*")} == {"rng_state_0.pth", "rng_state_1.pth"}
 
 
 def test_an_error_in_one_of_two_processes_is_told_in_words(prepared: FinishedRun):

@@ -96,7 +96,7 @@ def small_run(model: Path, *overrides: str) -> Config:
     return resolve(
         ["experiment=tiny", f"model.pretrained_model_name_or_path={model}", *shape, "sft.max_length=64",
         "sft.per_device_train_batch_size=2",
-         "sft.num_train_epochs=2", "sft.save_steps=3", "sft.learning_rate=1e-2", *overrides]
+         "sft.num_train_epochs=2", "sft.save_steps=3", "sft.learning_rate=1e-2", "sft.eval_strategy=no", *overrides]
     )  # fmt: skip
 
 

@@ -184,6 +184,7 @@ def test_an_adapter_for_another_base_is_refused(
 def test_an_adapter_that_is_unfinished_or_missing_is_refused(
     model_folder: Path, token_file: Path, adapter: Path, tmp_path: Path
 ) -> None:
+    """Guard: the comparison of global_step with max_steps in check_adapter."""
     config, out = small_run(model_folder), tmp_path / "merged"
     refused(config, "no finished adapter", adapter=tmp_path / "none", tokens=token_file, out=out)
     refused(

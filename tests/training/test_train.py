@@ -230,7 +230,7 @@ def test_a_run_that_was_cut_off_before_it_saved_the_adapter_only_saves_it(run: R
 def test_a_signal_saves_the_step_and_the_next_run_goes_on_from_there(
     run: Run, whole: tuple[Run, TrainResult, list[str]], number: signal.Signals
 ) -> None:
-    """A run that was stopped is no finished run."""
+    """A run that was stopped is no finished run. Guards: stop.listening in session._train, and _Guard.on_step_end."""
 
     def say(line: str) -> None:
         if line.startswith("step  4/"):
@@ -335,6 +335,7 @@ def test_folders_that_cannot_be_written_are_named(run: Run) -> None:
 def test_a_loss_that_is_no_number_names_its_rows_and_trains_nothing(
     run: Run, model_folder: Path, tmp_path: Path
 ) -> None:
+    """Guard: the check in Trainer.before_optimizer_step."""
     folder = Path(shutil.copytree(model_folder, tmp_path / "m"))
     weights = load_file(folder / "model.safetensors")
     weights["model.embed_tokens.weight"][287] = float("nan")

@@ -121,6 +121,6 @@ def room(capacity: Capacity, size: Size, count: int, spot: bool = False) -> Quot
         raise StageError(
             f"the quota is too small: {count} × {size.name} takes {cores} vCPUs of {quota.name}, "
             f"and {max(0, quota.limit - quota.used)} of {quota.limit} are free",
-            cure="ask for more in Azure's portal (Quotas, Machine learning), or take another size; teardown frees some",
+            cure="ask for more in Azure's portal (Quotas, Machine learning); stage=teardown frees what is in use",
         )
     return quota

@@ -131,17 +131,17 @@ def create(workspace: Workspace, settings: Settings, say: Say) -> None:
     )
 
 
-def share(workspace: Workspace, name: str, traffic: Mapping[str, int], say: Say, serving: str = "") -> None:
+def share(workspace: Workspace, name: str, traffic: Mapping[str, int], say: Say, serving: str | None = None) -> None:
     """Split the traffic.
 
     Args:
         traffic: percent by deployment.
-        serving: deployment that is taken into service by this.
+        serving: deployment that is in service from now on, empty for none; None leaves it as it is.
     """
     with workspace.asking("look at the endpoint", name):
         wanted: Any = workspace.client.online_endpoints.get(name)
     wanted.traffic, wanted.mirror_traffic = dict(traffic), {}
-    if serving:
+    if serving is not None:
         wanted.tags = {**(wanted.tags or {}), SERVING: serving}
     change(
         workspace,

@@ -71,7 +71,10 @@ class Rollout:
             self._start(new)
             self._take_into_service(new, old)
         except BaseException as error:
-            raise self._undone(error, new, before, existed=found is not None) from error
+            told = self._undone(error, new, before, existed=found is not None)
+            if told is error:
+                raise
+            raise told from error
         if old:
             self._retire(old)
         return self._outcome(self._find(), new)
@@ -138,7 +141,8 @@ class Rollout:
         self.say(f"{new}: healthy, answers")
         for percent in self.settings.rollout if old else [100]:
             traffic = {new: percent} | ({old.name: 100 - percent} if old and percent < 100 else {})
-            endpoints.share(self.workspace, self.name, traffic, self.say, serving=new if percent == 100 else "")
+            in_service = new if percent == 100 else None
+            endpoints.share(self.workspace, self.name, traffic, self.say, serving=in_service)
             self._check(found, key, new)
             self._check(found, key)
             self.say(f"{new}: {percent} % of the traffic, answers")
@@ -226,7 +230,7 @@ class Rollout:
             self.say(f"traffic is back: {serving or 'nobody'} has all of it")
         if keep:
             if not existed and found.traffic:
-                endpoints.share(self.workspace, self.name, {}, self.say)
+                endpoints.share(self.workspace, self.name, {}, self.say, serving="")
             return
         if not existed:
             endpoints.delete_endpoint(self.workspace, self.name, self.say)

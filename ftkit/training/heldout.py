@@ -1,0 +1,158 @@
+"""The loss on held-out rows during training, on the thinking and on the answers apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedTokenizerBase
+
+from ftkit.training.dataset import IGNORED
+
+LOGIT_ROWS = 512
+"""Rows of logits that exist at a time."""
+NOT_FOR_THE_MODEL = ("labels", "loss_positions", "loss_targets", "tokens", "rows")
+PARTS = ("eval_loss", "eval_thinking_loss", "eval_answer_loss")
+
+Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Ids of the special tokens that messages are told apart by."""
+
+    message: int
+    ends: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> Marks:
+        ids: Any = tokenizer.convert_tokens_to_ids(["<|message|>", "<|end|>", "<|return|>", "<|call|>"])
+        return cls(ids[0], tuple(ids[1:]))
+
+
+class HeldOut:
+    """Held-out rows, and the loss of a model on them.
+
+    Draws no random number, so that a run which is evaluated trains as one which is not.
+
+    Args:
+        rows: of the held-out split, as ``training_rows`` makes them.
+        collate: rows to a batch, as in training.
+        batch_size: rows in it.
+        marks: of the tokenizer.
+    """
+
+    def __init__(self, rows: Dataset, collate: Collate, batch_size: int, marks: Marks):
+        self._rows, self._collate, self._size, self._marks = rows, collate, batch_size, marks
+
+    def sums(self, model: PeftModel, *, process: int, processes: int) -> torch.Tensor:
+        """Sums over every ``processes``-th batch, from batch ``process`` on.
+
+        Returns:
+            float64 (3, 2): of all loss tokens, of the thinking's and of the answers', the cross entropies' sum in nats
+            and their number. The marks around messages are neither thinking nor answer.
+        """
+        total = torch.zeros(3, 2, dtype=torch.float64)
+        training = model.training
+        model.eval()
+        for start in range(process * self._size, len(self._rows), processes * self._size):
+            examples = [self._rows[i] for i in range(start, min(start + self._size, len(self._rows)))]
+            total += self._of_batch(model, examples)
+        model.train(training)
+        return total
+
+    def _of_batch(self, model: PeftModel, examples: list[dict[str, Any]]) -> torch.Tensor:
+        parts = [_parts(example, self._marks) for example in examples]
+        batch, *of_parts = (
+            self._collate([{**example, "labels": part[i]} for example, part in zip(examples, parts, strict=True)])
+            for i in range(3)
+        )
+        losses, with_loss = token_losses(model, batch)
+        masks = [with_loss, *(part["labels"].flatten()[1:] != IGNORED for part in of_parts)]
+        return torch.stack([torch.stack([losses[m[with_loss]].sum(), m.sum().double()]) for m in masks])
+
+
+def means(sums: torch.Tensor) -> dict[str, float]:
+    """The mean losses by name, from sums of all processes; a part without tokens is left out."""
+    return {name: float(total / count) for name, (total, count) in zip(PARTS, sums, strict=True) if count}
+
+
+def best_step(log_history: Sequence[dict[str, Any]]) -> int | None:
+    """The step of the evaluation with the lowest loss, the first of equals; None before the first evaluation."""
+    done = evaluations(log_history)
+    return min(done, key=lambda log: log["eval_loss"])["step"] if done else None
+
+
+def stops_early(log_history: Sequence[dict[str, Any]], patience: int | None) -> bool:
+    """Whether ``patience`` evaluations have come since the one with the lowest loss."""
+    since = [log for log in evaluations(log_history) if log["step"] > (best_step(log_history) or 0)]
+    return patience is not None and len(since) >= patience
+
+
+def evaluations(log_history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of a trainer's logs that an evaluation has left."""
+    return [log for log in log_history if "eval_loss" in log]
+
+
+def token_losses(model: PeftModel, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The cross entropy of each token with loss, in nats.
+
+    Returns:
+        float64 (tokens with loss,), on the CPU; and bool (batch · length − 1,), which tokens of the flattened batch
+        these are, from its second on.
+    """
+    labels = batch["labels"].flatten()[1:]
+    with_loss = labels != IGNORED
+    hidden = hidden_states(model, batch).flatten(0, 1)[:-1]
+    chosen, targets = hidden[with_loss.to(hidden.device)], labels[with_loss].to(hidden.device)
+    with torch.no_grad():
+        losses = [
+            cross_entropy(project(model, rows), wanted, reduction="none")
+            for rows, wanted in zip(chosen.split(LOGIT_ROWS), targets.split(LOGIT_ROWS), strict=True)
+        ]
+    return torch.cat(losses).double().cpu(), with_loss
+
+
+@torch.no_grad()
+def hidden_states(model: PeftModel, batch: dict[str, Any]) -> torch.Tensor:
+    """What the last layer leaves for each token, (batch, length, width)."""
+    base: Any = model.get_base_model()
+    inputs = {
+        name: value.to(base.device) if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
+        if name not in NOT_FOR_THE_MODEL
+    }
+    return base.base_model(**inputs, use_cache=False).last_hidden_state
+
+
+@torch.no_grad()
+def project(model: PeftModel, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits (rows, vocabulary) in float32 of hidden states (rows, width)."""
+    base: Any = model.get_base_model()
+    head = base.get_output_embeddings()
+    return head(hidden.to(head.weight.dtype)).float()
+
+
+def _parts(example: dict[str, Any], marks: Marks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels (length,) of all loss tokens, of the thinking's and of the answers'.
+
+    A message's part is its text and the token that ends it. A document's last message is its answer, earlier ones are
+    its thinking.
+    """
+    labels = example["labels"]
+    thinking, answer = np.full_like(labels, IGNORED), np.full_like(labels, IGNORED)
+    ends = np.cumsum(example["seq_lengths"])
+    for start, end in zip([0, *ends[:-1]], ends, strict=True):
+        ids = example["input_ids"][start:end]
+        begins = start + 1 + np.flatnonzero((ids == marks.message) & (labels[start:end] != IGNORED))
+        stops = start + 1 + np.flatnonzero(np.isin(ids, marks.ends))
+        for begin in begins:
+            part = slice(begin, min(stops[stops > begin], default=end))
+            (answer if begin == begins[-1] else thinking)[part] = labels[part]
+    return labels, thinking, answer

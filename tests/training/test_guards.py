@@ -1,0 +1,140 @@
+"""What is checked when a run begins, and what is said when the GPU's memory is full."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from small_model import small_run
+from test_document_masks import documents, packed
+from test_lora import lora
+from test_train import Run
+from transformers import GptOssForCausalLM
+
+from ftkit.config.resolve import resolve
+from ftkit.errors import StageError
+from ftkit.training import session
+from ftkit.training.collator import Collator
+from ftkit.training.document_masks import isolate_documents
+from ftkit.training.footprint import GIB, footprint
+from ftkit.training.guards import check_packing
+from ftkit.training.lora import add_lora
+from ftkit.training.savings import out_of_memory, savings
+from ftkit.training.trainer import Trainer
+
+PACKED = ["sft.packing=true", "sft.max_length=64", "sft.max_steps=2"]
+
+
+def rows_of(batch: dict[str, torch.Tensor], sizes: list[int]) -> list[dict]:
+    row = {name: batch[name][0, : sum(sizes)].numpy() for name in ("input_ids", "labels")}
+    return [row | {"seq_lengths": sizes, "rows": list(range(1, len(sizes) + 1))}]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("experts", ["eager", "grouped_mm"])
+def test_packed_documents_are_compared_with_each_alone(
+    model: GptOssForCausalLM, experts: str, dtype: torch.dtype
+) -> None:
+    """Both ways: with the masks they are equal within rounding; without them no rounding explains the difference."""
+    model.set_experts_implementation(experts)
+    wrapped, _ = add_lora(model.to(dtype), lora())
+    sizes = [19, 5, 12]
+    rows = rows_of(packed(documents((tuple(sizes),))), sizes)
+    collate = Collator(pad_token_id=0, packed=True)
+    with pytest.raises(StageError, match=r"packed documents see each other: .* row 1 and those packed") as caught:
+        check_packing(wrapped, rows, collate)
+    assert "sft.packing=false" in caught.value.cure
+    isolate_documents(wrapped)
+    compared = check_packing(wrapped, rows, collate)
+    assert compared is not None and compared[0] == 3 and compared[1] < (1e-5 if dtype == torch.float32 else 0.05)
+    assert check_packing(wrapped, rows_of(packed(documents(((9,),))), [9]), collate) is None
+
+
+def test_a_run_whose_documents_see_each_other_stops_before_its_first_step(
+    model_folder: Path, token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guard: check_packing in session._set_up. The masks' own line is taken out."""
+    monkeypatch.setattr(session, "isolate_documents", lambda model: None)
+    run = Run(small_run(model_folder, *PACKED), token_file, tmp_path / "run")
+    with pytest.raises(StageError, match="packed documents see each other"):
+        run.train()
+    assert not (run.out / "metrics.jsonl").exists()
+    unchecked = Run(small_run(model_folder, *PACKED, "sft.verify_packing=false"), token_file, tmp_path / "unchecked")
+    assert unchecked.train()[0].global_step == 2
+
+
+def test_a_packed_run_says_that_it_was_checked(model_folder: Path, token_file: Path, tmp_path: Path) -> None:
+    _, said = Run(small_run(model_folder, *PACKED), token_file, tmp_path).train()
+    assert any(line.startswith("2 packed documents give the logits of each alone") for line in said)
+
+
+@pytest.mark.parametrize("left_out", ["1.self_attn.q_proj", "0.mlp.experts"])
+def test_an_adapter_that_does_not_move_stops_the_run_and_is_named(
+    model_folder: Path, token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_out: str
+) -> None:
+    """Guard: AdaptersMove, added in session._set_up. A hook does what a kernel without a backward pass would."""
+
+    def without_gradient(*args):
+        model, trained = add_lora(*args)
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name and f"layers.{left_out}.lora_B" in name:
+                parameter.register_hook(torch.zeros_like)
+        return model, trained
+
+    monkeypatch.setattr(session, "add_lora", without_gradient)
+    run = Run(small_run(model_folder), token_file, tmp_path)
+    with pytest.raises(StageError, match=r"1 of 12 adapters have not moved from zero in two steps") as caught:
+        run.train()
+    assert f"model.layers.{left_out}" in caught.value.what and "lora.target_modules" in caught.value.cure
+    assert [line["step"] for line in run.metrics] == [1]
+
+
+def test_out_of_memory_is_answered_with_what_saves_most_cheaply(
+    model_folder: Path, token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guard: the OutOfMemoryError in session._train."""
+
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(Trainer, "training_step", full)
+    run = Run(small_run(model_folder), token_file, tmp_path)
+    with pytest.raises(StageError, match="out of GPU memory at step 1\n"):
+        run.train()
+
+
+LARGE = "sft.per_device_train_batch_size=4 sft.gradient_accumulation_steps=2 sft.gradient_checkpointing=false"
+
+
+def test_each_saving_is_what_the_prediction_says_of_its_override() -> None:
+    """The overrides are typed as they are printed, and saved GiB are compared with the footprint of both runs."""
+    config = resolve([*LARGE.split(), "model.attn_implementation=eager"])
+    found = savings(config, longest=1800)
+    assert [saving.override.partition(" ")[0] for saving in found] == [
+        "model.attn_implementation=flex_attention",
+        "sft.per_device_train_batch_size=1",
+        "sft.gradient_checkpointing=true",
+        "sft.packing=false",
+        "sft.max_length=2048",
+        "lora.r=4",
+        "lora=attention",
+    ]
+    before = footprint(config).total / GIB
+    for saving in found:
+        after = resolve([*LARGE.split(), "model.attn_implementation=eager", *saving.override.split()])
+        if saving.override != "sft.packing=false":
+            assert saving.saves == pytest.approx(before - footprint(after).total / GIB), saving.override
+        assert saving.saves > 0 and saving.needs == pytest.approx(before - saving.saves)
+    assert resolve([*LARGE.split(), *found[1].override.split()]).rows_per_step == config.rows_per_step
+
+
+def test_the_message_lists_them_in_order_with_gib_and_cost() -> None:
+    error = out_of_memory(resolve(LARGE.split()), step=7, longest=1800)
+    assert error.what == "out of GPU memory at step 7"
+    lines = [line.strip() for line in error.cure.splitlines()]
+    assert lines[0].startswith("sft.per_device_train_batch_size=1 sft.gradient_accumulation_steps=8 (saves ")
+    assert all("GiB; " in line for line in lines) and len(lines) == 6
+    whole = resolve(LARGE.split())
+    bare = whole.model_copy(update={"compute": whole.compute.model_copy(update={"environment_variables": {}})})
+    assert "expandable_segments" in out_of_memory(bare, 7, 1800).cure.splitlines()[0]

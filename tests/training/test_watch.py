@@ -1,0 +1,88 @@
+"""What a run shows on a terminal, and what arrives at an MLflow server."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from small_model import small_run
+from test_train import Run
+
+from ftkit.training import watch
+
+SHORT = ["sft.max_steps=4", "sft.eval_strategy=steps", "sft.eval_steps=2", "sft.save_steps=2"]
+
+
+@pytest.fixture
+def run(model_folder: Path, token_file: Path, tmp_path: Path) -> Run:
+    return Run(small_run(model_folder, *SHORT), token_file, tmp_path / "run")
+
+
+def test_a_terminal_shows_a_bar_with_figures_and_evaluations_above_it(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(watch, "console", lambda: Console(file=screen, force_terminal=True, width=140, highlight=False))
+    _, said = run.train()
+    shown = screen.getvalue()
+    assert "4/4" in shown and "tokens/s" in shown and "GiB" in shown and "loss" in shown
+    assert "step 2  held-out loss" in shown and "step 4  held-out loss" in shown
+    assert not any(line.startswith("step") for line in said), "the bar says it"
+
+
+def test_time_left_is_shown_as_a_clock() -> None:
+    assert [watch._clock(seconds) for seconds in (0, 59.6, 3600, 7384)] == ["0:00", "1:00", "1:00:00", "2:03:04"]
+
+
+@pytest.fixture
+def without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+
+
+def test_metrics_and_evaluations_arrive_at_mlflow(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_waiting: None
+) -> None:
+    from mlflow import MlflowClient
+
+    uri = (tmp_path / "mlflow").as_uri()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    run.train()
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("ftkit")
+    assert experiment is not None
+    (logged,) = client.search_runs([experiment.experiment_id])
+    assert logged.info.run_name == "tiny"
+    losses = {metric.step: metric.value for metric in client.get_metric_history(logged.info.run_id, "loss")}
+    assert losses == {line["step"]: line["loss"] for line in run.metrics if "loss" in line}
+    held_out = {metric.step: metric.value for metric in client.get_metric_history(logged.info.run_id, "eval_loss")}
+    assert held_out == {line["step"]: line["eval_loss"] for line in run.metrics if "eval_loss" in line}
+
+
+def test_a_server_that_does_not_answer_stops_nothing(
+    run: Run, monkeypatch: pytest.MonkeyPatch, without_waiting: None
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    result, said = run.train()
+    assert result.global_step == 4 and any(line.startswith("metrics do not go to MLflow: ") for line in said)
+
+
+def test_metrics_that_do_not_arrive_are_said_at_the_end(
+    run: Run, monkeypatch: pytest.MonkeyPatch, without_waiting: None
+) -> None:
+    """The run was begun by somebody else, an Azure ML job for instance, and the server is gone since."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    result, said = run.train()
+    assert result.global_step == 4 and any(line.startswith("some metrics did not reach MLflow: ") for line in said)
+
+
+def test_without_the_package_it_says_what_to_install(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    _, said = run.train()
+    assert "metrics do not go to MLflow: pip install 'ftkit[job]'" in said
