@@ -169,7 +169,6 @@ def flex_attention_needs_a_gpu(config: Config) -> Iterator[Problem]:
         )
 
 
-<<<<<<< HEAD
 def packed_weights_need_low_rank_experts(config: Config) -> Iterator[Problem]:
     model = config.model
     if model.weights == "mxfp4" and model.experts_implementation != "ftkit_lora":
@@ -179,7 +178,8 @@ def packed_weights_need_low_rank_experts(config: Config) -> Iterator[Problem]:
             "",
             "model.experts_implementation=ftkit_lora, or model.weights=dense",
         )
-=======
+
+
 def evaluation_has_what_it_needs(config: Config) -> Iterator[Problem]:
     sft = config.sft
     wanting = {
@@ -191,7 +191,6 @@ def evaluation_has_what_it_needs(config: Config) -> Iterator[Problem]:
             yield Problem(key, "needs evaluations, and sft.eval_strategy is no", "", "sft.eval_strategy=steps")
         elif config.dataset.heldout == 0:
             yield Problem(key, "needs held-out rows, and dataset.heldout is 0", "", "dataset.heldout=0.05")
->>>>>>> main
 
 
 def schedule_fits_its_arguments(config: Config) -> Iterator[Problem]:
@@ -327,11 +326,8 @@ CHECKS: tuple[Check, ...] = (
     target_parameters_exist,
     something_is_trained,
     flex_attention_needs_a_gpu,
-<<<<<<< HEAD
     packed_weights_need_low_rank_experts,
-=======
     evaluation_has_what_it_needs,
->>>>>>> main
     schedule_fits_its_arguments,
     registered_model_needs_a_tokenizer_here,
     max_steps_is_positive_or_minus_one,

@@ -212,22 +212,3 @@ def _warnings(config: Config) -> Iterator[str]:
         yield f"{saving}: {saving.needs:.1f} GiB" + ("" if saving.needs > has else ", fits")
     if peak.weights / GIB > has:
         yield f"each GPU holds all weights, {peak.weights / GIB:.1f} GiB: it takes larger GPUs or a smaller model"
-<<<<<<< HEAD
-
-
-def _cheaper(config: Config) -> Iterator[tuple[str, Config]]:
-    """What saves memory, in order of what it costs."""
-    sft, lora = config.sft, config.lora
-    if config.model.experts_implementation == "ftkit_lora":
-        yield "model.weights=mxfp4", _with(config, "model", weights="mxfp4")
-    yield "sft.gradient_checkpointing=true", _with(config, "sft", gradient_checkpointing=True)
-    yield "sft.per_device_train_batch_size=1", _with(config, "sft", per_device_train_batch_size=1)
-    yield f"lora.r={max(1, lora.r // 2)}", _with(config, "lora", r=max(1, lora.r // 2))
-    yield f"sft.max_length={sft.max_length // 2}", _with(config, "sft", max_length=sft.max_length // 2)
-    yield "lora=attention", _with(config, "lora", target_parameters=None)
-
-
-def _with(config: Config, group: str, **changes: object) -> Config:
-    return config.model_copy(update={group: getattr(config, group).model_copy(update=changes)})
-=======
->>>>>>> main

@@ -63,6 +63,8 @@ def _cheaper(config: Config, longest: int | None) -> Iterator[tuple[str, str, Co
             "the same steps, slower",
             changed,
         )
+    if model.experts_implementation == "ftkit_lora":
+        yield "model.weights=mxfp4", "about an eighth slower", _with(config, "model", weights="mxfp4")
     yield (
         "sft.gradient_checkpointing=true",
         "about a third slower",

@@ -27,12 +27,9 @@ from ftkit.training.checkpoints import newest_complete, saving, step_of
 from ftkit.training.collator import Collator, JoiningCollator
 from ftkit.training.dataset import DataCounts, training_rows
 from ftkit.training.document_masks import isolate_documents
-<<<<<<< HEAD
 from ftkit.training.fast_path import speed_up, why_plain
-=======
 from ftkit.training.guards import AdaptersMove, check_packing
 from ftkit.training.heldout import PARTS, HeldOut, Marks, best_step, evaluations, stops_early
->>>>>>> main
 from ftkit.training.lora import Trained, add_lora
 from ftkit.training.model import load_base, load_tokenizer
 from ftkit.training.savings import out_of_memory
@@ -142,7 +139,7 @@ def _set_up(config: Config, args: SFTConfig, tokens: Path, say: Say) -> tuple[Tr
         f"experts {trained.experts:,} in {trained.tensors} tensors; router frozen"
     )
     assert isinstance(tokenizer.pad_token_id, int)
-    collate = Collator(tokenizer.pad_token_id, config.sft.packing, pad_to)
+    collate = _collator(config, tokenizer.pad_token_id)
     heldout = _held_out(config, args, tokens, say)
     size = args.per_device_train_batch_size
     evaluated = None if heldout is None else HeldOut(heldout, collate, size, Marks.of(tokenizer))
@@ -150,12 +147,8 @@ def _set_up(config: Config, args: SFTConfig, tokens: Path, say: Say) -> tuple[Tr
         model=model,
         args=args,
         train_dataset=rows,
-<<<<<<< HEAD
-        data_collator=_collator(config, tokenizer.pad_token_id),
-=======
         eval_dataset=heldout,
         data_collator=collate,
->>>>>>> main
         processing_class=tokenizer,
         save_total_limit=config.sft.save_total_limit,
         heldout=evaluated,
@@ -169,7 +162,6 @@ def _set_up(config: Config, args: SFTConfig, tokens: Path, say: Say) -> tuple[Tr
     return trainer, counts, trained
 
 
-<<<<<<< HEAD
 def _collator(config: Config, pad_token_id: int) -> Collator | JoiningCollator:
     attention, sft = config.model.attn_implementation, config.sft
     if attention == "ftkit_sinks":
@@ -177,7 +169,8 @@ def _collator(config: Config, pad_token_id: int) -> Collator | JoiningCollator:
     # flex_attention is compiled anew for another length.
     pad_to = sft.max_length if attention == "flex_attention" and sft.packing else None
     return Collator(pad_token_id, sft.packing, pad_to)
-=======
+
+
 def _held_out(config: Config, args: SFTConfig, tokens: Path, say: Say) -> Dataset | None:
     """The held-out rows, packed as the others; None, with ``args`` changed, where there are none or none are wanted."""
     sft = config.sft
@@ -197,7 +190,6 @@ def _say_packing(compared: tuple[int, float] | None, say: Say) -> None:
     if compared:
         documents, share = compared
         say(f"{documents} packed documents give the logits of each alone, to {share:.1e} of their spread")
->>>>>>> main
 
 
 def _resume_point(checkpoints: Path, say: Say) -> Path | None:

@@ -25,11 +25,8 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from ftkit.errors import FtkitError, StageError
 from ftkit.training.checkpoints import keep_newest, mark_complete, saving
-<<<<<<< HEAD
-from ftkit.training.loss_head import add_loss_head
-=======
 from ftkit.training.heldout import HeldOut, best_step, means, stops_early
->>>>>>> main
+from ftkit.training.loss_head import add_loss_head
 
 GIB = 2**30
 
@@ -39,14 +36,10 @@ class Trainer(SFTTrainer):
 
     Args:
         save_total_limit: whole checkpoints to keep.
-<<<<<<< HEAD
-        kwargs: SFTTrainer's own; ``data_collator`` is a ``Collator`` or ``JoiningCollator``, and the dataset
-            ``training_rows``'.
-=======
         heldout: what to evaluate on; None where ``eval_strategy`` is no.
         patience: evaluations without a lower loss after which training ends; None trains on.
-        kwargs: SFTTrainer's own; ``data_collator`` is a ``Collator``, and the dataset ``training_rows``'.
->>>>>>> main
+        kwargs: SFTTrainer's own; ``data_collator`` is a ``Collator`` or ``JoiningCollator``, and the dataset
+            ``training_rows``'.
     """
 
     def __init__(
