@@ -29,7 +29,8 @@ def isolate_documents(model: torch.nn.Module) -> RemovableHandle:
         The hook; ``remove()`` takes it out again.
 
     Raises:
-        ValueError: there is no gpt-oss inside ``model``.
+        ValueError: there is no gpt-oss inside ``model``; and from its forward, when ``ftkit_sinks`` is given
+            ``position_ids`` without ``cu_seq_lens_q``.
     """
     backbone = next((module for module in model.modules() if isinstance(module, GptOssModel)), None)
     if backbone is None:
@@ -46,6 +47,8 @@ def _with_document_masks(
     if given.get("cu_seq_lens_q") is not None:
         given["attention_mask"] = {"full_attention": None, "sliding_attention": None}
         return (), given
+    if position_ids is not None and module.config._attn_implementation == "ftkit_sinks":
+        raise ValueError("ftkit_sinks keeps documents apart by cu_seq_lens_q, and was given position_ids alone")
     if position_ids is None or given.get("attention_mask") is not None or given.get("past_key_values") is not None:
         return None
     batch, length = (given["input_ids"] if given.get("input_ids") is not None else given["inputs_embeds"]).shape[:2]

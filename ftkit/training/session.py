@@ -73,6 +73,7 @@ def run(config: Config, *, tokens: Path, out: Path, checkpoints: Path, say: Say 
         finally:
             watch.close()
         kept = _save(config, trainer, out, checkpoints, max_steps, say)
+        trainer.accelerator.end_training()  # a process group that is left open can abort a process as it ends
     lines = history(trainer.state.log_history)
     evaluated = {log["step"]: log for log in evaluations(trainer.state.log_history)}
     return TrainResult(

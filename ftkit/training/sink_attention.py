@@ -111,8 +111,10 @@ def sink_attention(
     return torch.cat(outputs, 2).transpose(1, 2), None
 
 
-def _no_mask(*args: Any, **kwargs: Any) -> None:
-    """Documents are kept apart by their bounds."""
+def _no_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> None:
+    """Documents are kept apart by their bounds, and there is no padding to hide."""
+    if attention_mask is not None:
+        raise ValueError(f"{NAME} takes no attention_mask: its documents lie end to end, with cu_seq_lens_q")
 
 
 AttentionInterface.register(NAME, sink_attention)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from small_model import save_token_rows, small_config, small_run
 from torch import Tensor, nn
 from transformers import GptOssForCausalLM
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
+from ftkit.errors import StageError
 from ftkit.training import sink_attention
 from ftkit.training.collator import Collator, JoiningCollator
 from ftkit.training.dataset import training_rows
@@ -189,3 +192,33 @@ def test_what_was_trained_so_is_merged_as_any_other(mxfp4_folder: Path, token_fi
     train(config, tokens=token_file, out=tmp_path, checkpoints=tmp_path / "c", say=lambda _: None)
     result = merge(config, adapter=tmp_path / "adapter", tokens=token_file, out=tmp_path / "merged", serving={})
     assert result.max_difference < 1e-3 * result.spread and result.mean_change > 0
+
+
+def test_documents_without_their_bounds_are_refused(tmp_path: Path) -> None:
+    """Guard: with position_ids alone they would see each other."""
+    flat, padded = joined([11, 23], tmp_path)
+    model = adapted("ftkit_lora")
+    model.get_base_model().set_attn_implementation(sink_attention.NAME)
+    isolate_documents(model)
+    with pytest.raises(ValueError, match="cu_seq_lens_q"):
+        model(input_ids=flat["input_ids"], position_ids=flat["position_ids"])
+    with pytest.raises(ValueError, match="no attention_mask"):
+        model(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"])
+
+
+def test_a_packed_checkpoint_that_lacks_weights_is_refused(mxfp4_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(mxfp4_folder, tmp_path / "m"))
+    weights = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.experts.down_proj_scales"
+    weights["other"] = weights.pop(name)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    config = small_run(folder, "model.weights=mxfp4", "model.experts_implementation=ftkit_lora")
+    with pytest.raises(StageError, match=f"weights are missing: {name}"):
+        load_base(config.model, training=True)
+
+
+def test_a_dense_checkpoint_cannot_be_kept_in_mxfp4(model_folder: Path) -> None:
+    config = small_run(model_folder, "model.weights=mxfp4", "model.experts_implementation=ftkit_lora")
+    with pytest.raises(StageError, match="experts are dense") as caught:
+        load_base(config.model, training=True)
+    assert caught.value.cure == "model.weights=dense"

@@ -113,8 +113,9 @@ def test_each_saving_is_what_the_prediction_says_of_its_override() -> None:
     config = resolve([*LARGE.split(), "model.attn_implementation=eager"])
     found = savings(config, longest=1800)
     assert [saving.override.partition(" ")[0] for saving in found] == [
-        "model.attn_implementation=flex_attention",
+        "model.attn_implementation=ftkit_sinks",
         "sft.per_device_train_batch_size=1",
+        "model.weights=mxfp4",
         "sft.gradient_checkpointing=true",
         "sft.packing=false",
         "sft.max_length=2048",
@@ -135,7 +136,7 @@ def test_the_message_lists_them_in_order_with_gib_and_cost() -> None:
     assert error.what == "out of GPU memory at step 7"
     lines = [line.strip() for line in error.cure.splitlines()]
     assert lines[0].startswith("sft.per_device_train_batch_size=1 sft.gradient_accumulation_steps=8 (saves ")
-    assert all("GiB; " in line for line in lines) and len(lines) == 6
+    assert all("GiB; " in line for line in lines) and len(lines) == 7
     whole = resolve(LARGE.split())
     bare = whole.model_copy(update={"compute": whole.compute.model_copy(update={"environment_variables": {}})})
     assert "expandable_segments" in out_of_memory(bare, 7, 1800).cure.splitlines()[0]
