@@ -205,7 +205,7 @@ def test_a_native_sweep_is_one_job_with_a_trial_for_each_combination(azure: Stan
         record = run.record("train")
         assert record["settings"]["lora.r"] == rank
         assert record["place"].endswith(f"/{project.name}-lora.r={rank}")
-        assert len((run.run / "train" / "metrics.jsonl").read_text().splitlines()) == 2
+        assert (run.run / "train" / "metrics.jsonl").read_text().count('"loss"') == 2
 
 
 def test_a_native_sweep_refuses_what_it_cannot_vary(azure: StandIn, project: Project):

@@ -62,7 +62,7 @@ def test_records_and_curves_come_back_and_weights_stay(first: Command, project: 
         record = project.record(stage)
         assert record["place"].startswith(f"azureml://jobs/{record['result']['job']}/outputs/runs/paths/")
     assert (project.run / "train" / "loss.png").read_bytes().startswith(b"\x89PNG")
-    assert len((project.run / "train" / "metrics.jsonl").read_text().splitlines()) == 56
+    assert (project.run / "train" / "metrics.jsonl").read_text().count('"loss"') == 56
     assert not (project.run / "merged").exists() and not (project.run / "train" / "adapter").exists()
 
 

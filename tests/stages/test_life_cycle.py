@@ -44,7 +44,11 @@ def test_prepare_accounts_for_every_row(finished_run: FinishedRun):
 def test_training_leaves_curve_metrics_and_tensorboard(finished_run: FinishedRun):
     folder = finished_run.outputs / "train"
     assert Image.open(folder / "loss.png").size[0] > 400
-    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    metrics = [line for line in lines if "loss" in line]
+    held_out = [line for line in lines if "eval_loss" in line]
+    assert len(held_out) == 10 and held_out[-1]["step"] == metrics[-1]["step"]
+    assert held_out[-1]["eval_thinking_loss"] < held_out[0]["eval_thinking_loss"] / 2
     assert metrics[-1]["loss"] < metrics[0]["loss"] / 2
     assert all(line["tokens_per_s"] > 0 and line["peak_gib"] > 0 for line in metrics)
     assert list((folder / "tensorboard").rglob("events.*"))
