@@ -10,7 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from ftkit.data.harmony import Renderer
+from ftkit.data.conversations import Conversation
+from ftkit.data.harmony import checked_harmony
 from ftkit.errors import StageError
 from ftkit.platforms.local_endpoint import Endpoint
 from ftkit.serving import client, score
@@ -149,10 +150,11 @@ def test_a_model_that_is_not_whole_gives_one_clear_line(
 def test_the_prompt_is_the_trainings_token_for_token(model_dir: Path, tokenizer):
     served = score.Served(score.find_model(model_dir), score.Limits())
     request = score.parse_request(json.dumps({"prompt": QUESTION}), served.limits, served.trained)
-    text = tokenizer.decode(served.prompt_ids(request))
-    renderer = Renderer(tokenizer, current_date="2026-01-01", reasoning_effort="medium")
-    assert text == renderer.prompt(request.messages)
-    assert "Current date: 2026-01-01" in text
+    asked = served.prompt_ids(request)
+    answered = [*request.messages, {"role": "assistant", "content": "キャンベラです。"}]
+    rows = checked_harmony(tokenizer, current_date="2026-01-01").token_rows([Conversation(1, answered, "medium", {})])
+    assert list(asked) == rows.input_ids[: rows.prompt_length[0]].tolist()
+    assert "Current date: 2026-01-01" in tokenizer.decode(asked)
 
 
 def test_the_model_folder_is_found_deep_down_and_folders_inside_it_do_not_count(tmp_path: Path):

@@ -26,7 +26,7 @@ def rows_of(path: Path) -> dict[int, dict[str, list[int]]]:
 
 @pytest.mark.parametrize("packing", ["true", "false"])
 def test_every_row_is_trained_on_once_and_whole_or_counted(tmp_path: Path, packing: str) -> None:
-    """Guards: pack in training_rows, and max_length=None with packing=False in session.sft_config; TRL's would cut."""
+    """Guards: pack, and the comparison with sft.max_length, in training_rows."""
     path = save_token_rows(tmp_path / "tokens.parquet", LENGTHS)
     dataset, counts = training_rows(path, small_run(tmp_path, f"sft.packing={packing}"), vocab_size=288)
     source, seen = rows_of(path), []
