@@ -52,20 +52,28 @@ def nothing_out_of_line(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def sdk(azure: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SdkWorker]:
-    """The real SDK in a process of its own, on a workspace that has ``test-env`` and ``test-model``."""
-    made = tmp_path_factory.mktemp("assets")
-    context, model = made / "context", made / "model"
-    for folder, name, text in ((context, "Dockerfile", "FROM python:3.11\n"), (model, "config.json", '{"name": "m"}')):
-        folder.mkdir()
-        (folder / name).write_text(text)
+def sdk_process(azure: StandIn) -> Iterator[SdkWorker]:
     worker = SdkWorker(azure.environment)
     try:
-        worker("make_environment", "test-env", str(context))
-        worker("register", "test-model", str(model))
         yield worker
     finally:
         worker.stop()
+
+
+@pytest.fixture
+def sdk(azure: StandIn, sdk_process: SdkWorker, tmp_path_factory: pytest.TempPathFactory) -> SdkWorker:
+    """The real SDK in a process of its own, on a workspace that has ``test-env`` and ``test-model``."""
+    if azure.resources.find("environments/test-env/versions/1") is None:
+        made = tmp_path_factory.mktemp("assets")
+        context, model = made / "context", made / "model"
+        texts = ((context, "Dockerfile", "FROM python:3.11\n"), (model, "config.json", '{"name": "m"}'))
+        for folder, name, text in texts:
+            folder.mkdir()
+            (folder / name).write_text(text)
+        sdk_process("make_environment", "test-env", str(context))
+        sdk_process("register", "test-model", str(model))
+        azure.record.clear()
+    return sdk_process
 
 
 @pytest.fixture(scope="session")
