@@ -65,7 +65,7 @@ def test_plan_shows_the_arithmetic(ftkit):
 
 
 def test_plan_says_what_would_fit_when_it_does_not(ftkit):
-    out = ftkit("stage=plan", "sft.gradient_checkpointing=false", "sft.max_length=16384").out
+    out = ftkit("stage=plan", "sft.gradient_checkpointing=false", "sft.max_length=65536").out
     assert "will not fit in 94 GiB" in out and "sft.gradient_checkpointing=true: " in out and "fits" in out
 
 

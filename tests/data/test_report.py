@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from browser import chromium  # noqa: F401
 from command import run_ftkit
 from PIL import Image
 
@@ -39,7 +38,7 @@ def made(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(params=[("light", 1100), ("dark", 390)], ids=["light", "dark_phone"])
-def page(request, chromium, made: Path):  # noqa: F811
+def page(request, chromium, made: Path):
     scheme, width = request.param
     page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page.said, page.asked = [], []

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import chromium  # noqa: F401
 from command import FinishedRun, run_ftkit
 from PIL import Image
 
@@ -62,7 +61,7 @@ def as_a_job(outputs: Path, of: str, name: str) -> None:
 
 
 @pytest.fixture(params=[("light", 1240), ("dark", 390)], ids=["light", "dark_phone"])
-def page(request, chromium, folder: Path):  # noqa: F811
+def page(request, chromium, folder: Path):
     scheme, width = request.param
     page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page.said, page.asked = [], []
