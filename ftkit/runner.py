@@ -17,7 +17,7 @@ from ftkit.errors import FtkitError, Interrupted
 from ftkit.files import explained, written_aside
 from ftkit.lineage import Origin, context_of, find, folder_of, module_of, origin_of, up_to_date
 from ftkit.platforms.azureml import AzureML
-from ftkit.platforms.azureml.inside import first_process, hub_token_from_vault
+from ftkit.platforms.azureml.inside import first_process, read_hub_token
 from ftkit.platforms.azureml.work import Work
 from ftkit.stages import BY_NAME, Context, Found, Made, Stage
 from ftkit.versions import installed
@@ -36,7 +36,7 @@ def run(config: Config, label: str = "") -> None:
     """
     report = Report(config, label)
     if config.run.records:
-        hub_token_from_vault(config)
+        read_hub_token(config)
     if first_process() and set(config.stages) - {"plan", "report"}:
         _freeze(config)
     for as_job, stages in batches(config):

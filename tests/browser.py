@@ -27,3 +27,20 @@ def chromium() -> Iterator:
         browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
         yield browser
         browser.close()
+
+
+CONTRAST = """e => {
+    const canvas = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true});
+    const light = colour => {
+        canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+        const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].map(v => v / 255).map(
+            v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    let ground = e;
+    while (getComputedStyle(ground).backgroundColor === "rgba(0, 0, 0, 0)") ground = ground.parentElement;
+    const shades = [light(getComputedStyle(e).color), light(getComputedStyle(ground).backgroundColor)];
+    const [a, b] = shades.sort((x, y) => y - x);
+    return (a + 0.05) / (b + 0.05);
+}"""
+"""Contrast of an element's text with what lies behind it, as WCAG 2.2 defines it; text needs at least 4.5."""

@@ -49,3 +49,14 @@ class FinishedRun:
     def ftkit(self, *arguments: str, **environment: str) -> Command:
         """Another command in the same folder."""
         return run_ftkit("experiment=tiny", "deployment.port=0", *arguments, cwd=self.folder, **environment)
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> str:
+    """What a process has printed up to a line with a text in it."""
+    assert process.stdout is not None
+    out = ""
+    for line in process.stdout:
+        out += line
+        if text in line:
+            return out
+    raise AssertionError(f"it ended without {text!r}:\n{out}{process.stderr.read() if process.stderr else ''}")

@@ -237,6 +237,11 @@ def registered_model_needs_a_tokenizer_here(config: Config) -> Iterator[Problem]
         )
 
 
+def hub_token_has_one_place(config: Config) -> Iterator[Problem]:
+    if config.secrets.hf_token and config.secrets.hf_connection:
+        yield Problem("secrets", "hf_token and hf_connection are both given", "", "leave one: secrets.hf_token=null")
+
+
 def gate_can_be_read(config: Config) -> Iterator[Problem]:
     for rule in config.deployment.gate:
         try:
@@ -332,6 +337,7 @@ CHECKS: tuple[Check, ...] = (
     registered_model_needs_a_tokenizer_here,
     max_steps_is_positive_or_minus_one,
     gate_can_be_read,
+    hub_token_has_one_place,
     dataset_files_exist,
     columns_say_where_the_chat_is,
     invoke_has_one_request,

@@ -65,9 +65,10 @@ def read(arguments: Sequence[str], multirun: bool) -> CommandLine:
 
 
 def nearest(word: str, among: Iterable[str]) -> str | None:
-    """The closest of several names, or None when none is close."""
-    found = difflib.get_close_matches(word, list(among), n=1, cutoff=0.6)
-    return found[0] if found else None
+    """The closest of several names, the first of equals, or None when none is close."""
+    likeness = {name: difflib.SequenceMatcher(None, name, word).ratio() for name in among}
+    closest = max(likeness, key=lambda name: likeness[name], default=None)
+    return closest if closest is not None and likeness[closest] >= 0.6 else None
 
 
 def _plain_words(argument: str) -> str:

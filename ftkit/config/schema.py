@@ -89,6 +89,8 @@ class Secrets(Group):
     """Name of the key vault; null takes the workspace's own."""
     hf_token: str | None
     """Name of the secret in it; null loads from the hub without a token."""
+    hf_connection: str | None
+    """Name of a connection of the workspace that holds the token instead."""
 
 
 class Architecture(Group):

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import pyarrow as pa
 
@@ -151,8 +151,8 @@ def _batches(path: Path) -> Iterator[tuple[Sequence[int], Any]]:
         yield from _parquet_batches(path)
         return
     with path.open("rb") as plain:
-        stream: IO[bytes] = io.BufferedReader(gzip.GzipFile(fileobj=plain)) if path.suffix == ".gz" else plain  # type: ignore[arg-type]
-        start = stream.peek(64)  # type: ignore[attr-defined]
+        stream = io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=plain))) if path.suffix == ".gz" else plain
+        start = stream.peek(64)
         if not start:
             raise Unreadable("the file is empty")
         if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -298,8 +298,8 @@ def _hub_chunks(dataset: Dataset) -> Iterator[Chunk]:
             where=f"{dataset.path}, split {dataset.split}, on the hub",
             cure="check name, network and HF_TOKEN, or take a local copy: dataset=jsonl dataset.path=rows.jsonl",
         ) from error
-    tables = rows.with_format("arrow").iter(CHUNK_ROWS)
-    for lines, table in _numbered(tables):  # type: ignore[arg-type]
+    tables = cast(Iterator[pa.Table], rows.with_format("arrow").iter(CHUNK_ROWS))
+    for lines, table in _numbered(tables):
         yield Chunk(dataset.path, 0, lines, table)
 
 

@@ -22,11 +22,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftkit.errors import StageError
+from ftkit.extras import require
 from ftkit.files import explained, written_aside
 from ftkit.serving.score import ModelError, check_weights, find_model
 from ftkit.serving.server_log import reason
@@ -118,7 +118,7 @@ def start(
     Raises:
         StageError: a package or the model is missing, the port is in use, or the server did not become healthy.
     """
-    require_extra()
+    require("serve", NEEDED, "a local endpoint")
     try:
         check_weights(find_model(model_dir))
     except ModelError as error:
@@ -185,18 +185,6 @@ def stop(endpoint: Endpoint, *, grace_s: float = 10) -> bool:
         if (known := _read(path)) and known.token == endpoint.token:
             path.unlink(missing_ok=True)
     return process is not None
-
-
-def require_extra() -> None:
-    """Check that the packages of the extra ``serve`` are installed, without importing them.
-
-    Raises:
-        StageError: one is missing; names the command that installs it.
-    """
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
-        raise StageError(
-            f"a local endpoint needs {', '.join(missing)}, which is not installed", cure="pip install 'ftkit[serve]'"
-        )
 
 
 def _replace_in_place(old: Endpoint, wanted: Endpoint, progress: Callable[[str], None]) -> Endpoint:

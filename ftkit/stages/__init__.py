@@ -35,7 +35,7 @@ class Stage:
 
 
 STAGES = (
-    Stage("environment", "check that what is pinned is installed, list devices", "table of versions", always=True),
+    Stage("environment", "check what is installed, or make the images on Azure", "table of versions", always=True),
     Stage(
         "prepare",
         "rows to Harmony conversations and tokens",
@@ -90,7 +90,7 @@ STAGES = (
         ("evaluate", "model", "-model.folder", "-model.tokenizer"),
     ),
     Stage("report", "compare runs in a page: settings, curves, figures", "_report/report.html", always=True),
-    Stage("teardown", "stop the endpoint, after asking", "nothing", always=True),
+    Stage("teardown", "stop the endpoint and jobs under way, after asking", "nothing", always=True),
 )
 BY_NAME: Mapping[str, Stage] = {stage.name: stage for stage in STAGES}
 

@@ -17,6 +17,8 @@ from ftkit.stages.prepare import TOKENS
 from ftkit.stages.publish import published_rows
 
 FOLDER = "merged"
+FIGURES = ("global_step", "last_loss", "eval_loss", "tokens")
+"""Of the training, which go with the model where it is registered."""
 
 
 def run(context: Context) -> Made:
@@ -45,6 +47,9 @@ def run(context: Context) -> Made:
     size = sum(path.stat().st_size for path in files) / 2**30
     data = f"{published.record.result['name']}:{published.record.result['version']}"
     kept = {**asdict(result), "folder": FOLDER, "data": data, "digest": _digest(context, adapter)}
+    kept["trained"] = {
+        f"train.{name}": figure for name in FIGURES if (figure := trained.record.result.get(name)) is not None
+    }
     return Made(f"{size:.2f} GiB in {out}; {result.summary}", files, kept)
 
 

@@ -28,6 +28,7 @@ def run(context: Context) -> Made:
         "base": config.model.pretrained_model_name_or_path,
         "data": merged.record.result["data"],
         "adapter": f"r={config.lora.r}, alpha={config.lora.lora_alpha}",
+        **merged.record.result["trained"],
     }
     content = merged.address(merged.record.result["folder"])
     name, digest = config.registration.model_name, merged.record.result["digest"]

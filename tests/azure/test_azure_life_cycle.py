@@ -77,6 +77,7 @@ def test_the_model_is_registered_where_it_lies_with_its_lineage(first: Command, 
     data = project.record("publish")["result"]
     assert model["tags"]["data"] == f"apto_reasoning_harmony:{data['version']}"
     assert model["tags"]["digest"] == project.record("merge")["result"]["digest"]
+    assert model["tags"]["train.last_loss"] == str(project.record("train")["result"]["last_loss"])
 
 
 def test_data_asset_carries_counts_and_digest(first: Command, azure: StandIn, project: Project):

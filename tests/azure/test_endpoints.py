@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from command import Command
+from command import Command, read_until
 from project import Project
 from sdk_worker import SdkWorker
 from standin import StandIn
@@ -82,16 +82,6 @@ def puts(azure: StandIn) -> list[dict[str, int]]:
 
 def deployments(azure: StandIn) -> list[str]:
     return sorted(name.removeprefix(f"deployment {NAME}/") for name in azure.costing())
-
-
-def read_until(process: subprocess.Popen[str], text: str) -> str:
-    assert process.stdout is not None
-    out = ""
-    for line in process.stdout:
-        out += line
-        if text in line:
-            return out
-    raise AssertionError(f"it ended without {text!r}:\n{out}{process.stderr and process.stderr.read()}")
 
 
 def until(happened: Callable[[], object]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from command import read_until
 from project import Project
 from standin import StandIn
 
@@ -37,19 +38,9 @@ def jobs_of(azure: StandIn, project: Project) -> list:
     return [job for job in azure.jobs if job.name.startswith(f"{project.name}-")]
 
 
-def wait_for_line(process, word: str) -> str:
-    """Read until a line holds a word; all that was read."""
-    said = ""
-    for line in process.stdout:
-        said += line
-        if word in line:
-            return said
-    raise AssertionError(f"ended without {word!r}: {said}{process.stderr.read()}")
-
-
 def test_ctrl_c_leaves_the_job_running_and_the_same_command_follows_it(azure: StandIn, project: Project):
     process = project.started("stage=train", "sft.max_steps=30")
-    wait_for_line(process, "step  2/30")
+    read_until(process, "step  2/30")
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     job = jobs_of(azure, project)[0]
@@ -65,7 +56,7 @@ def test_ctrl_c_leaves_the_job_running_and_the_same_command_follows_it(azure: St
 
 def test_another_machine_attaches_by_name(azure: StandIn, project: Project, tmp_path: Path):
     process = project.started("stage=train", "sft.max_steps=30")
-    wait_for_line(process, "step  1/30")
+    read_until(process, "step  1/30")
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     job = jobs_of(azure, project)[0]
@@ -92,7 +83,7 @@ def test_an_evicted_spot_job_goes_on_from_its_checkpoint(azure: StandIn, project
 
 def test_a_cancelled_job_is_said_to_be_and_the_next_one_takes_its_checkpoint(azure: StandIn, project: Project):
     process = project.started("stage=train", "sft.max_steps=30")
-    wait_for_line(process, "step  5/30")
+    read_until(process, "step  5/30")
     (job,) = jobs_of(azure, project)
     job.cancelled.set()
     _, err = process.communicate(timeout=60)
@@ -141,10 +132,21 @@ def test_the_hubs_token_comes_from_the_vault_into_the_process_alone(azure: Stand
     assert azure.record.holding("hf_very_secret") == []
 
 
+def test_the_hubs_token_may_come_from_a_connection_of_the_workspace(azure: StandIn, project: Project):
+    azure.workspace.connections["hub"] = "hf_also_secret"
+    done = project.ftkit("stage=train", "secrets.hf_connection=hub")
+    assert done.status == 0, f"{done.out}\n{done.err}"
+    assert azure.record.to("POST", "/connections/hub/listsecrets")[-1].status == 200
+    assert "hf_also_secret" not in done.out + done.err + project.all_text()
+    assert azure.record.holding("hf_also_secret") == []
+    missing = project.ftkit("stage=train", "secrets.hf_connection=nowhere", "sft.max_steps=7")
+    assert missing.status == 1 and "the connection nowhere cannot be read" in missing.out
+
+
 def test_a_missing_secret_stops_the_job_before_it_trains(azure: StandIn, project: Project):
     failed = project.ftkit("stage=train", "secrets.hf_token=HF-TOKEN")
     assert failed.status == 1
-    assert "the secret HF-TOKEN cannot be read" in failed.out and "kvftkit.vault.azure.net" in failed.out
+    assert "the secret HF-TOKEN cannot be read" in failed.out and "key vault kvftkit" in failed.out
     assert "step 1/" not in failed.out
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import CONTRAST
 from command import FinishedRun, run_ftkit
 from PIL import Image
 
@@ -190,24 +191,10 @@ def test_the_commands_of_a_swept_run_and_of_one_that_does_not_know_them_work(fol
 
 def test_text_can_be_read_on_its_background(page) -> None:
     """Contrast of at least 4.5, as WCAG 2.2 asks of text."""
-    ratio = """e => {
-        const canvas = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true});
-        const light = colour => {
-            canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
-            const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].map(v => v / 255).map(
-                v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-            return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-        };
-        let ground = e;
-        while (getComputedStyle(ground).backgroundColor === "rgba(0, 0, 0, 0)") ground = ground.parentElement;
-        const shades = [light(getComputedStyle(e).color), light(getComputedStyle(ground).backgroundColor)];
-        const [a, b] = shades.sort((x, y) => y - x);
-        return (a + 0.05) / (b + 0.05);
-    }"""
     tags, buttons = (".tag.best", ".tag.failed", ".tag.unfinished"), ("[aria-pressed=true]", "[aria-pressed=false]")
     rest = ("h1", "section p", "thead button", ".note", "td small", ".copy", "footer")
     for chosen in (*tags, *(f".choice button{pressed}" for pressed in buttons), *rest):
-        assert page.locator(chosen).first.evaluate(ratio) >= 4.5, chosen
+        assert page.locator(chosen).first.evaluate(CONTRAST) >= 4.5, chosen
 
 
 def test_the_picture_shows_a_curve_for_each_run(folder: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from command import FinishedRun
+from command import FinishedRun, read_until
 
 TINY = ("experiment=tiny", "deployment.port=0")
 
@@ -29,17 +29,6 @@ def start(folder: Path, *arguments: str, **options) -> subprocess.Popen[str]:
     command = [sys.executable, "-u", "-m", "ftkit", *TINY, *arguments]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, cwd=folder, env=os.environ.copy(), **streams, **options)
-
-
-def read_until(process: subprocess.Popen[str], text: str) -> str:
-    """What a process has printed up to a line with a text in it."""
-    assert process.stdout is not None
-    out = ""
-    for line in process.stdout:
-        out += line
-        if text in line:
-            return out
-    raise AssertionError(f"it ended without {text!r}:\n{out}")
 
 
 def test_a_killed_training_goes_on_from_its_last_checkpoint_and_says_so(prepared: FinishedRun):

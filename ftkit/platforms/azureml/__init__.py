@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftkit.config.schema import Config
-from ftkit.errors import StageError
+from ftkit.extras import require
 from ftkit.platforms import Asset, Deployed, Running, Say, Target
 from ftkit.platforms.azureml.work import Work
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 for name in ("azure", "azure.ai.ml"):
     logging.getLogger(name).addHandler(logging.NullHandler())  # else importing it prints warnings about itself
 
-NEEDED = {"azure.ai.ml": "azure-ai-ml", "azure.identity": "azure-identity", "httpx": "httpx"}
+NEEDED = ("azure.ai.ml", "azure.identity", "azure.storage.blob", "httpx")
 
 
 class AzureML:
@@ -37,8 +36,7 @@ class AzureML:
     """
 
     def __init__(self, config: Config, run_folder: Path):
-        if missing := [package for module, package in NEEDED.items() if not _installed(module)]:
-            raise StageError(f"Azure ML needs {', '.join(missing)}, not installed", cure="pip install 'ftkit[azure]'")
+        require("azure", NEEDED, "Azure ML")
         self.config, self.run_folder = config, run_folder
 
     @cached_property
@@ -120,10 +118,3 @@ class AzureML:
             *jobs.running(self.workspace, self.run_folder),
             *endpoints.running(self.workspace, self.config.deployment),
         ]
-
-
-def _installed(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False

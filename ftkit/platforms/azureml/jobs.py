@@ -97,9 +97,7 @@ def fetch(workspace: Workspace, name: str, run_folder: Path, of: Job, place: str
         The stages whose records came.
     """
     came: list[str] = []
-    for path, content in Datastore(workspace).small_files(f"{of.store}/{name}"):
-        if path.parts[0] not in of.stages:
-            continue
+    for path, content in Datastore(workspace).small_files(f"{of.store}/{name}", of.stages):
         if path.name == "record.json":
             record = records.Record(**json.loads(content))
             kept = {**record.result, "job": of.name, "store": f"{of.store}/{name}"}

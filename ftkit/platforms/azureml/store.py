@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -32,8 +32,8 @@ class Datastore:
         """``azureml://datastores/…`` of a folder in it."""
         return f"azureml://datastores/{self.name}/paths/{path}"
 
-    def small_files(self, address: str) -> Iterator[tuple[PurePosixPath, bytes]]:
-        """Files of at most 16 MiB below an address, by relative path; weights and checkpoints are left out.
+    def small_files(self, address: str, folders: Collection[str]) -> Iterator[tuple[PurePosixPath, bytes]]:
+        """Files of at most 16 MiB in some folders below an address, by relative path; adapters are left out.
 
         Raises:
             StageError: the store cannot be read.
@@ -42,5 +42,5 @@ class Datastore:
         with self._workspace.asking("read what the job has written in", address):
             for blob in self._container.list_blobs(name_starts_with=prefix):
                 name = PurePosixPath(blob.name[len(prefix) :])
-                if blob.size <= LARGEST_BYTES and not {"adapter", "merged", "checkpoints"} & set(name.parts):
+                if name.parts[0] in folders and "adapter" not in name.parts and blob.size <= LARGEST_BYTES:
                     yield name, self._container.download_blob(blob.name).readall()

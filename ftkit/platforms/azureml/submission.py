@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from azure.ai.ml import Input, Output, command
@@ -78,7 +78,8 @@ def job(
     given: Path,
     environment: Environment,
     store: str,
-    changes: Mapping[str, str] | None = None,
+    changes: Mapping[str, str] = MappingProxyType({}),
+    parameters: Sequence[str] = (),
 ) -> Any:
     """The command job.
 
@@ -86,12 +87,13 @@ def job(
         code: folder with the snapshot.
         given: folder with configuration and records.
         store: address that the output is mounted from; a further job on the same one goes on where this one ended.
-        changes: overrides of the configuration, in which a sweep puts its values.
+        changes: overrides of the configuration.
+        parameters: inputs that a sweep gives its values to.
     """
     compute = config.compute
     several = "train" in work.stages and config.processes > 1
     inputs, mounted = _inputs(config, work, given)
-    swept = [f"{key}={value}" for key, value in (changes or {}).items()]
+    swept = [f"{key}={value}" for key, value in changes.items()]
     begin = "python -m ftkit --resolved ${{inputs.given}}/config.yaml"
     line = [begin, f"stage={','.join(work.stages)}", *mounted, *swept]
     made = command(
@@ -103,7 +105,7 @@ def job(
         command=" ".join(line),
         environment=environment.reference,
         environment_variables={**compute.environment_variables, "PYTHONUNBUFFERED": "1"},
-        inputs={**inputs, **dict.fromkeys(_swept_inputs(changes or {}), "")},
+        inputs={**inputs, **dict.fromkeys(parameters, "")},
         outputs={OUTPUT: Output(type="uri_folder", mode="rw_mount", path=store)},
         compute=compute.cluster,
         instance_type=None if compute.cluster else compute.instance_type,
@@ -111,14 +113,10 @@ def job(
         shm_size=compute.shm_size,
         job_tier="Spot" if compute.spot and not compute.cluster else None,
         distribution={"type": "PyTorch", "process_count_per_instance": compute.gpus_per_node} if several else None,
-        identity=ManagedIdentityConfiguration() if config.secrets.hf_token else None,
+        identity=ManagedIdentityConfiguration() if config.secrets.hf_token or config.secrets.hf_connection else None,
     )
     made.set_limits(timeout=round(compute.timeout_hours * 3600))
     return made
-
-
-def _swept_inputs(changes: Mapping[str, str]) -> list[str]:
-    return [name for value in changes.values() for name in re.findall(r"^\$\{\{inputs\.(\w+)\}\}$", value)]
 
 
 def tags(config: Config, work: Work, store: str) -> dict[str, str]:

@@ -61,7 +61,14 @@ def _submit(workspace: Workspace, config: Config, run_folder: Path, work: Work, 
     write_given(config, work, given)
     with snapshot(config) as code, workspace.sending("submit a sweep over", ", ".join(space)):
         trial = job(
-            config, work, code=code, given=given, environment=environment, store=store, changes=_changes(config, space)
+            config,
+            work,
+            code=code,
+            given=given,
+            environment=environment,
+            store=store,
+            changes=_changes(config, space),
+            parameters=[_input(key) for key in space],
         )
         wanted = _sweep(trial, config, space)
         wanted.name, wanted.tags = job_name(config), tags(config, work, store)
