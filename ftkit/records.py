@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,6 +48,15 @@ class Record:
     def missing_files(self, run_folder: Path) -> list[str]:
         """Recorded files that are gone or of another size; those in a job's output are not looked at."""
         return [] if self.place else [name for name, size in self.files.items() if _size(run_folder / name) != size]
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested values by dotted key; an empty mapping is a value."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def fingerprint(stage: str, settings: dict[str, Any], inputs: dict[str, str], version: str) -> str:

@@ -54,7 +54,7 @@ NO_SINKS = "leaves gpt-oss's attention sinks out, or does not train them"
 REFUSED_VALUES = {
     "model.attn_implementation": dict.fromkeys(
         ("sdpa", "flash_attention_2", "flash_attention_3", "paged_attention"),
-        (NO_SINKS, "model.attn_implementation=flex_attention, or eager"),
+        (NO_SINKS, "model.attn_implementation=ftkit_sinks, flex_attention or eager"),
     ),
     "lora.init_lora_weights": dict.fromkeys(
         ("pissa", "olora", "orthogonal", "loftq", "eva", "corda", "lora_ga"),

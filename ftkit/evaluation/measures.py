@@ -10,6 +10,8 @@ from decimal import Decimal
 
 import numpy as np
 
+from ftkit.data.languages import languages
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -37,7 +39,7 @@ class Answer:
 
     @property
     def thinks_in_japanese(self) -> bool:
-        return japanese_share(self.thinking) > 0.5
+        return languages([self.thinking])[0] in JAPANESE
 
     @property
     def right(self) -> bool:
@@ -53,6 +55,8 @@ class Answer:
     def loops(self) -> bool:
         return bool(LOOP.search(self.thinking) or LOOP.search(self.output))
 
+
+JAPANESE = ("Japanese", "kanji alone")
 
 MEASURES = ("thinks_in_japanese", "parses", "finished", "loops", "right", "right_number", "tokens")
 """What is measured of each answer, from 0 to 1, and ``tokens``, the number generated."""
@@ -109,17 +113,6 @@ def last_number(text: str) -> Decimal | None:
     return Decimal(found[-1].replace(",", "")) if found else None
 
 
-def japanese_share(text: str) -> float:
-    """Share of a text's letters that are kana or kanji; 0 when it has no letters."""
-    letters = [character for character in text if character.isalpha()]
-    return sum(_is_japanese(letter) for letter in letters) / len(letters) if letters else 0.0
-
-
 def normal(text: str) -> str:
     """A text with widths unified and white space dropped, for comparison."""
     return "".join(unicodedata.normalize("NFKC", text).split())
-
-
-def _is_japanese(letter: str) -> bool:
-    name = unicodedata.name(letter, "")
-    return name.startswith(("HIRAGANA", "KATAKANA", "CJK UNIFIED", "CJK COMPATIBILITY", "HALFWIDTH KATAKANA"))

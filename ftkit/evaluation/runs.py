@@ -15,7 +15,7 @@ import yaml
 from ftkit import records
 from ftkit.config.overrides import nearest
 from ftkit.errors import StageError
-from ftkit.records import Record
+from ftkit.records import Record, flat
 
 GROUPS = ("model", "dataset", "lora", "sft", "compute")
 """Groups of the configuration that a training depends on."""
@@ -106,7 +106,7 @@ def read(folder: Path) -> Training | None:
         return None
     steps = [line for line in lines if "loss" in line]
     evaluations = [line for line in lines if "eval_loss" in line]
-    settings = {key: value for key, value in _flat(config) if key.startswith(tuple(f"{g}." for g in GROUPS))}
+    settings = {key: value for key, value in flat(config) if key.startswith(tuple(f"{g}." for g in GROUPS))}
     status, note = _status(record, why, steps, job)
     return Training(
         name=folder.name,
@@ -197,14 +197,6 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(text)
             except ValueError:
                 return
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + str(key), value
 
 
 def _quoted(name: str) -> str:

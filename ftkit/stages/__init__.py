@@ -10,7 +10,7 @@ from typing import Any
 from ftkit.config.checks import place_of
 from ftkit.config.schema import Config
 from ftkit.platforms import Platform, platform_of
-from ftkit.records import Record
+from ftkit.records import Record, flat
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Context:
 
 def settings_of(stage: Stage, config: Config) -> dict[str, Any]:
     """The configuration values that a stage's outcome depends on, by dotted key, flat."""
-    whole = _flat(config.model_dump())
+    whole = dict(flat(config.model_dump()))
     taken = [key for key in stage.reads if not key.startswith("-")]
     left = [key[1:] for key in stage.reads if key.startswith("-")]
     return {key: value for key, value in whole.items() if _below(key, taken) and not _below(key, left)}
@@ -165,10 +165,3 @@ def settings_of(stage: Stage, config: Config) -> dict[str, Any]:
 
 def _below(key: str, prefixes: Sequence[str]) -> bool:
     return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value})
-    return flat
