@@ -295,7 +295,7 @@ def test_two_deployments_at_once_do_not_get_in_each_others_way(start, options: d
 def test_a_missing_package_is_named_with_the_command_that_installs_it(start, monkeypatch: pytest.MonkeyPatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(
-        local_endpoint, "find_spec", lambda name: None if name == "azureml_inference_server_http" else real(name)
+        "ftkit.extras.find_spec", lambda name: None if name == "azureml_inference_server_http" else real(name)
     )
     with pytest.raises(StageError, match="azureml_inference_server_http") as error:
         start()

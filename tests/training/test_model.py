@@ -139,7 +139,7 @@ def test_a_smaller_vocabulary_is_another_shape(tmp_path: Path) -> None:
 def test_a_missing_extra_names_the_command_that_installs_it(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ftkit.training.find_spec", lambda name: None if name == "trl" else object())
+    monkeypatch.setattr("ftkit.extras.find_spec", lambda name: None if name == "trl" else object())
     with pytest.raises(StageError, match="trl, which is not installed") as caught:
         load_base(small_run(model_folder).model)
     assert caught.value.cure == "pip install 'ftkit[train]'"
