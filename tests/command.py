@@ -19,6 +19,9 @@ class Command:
     out: str
     err: str
 
+    def __str__(self) -> str:
+        return f"{self.out}\n{self.err}\n(status {self.status})"
+
 
 def run_ftkit(*arguments: str, cwd: Path, timeout: float = 240, **environment: str) -> Command:
     """Run the command line in a folder, as a process of its own."""

@@ -26,7 +26,7 @@ def first(project: Project, azure: StandIn) -> Command:
     azure.wipe()
     azure.record.clear()
     done = project.ftkit(STAGES)
-    assert done.status == 0, f"{done.out}\n{done.err}"
+    assert done.status == 0, str(done)
     return done
 
 
@@ -90,7 +90,7 @@ def test_data_asset_carries_counts_and_digest(first: Command, azure: StandIn, pr
 def test_a_second_run_does_nothing_and_sends_next_to_nothing(first: Command, azure: StandIn, project: Project):
     before = azure.images.builds
     again = project.ftkit(STAGES)
-    assert again.status == 0, again.err
+    assert again.status == 0, str(again)
     assert azure.record.sent_bytes < 10_000 and azure.record.uploaded_bytes == 0
     assert again.out.count("up to date") == 6 and "unchanged" in again.out
     assert azure.images.builds == before
@@ -99,7 +99,7 @@ def test_a_second_run_does_nothing_and_sends_next_to_nothing(first: Command, azu
 def test_from_an_empty_folder_the_same_data_and_images_are_found(first: Command, azure: StandIn, tmp_path: Path):
     other = Project(tmp_path, azure)
     done = other.ftkit("stage=environment,prepare,publish")
-    assert done.status == 0, done.err
+    assert done.status == 0, str(done)
     assert azure.record.uploaded_bytes == 0 and "same content as before" in done.out
 
 
@@ -109,7 +109,7 @@ def test_evaluation_alone_is_a_job_on_the_model_that_an_earlier_job_made(
     done = project.ftkit("stage=evaluate", "evaluate.questions=4", "compute.nodes=1")
     assert done.status == 1 and "compute.nodes" in done.err  # another setting: the model was made with two nodes
     done = project.ftkit("stage=evaluate", "evaluate.questions=4")
-    assert done.status == 0, f"{done.out}\n{done.err}"
+    assert done.status == 0, str(done)
     assert "4 held-out questions" in done.out
     assert len((project.run / "evaluate" / "answers.jsonl").read_text().splitlines()) == 4
 
@@ -135,7 +135,7 @@ def test_plan_knows_what_is_up_to_date_without_asking(first: Command, azure: Sta
 def test_teardown_leaves_nothing_that_costs_money(first: Command, azure: StandIn, project: Project):
     assert azure.costing() == ["deployment ftkit-tiny/blue"]
     done = project.ftkit("stage=teardown", "yes=true")
-    assert done.status == 0, done.err
+    assert done.status == 0, str(done)
     assert "endpoint ftkit-tiny" in done.out and "USD an hour" in done.out
     assert azure.costing() == []
 

@@ -58,13 +58,13 @@ def gate(azure: StandIn, tmp_path: Path) -> Path:
 
 
 def succeeds(done: Command) -> str:
-    assert done.status == 0, f"{done.out}\n{done.err}"
+    assert done.status == 0, str(done)
     assert done.err == ""
     return done.out
 
 
 def fails(done: Command, *says: str) -> str:
-    assert done.status == 1, f"{done.out}\n{done.err}"
+    assert done.status == 1, str(done)
     assert "Traceback" not in done.err and done.err.startswith("error  ")
     for text in says:
         assert text in done.err, done.err

@@ -44,7 +44,7 @@ def refused(done: Command, *said: str) -> None:
 
 def completes(project: Project) -> None:
     done = project.ftkit("stage=publish")
-    assert done.status == 0, done.err
+    assert done.status == 0, str(done)
     assert re.search(r"^publish +data asset apto_reasoning_harmony:\w{12} \(new version\)", done.out, re.MULTILINE)
 
 

@@ -23,7 +23,7 @@ def folder(azure: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rows prepared and published once; every test has a run of its own that builds on them."""
     folder = tmp_path_factory.mktemp("jobs")
     done = Project(folder, azure).ftkit("stage=prepare,publish")
-    assert done.status == 0, done.err
+    assert done.status == 0, str(done)
     return folder
 
 
@@ -49,7 +49,7 @@ def test_ctrl_c_leaves_the_job_running_and_the_same_command_follows_it(azure: St
     assert not job.ended.is_set()
 
     done = project.ftkit("stage=train", "sft.max_steps=30")
-    assert done.status == 0, done.err
+    assert done.status == 0, str(done)
     assert f"job {job.name} is under way: following it" in done.out
     assert len(jobs_of(azure, project)) == 1
 
@@ -68,14 +68,14 @@ def test_another_machine_attaches_by_name(azure: StandIn, project: Project, tmp_
     missing = elsewhere.ftkit("stage=train", "attach=nobody")
     assert missing.status == 1 and "there is no job nobody" in missing.err
     done = elsewhere.ftkit("stage=train", f"attach={job.name}")
-    assert done.status == 0, done.err
+    assert done.status == 0, str(done)
     assert elsewhere.record("train")["result"]["job"] == job.name
 
 
 def test_an_evicted_spot_job_goes_on_from_its_checkpoint(azure: StandIn, project: Project):
     azure.faults.job_evicted(once_written=CHECKPOINT.format(4))
     done = project.ftkit("stage=train", "compute.spot=true")
-    assert done.status == 0, f"{done.out}\n{done.err}"
+    assert done.status == 0, str(done)
     (job,) = jobs_of(azure, project)
     assert job.attempts == 2
     assert project.record("train")["result"]["resumed_from"] >= 4
@@ -90,7 +90,7 @@ def test_a_cancelled_job_is_said_to_be_and_the_next_one_takes_its_checkpoint(azu
     assert process.returncode == 1 and f"job {job.name} (train) was cancelled" in err
 
     done = project.ftkit("stage=train", "sft.max_steps=30")
-    assert done.status == 0, done.err
+    assert done.status == 0, str(done)
     assert "goes on from where the last one ended" in done.out
     assert project.record("train")["result"]["resumed_from"] >= 2
 
@@ -100,7 +100,8 @@ def test_a_failure_of_the_service_is_told_in_its_words_and_the_same_command_comp
     failed = project.ftkit("stage=train")
     assert failed.status == 1 and "failed: The node ran out of disk." in failed.err
     assert "https://ml.azure.com/runs/" in failed.err and "Traceback" not in failed.err
-    assert project.ftkit("stage=train").status == 0
+    done = project.ftkit("stage=train")
+    assert done.status == 0, str(done)
 
 
 def test_a_failure_in_the_job_shows_its_own_error(azure: StandIn, project: Project):
@@ -123,7 +124,7 @@ def test_a_failed_image_build_is_told(azure: StandIn, project: Project):
 def test_the_hubs_token_comes_from_the_vault_into_the_process_alone(azure: StandIn, project: Project):
     azure.workspace.secrets["HF-TOKEN"] = "hf_very_secret"
     done = project.ftkit("stage=train", "secrets.hf_token=HF-TOKEN")
-    assert done.status == 0, f"{done.out}\n{done.err}"
+    assert done.status == 0, str(done)
     assert [read.status for read in azure.record.to("GET", "/secrets/HF-TOKEN")][-1] == 200
     (job,) = jobs_of(azure, project)
     logs = "".join(path.read_text() for path in job.folder.rglob("std_log*"))
@@ -135,7 +136,7 @@ def test_the_hubs_token_comes_from_the_vault_into_the_process_alone(azure: Stand
 def test_the_hubs_token_may_come_from_a_connection_of_the_workspace(azure: StandIn, project: Project):
     azure.workspace.connections["hub"] = "hf_also_secret"
     done = project.ftkit("stage=train", "secrets.hf_connection=hub")
-    assert done.status == 0, f"{done.out}\n{done.err}"
+    assert done.status == 0, str(done)
     assert azure.record.to("POST", "/connections/hub/listsecrets")[-1].status == 200
     assert "hf_also_secret" not in done.out + done.err + project.all_text()
     assert azure.record.holding("hf_also_secret") == []
@@ -153,7 +154,7 @@ def test_a_missing_secret_stops_the_job_before_it_trains(azure: StandIn, project
 def test_a_sweep_is_a_job_for_each_combination(azure: StandIn, project: Project):
     swept = ("lora.r=4,8", "hydra/launcher=azureml", "compute.nodes=1", "sft.max_steps=2", "-m")
     done = project.ftkit("stage=train", *swept)
-    assert done.status == 0, f"{done.out}\n{done.err}"
+    assert done.status == 0, str(done)
     jobs = jobs_of(azure, project)
     assert len(jobs) == 2
     assert {job.properties["experimentName"] for job in jobs} == {"ftkit"}
@@ -167,7 +168,7 @@ def test_the_base_may_be_a_registered_model(azure: StandIn, sdk, tmp_path: Path)
     base = ("model.pretrained_model_name_or_path=azureml:tiny-base:1", "model.tokenizer=package:tiny-gpt-oss")
     project = Project(tmp_path, azure, "registered-base", *base, "sft.max_steps=2")
     done = project.ftkit("stage=prepare,publish,train,merge")
-    assert done.status == 0, f"{done.out}\n{done.err}"
+    assert done.status == 0, str(done)
     (job,) = jobs_of(azure, project)
     assert job.properties["inputs"]["model"]["uri"].endswith("/models/tiny-base/versions/1")
     assert not [name for name in job.snapshot if "tiny-gpt-oss" in name]
@@ -180,7 +181,7 @@ def test_the_base_may_be_a_folder_which_is_sent_once(azure: StandIn, folder: Pat
     assert project.ftkit("stage=prepare,publish,train").status == 0
     azure.record.clear()
     again = project.ftkit("stage=train", "sft.learning_rate=1e-3")
-    assert again.status == 0, again.err
+    assert again.status == 0, str(again)
     assert azure.record.uploaded_bytes < 500_000  # code and configuration, and not the model's 2 MB
 
 
@@ -197,7 +198,7 @@ def test_a_registered_base_needs_a_tokenizer_here(azure: StandIn, tmp_path: Path
 def test_a_native_sweep_is_one_job_with_a_trial_for_each_combination(azure: StandIn, project: Project):
     swept = ("lora.r=4,8", "compute.sweep=native", "compute.nodes=1", "sft.max_steps=2", "-m")
     done = project.ftkit("stage=train", *swept)
-    assert done.status == 0, f"{done.out}\n{done.err}"
+    assert done.status == 0, str(done)
     assert "2 trials finished" in done.out
     sweep = next(job for job in jobs_of(azure, project) if "searchSpace" in job.properties)
     assert sweep.properties["earlyTermination"]["policyType"] == "MedianStopping"

@@ -230,15 +230,16 @@ class JobRun:
         self._set_status("Running")
         self.started.set()
         ending = self._watch(processes)
+        failed = next((process for process in processes if process.status), None)
+        status = failed.status if failed else 0  # of the one that failed by itself: the others are stopped now
         machines.stop(processes)
         self._publish_logs(processes)
-        if ending is Ending.FAILED:
-            worst = next(process.status for process in processes if process.status)
-            first = _log_name(0, nodes * self.processes_per_node)
+        if ending is Ending.FAILED and failed:
+            log = failed.log.relative_to(self.folder).as_posix()
             self._fail(
                 "UserError",
-                f"Execution failed. User process 'bash' exited with status code {worst}. "
-                f"Please check log file '{first}' for error details.",
+                f"Execution failed. User process 'bash' exited with status code {status}. "
+                f"Please check log file '{log}' for error details.",
             )
         return ending
 
