@@ -285,6 +285,17 @@ def test_a_service_that_is_gone_leaves_word_of_what_costs_money(azure: StandIn, 
 # Ctrl-C and kill -9.
 
 
+def test_ctrl_c_in_register_and_in_invoke(azure: StandIn, project: Project, gate: Path):
+    succeeds(project.ftkit("stage=deploy", VLLM))
+    for stage, method, path in (("register", "GET", "/models/served"), ("invoke", "POST", "/v1/chat/completions")):
+        fault = azure.faults.throttled(method, path, retry_after=30)
+        process = project.started(f"stage={stage}", VLLM, "force=true")
+        assert fault.reached.wait(60)
+        process.send_signal(signal.SIGINT)
+        done = ended(process)
+        assert done.status == 130 and f"interrupted in {stage}; the same command takes it up again" in done.err
+        succeeds(project.ftkit(f"stage={stage}", VLLM))
+
 @pytest.mark.parametrize("when", ["blue: starting", "blue: healthy"])
 def test_ctrl_c_in_a_first_deploy_leaves_no_endpoint(azure: StandIn, project: Project, gate: Path, when: str):
     gate.touch()

@@ -42,10 +42,11 @@ def refused(done: Command, *said: str) -> None:
     assert "Traceback" not in done.err and "{" not in done.err
 
 
-def completes(project: Project) -> None:
-    done = project.ftkit("stage=publish")
+def completes(project: Project, stage: str = "publish") -> None:
+    done = project.ftkit(f"stage={stage}")
     assert done.status == 0, str(done)
-    assert re.search(r"^publish +data asset apto_reasoning_harmony:\w{12} \(new version\)", done.out, re.MULTILINE)
+    if stage == "publish":
+        assert re.search(r"^publish +data asset apto_reasoning_harmony:\w{12} \(new version\)", done.out, re.MULTILINE)
 
 
 def test_forbidden(azure: StandIn, project: Project):
@@ -117,14 +118,17 @@ def test_a_workspace_that_does_not_exist(azure: StandIn, project: Project):
     refused(done, "there is no such workspace", "ws-other", "WORKSPACE_NAME=")
 
 
-def test_ctrl_c_while_data_is_sent(azure: StandIn, project: Project):
-    fault = azure.faults.throttled("PUT", DATA, retry_after=30)
-    process = project.started("stage=publish")
+@pytest.mark.parametrize(
+    ("stage", "what"), [("publish", DATA), ("environment", "/environments/ftkit-train/")], ids=lambda value: value
+)
+def test_ctrl_c_while_something_is_sent(azure: StandIn, project: Project, stage: str, what: str):
+    fault = azure.faults.throttled("PUT", what, retry_after=30)
+    process = project.started(f"stage={stage}")
     assert fault.reached.wait(60)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
-    assert process.returncode == 130 and "interrupted in publish" in err and "Traceback" not in err
-    completes(project)
+    assert process.returncode == 130 and f"interrupted in {stage}" in err and "Traceback" not in err
+    completes(project, stage)
 
 
 def test_no_secret_is_left_anywhere(azure: StandIn, project: Project):
