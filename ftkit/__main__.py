@@ -11,26 +11,34 @@ from pathlib import Path
 from ftkit import __version__
 from ftkit.console import print_error
 from ftkit.errors import ConfigError, FtkitError, Interrupted, Problem
+from ftkit.processes import end_now, one_of_several
 
 HYDRA_ONLY = ("--hydra-help", "--info", "-i", "--shell-completion", "-sc")
 TAKE_A_VALUE = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry of ``python -m ftkit`` and of ``ftkit``; ends the process with status 0, 1, 2 or 130."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    """Entry of ``python -m ftkit`` and of ``ftkit``; ends the process with status 0, 1, 2, 130 or 143."""
+    status = _status_of(list(sys.argv[1:] if arguments is None else arguments))
+    if one_of_several():
+        end_now(status)
+    sys.exit(status)
+
+
+def _status_of(arguments: list[str]) -> int:
     try:
         try:
             _dispatch(arguments)
         except FtkitError as error:
             print_error(error)
-            sys.exit(error.exit_status)
+            return error.exit_status
     except KeyboardInterrupt:
         print_error(Interrupted("interrupted"))
-        sys.exit(Interrupted.exit_status)
+        return Interrupted.exit_status
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        return 1
+    return 0
 
 
 def _dispatch(arguments: list[str]) -> None:

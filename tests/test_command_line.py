@@ -135,3 +135,13 @@ def test_an_installed_wheel_carries_conf_and_works_from_any_folder(tmp_path: Pat
     assert str(site) in where.stdout
     prepared = run_ftkit("experiment=tiny", "stage=prepare", cwd=elsewhere, PYTHONPATH=str(site))
     assert prepared.status == 0 and "256 rows" in prepared.out, prepared.err
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(["--version"], 0), (["stage=trian"], 2)])
+def test_one_of_several_processes_keeps_its_status_when_it_crashes_as_it_ends(
+    ftkit, tmp_path: Path, arguments: list[str], status: int
+):
+    """Guard: end_now in __main__."""
+    (tmp_path / "sitecustomize.py").write_text("import atexit, os; atexit.register(os.abort)")
+    crashing = {"PYTHONPATH": str(tmp_path), "RANK": "1", "WORLD_SIZE": "2"}
+    assert ftkit(*arguments, **crashing).status == status

@@ -10,6 +10,7 @@ from pathlib import Path
 from ftkit.config.resolve import load_frozen
 from ftkit.errors import FtkitError
 from ftkit.platforms.local_processes import report
+from ftkit.processes import end_now
 from ftkit.training.train import train
 
 
@@ -27,4 +28,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_now(main())

@@ -296,6 +296,7 @@ def test_ctrl_c_in_register_and_in_invoke(azure: StandIn, project: Project, gate
         assert done.status == 130 and f"interrupted in {stage}; the same command takes it up again" in done.err
         succeeds(project.ftkit(f"stage={stage}", VLLM))
 
+
 @pytest.mark.parametrize("when", ["blue: starting", "blue: healthy"])
 def test_ctrl_c_in_a_first_deploy_leaves_no_endpoint(azure: StandIn, project: Project, gate: Path, when: str):
     gate.touch()

@@ -102,11 +102,16 @@ def test_a_sweep_two_at_a_time_goes_on_when_one_run_fails_and_says_so(prepared: 
     assert (prepared.folder / "outputs" / "tiny-lora.r=2" / "train" / "record.json").is_file()
 
 
-def test_two_processes_train_together(prepared: FinishedRun):
-    done = prepared.ftkit(
-        "stage=train", "compute.gpus_per_node=2", "sft.max_steps=2", "sft.per_device_train_batch_size=8"
+def test_two_processes_train_together_and_one_that_crashes_as_it_ends_fails_nothing(
+    prepared: FinishedRun, tmp_path: Path
+):
+    """Guard: end_now in training.worker."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, os\nif 'TORCHELASTIC_RUN_ID' in os.environ: atexit.register(os.abort)"
     )
-    assert done.status == 0, done.err
+    two = ("compute.gpus_per_node=2", "sft.max_steps=2", "sft.per_device_train_batch_size=8")
+    done = prepared.ftkit("stage=train", *two, PYTHONPATH=str(tmp_path))
+    assert done.status == 0, str(done)
     assert done.out.count("step 2/2") == 1
     assert "2 × CPU" in done.out
 

@@ -236,6 +236,7 @@ class JobRun:
         self._publish_logs(processes)
         if ending is Ending.FAILED and failed:
             log = failed.log.relative_to(self.folder).as_posix()
+            print(f"job {self.name}, end of {log}:\n{machines.tail(failed.log, 30)}")
             self._fail(
                 "UserError",
                 f"Execution failed. User process 'bash' exited with status code {status}. "
