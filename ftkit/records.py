@@ -98,17 +98,32 @@ def discard(run_folder: Path, stage: str) -> None:
     _failure_of(run_folder, stage).unlink(missing_ok=True)
 
 
-def note_failure(run_folder: Path, stage: str, what: str) -> None:
+@dataclass(frozen=True)
+class Failure:
+    """Why a stage ended without a record.
+
+    Attributes:
+        what: what went wrong, in one line.
+        cure: what mends it.
+        job: that it ran in; empty for none.
+    """
+
+    what: str
+    cure: str = ""
+    job: str = ""
+
+
+def note_failure(run_folder: Path, stage: str, failure: Failure) -> None:
     """Leave word of why a stage ended without a record, where there is room for it."""
     with suppress(StageError), written_aside(_failure_of(run_folder, stage)) as aside:
-        aside.write_text(json.dumps({"what": what}, ensure_ascii=False) + "\n", encoding="utf-8")
+        aside.write_text(json.dumps(asdict(failure), ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def failure(run_folder: Path, stage: str) -> str | None:
+def failure(run_folder: Path, stage: str) -> Failure | None:
     """Why a stage ended without a record; None if it left no word."""
     try:
-        return json.loads(_failure_of(run_folder, stage).read_text(encoding="utf-8"))["what"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return Failure(**json.loads(_failure_of(run_folder, stage).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         return None
 
 

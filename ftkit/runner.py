@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import groupby
+from pathlib import Path
 
 from ftkit import records
 from ftkit.config.checks import runs_as_job
@@ -17,7 +19,7 @@ from ftkit.errors import FtkitError, Interrupted
 from ftkit.files import explained, written_aside
 from ftkit.lineage import Origin, context_of, find, folder_of, module_of, origin_of, up_to_date
 from ftkit.platforms.azureml import AzureML
-from ftkit.platforms.azureml.inside import first_process, read_hub_token
+from ftkit.platforms.azureml.inside import first_process, own_job, read_hub_token
 from ftkit.platforms.azureml.work import Work
 from ftkit.stages import BY_NAME, Context, Found, Made, Stage
 from ftkit.versions import installed
@@ -36,7 +38,8 @@ def run(config: Config, label: str = "") -> None:
     """
     report = Report(config, label)
     if config.run.records:
-        read_hub_token(config)
+        with _failure_noted(folder_of(config), config.stages[0]):
+            read_hub_token(config)
     if first_process() and set(config.stages) - {"plan", "report"}:
         _freeze(config)
     for as_job, stages in batches(config):
@@ -65,7 +68,8 @@ def _help_train(config: Config, stage: Stage) -> None:
     """One of several training processes that Azure ML has started; the first one keeps the record."""
     context = context_of(config, stage, origin_of(config, stage), lambda line: None)
     if config.force or not up_to_date(context, stage):
-        module_of(stage).run(context)
+        with _failure_noted(context.run_folder, stage.name):
+            module_of(stage).run(context)
 
 
 def run_sweep(config: Config, space: Mapping[str, Sequence[str]]) -> None:
@@ -142,14 +146,21 @@ def run_stage(config: Config, stage: Stage, report: Report) -> None:
 
 
 def _made(context: Context, stage: Stage) -> Made:
+    with nullcontext() if stage.always else _failure_noted(context.run_folder, stage.name):
+        try:
+            return module_of(stage).run(context)
+        except OSError as error:
+            raise explained(error, context.folder) from error
+
+
+@contextmanager
+def _failure_noted(run_folder: Path, stage: str) -> Iterator[None]:
+    """Leave word of an error, for a report, and for whoever follows the job that this process belongs to."""
     try:
-        return module_of(stage).run(context)
-    except OSError as error:
-        raise explained(error, context.folder) from error
+        yield
     except FtkitError as error:
-        if stage.always:
-            raise
-        records.note_failure(context.run_folder, stage.name, str(error).splitlines()[0])
+        what, cure = str(error).splitlines()[0], getattr(error, "cure", "")
+        records.note_failure(run_folder, stage, records.Failure(what, cure, own_job()))
         raise
 
 

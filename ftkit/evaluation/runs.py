@@ -107,7 +107,7 @@ def read(folder: Path) -> Training | None:
     steps = [line for line in lines if "loss" in line]
     evaluations = [line for line in lines if "eval_loss" in line]
     settings = {key: value for key, value in flat(config) if key.startswith(tuple(f"{g}." for g in GROUPS))}
-    status, note = _status(record, why, steps, job)
+    status, note = _status(record, why and why.what, steps, job)
     return Training(
         name=folder.name,
         status=status,

@@ -107,8 +107,7 @@ def test_a_failure_of_the_service_is_told_in_its_words_and_the_same_command_comp
 def test_a_failure_in_the_job_shows_its_own_error(azure: StandIn, project: Project):
     failed = project.ftkit("stage=train", "sft.max_length=16", "dataset.overlength=error")
     assert failed.status == 1
-    assert "error  " in failed.out and "sft.max_length" in failed.out
-    assert "(train) failed" in failed.err
+    assert "(train) failed: " in failed.err and "longer than sft.max_length=16" in failed.err
 
 
 def test_a_failed_image_build_is_told(azure: StandIn, project: Project):
@@ -141,13 +140,15 @@ def test_the_hubs_token_may_come_from_a_connection_of_the_workspace(azure: Stand
     assert "hf_also_secret" not in done.out + done.err + project.all_text()
     assert azure.record.holding("hf_also_secret") == []
     missing = project.ftkit("stage=train", "secrets.hf_connection=nowhere", "sft.max_steps=7")
-    assert missing.status == 1 and "the connection nowhere cannot be read" in missing.out
+    assert missing.status == 1 and "failed: the connection nowhere cannot be read" in missing.err
 
 
 def test_a_missing_secret_stops_the_job_before_it_trains(azure: StandIn, project: Project):
     failed = project.ftkit("stage=train", "secrets.hf_token=HF-TOKEN")
     assert failed.status == 1
-    assert "the secret HF-TOKEN cannot be read" in failed.out and "key vault kvftkit" in failed.out
+    assert (
+        "failed: the secret HF-TOKEN cannot be read" in failed.err and "give the job's identity its role" in failed.err
+    )
     assert "step 1/" not in failed.out
 
 

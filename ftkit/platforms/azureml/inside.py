@@ -20,6 +20,11 @@ def first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def own_job() -> str:
+    """Name of the job that this process belongs to; empty outside of one."""
+    return os.environ.get("AZUREML_RUN_ID", "")
+
+
 def read_hub_token(config: Config) -> None:
     """Read the token that ``secrets`` names, by the job's managed identity, into this process alone.
 

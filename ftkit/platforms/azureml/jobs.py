@@ -71,7 +71,7 @@ def run(workspace: Workspace, config: Config, run_folder: Path, work: Work, say:
     ended = follow_to_end(workspace, run_folder, found, show)
     place = f"azureml://jobs/{ended.name}/outputs/{OUTPUT}/paths/{config.run.name}"
     fetched = fetch(workspace, config.run.name, run_folder, ended, place)
-    check_completed(workspace, ended)
+    check_completed(workspace, ended, run_folder)
     if missing := [stage for stage in work.stages if stage not in fetched]:
         raise StageError(f"job {ended.name} left no record of {', '.join(missing)}", where=studio(workspace, ended))
     return ended
@@ -208,8 +208,8 @@ def _follow(workspace: Workspace, of: Job, show: Say) -> Job:
     return replace(ended or of, reason=reason)
 
 
-def check_completed(workspace: Workspace, of: Job) -> None:
-    """Raises StageError: the job failed, or was cancelled."""
+def check_completed(workspace: Workspace, of: Job, run_folder: Path) -> None:
+    """Raises StageError: the job failed, in the words of the process that failed if it left any, or was cancelled."""
     names = ", ".join(of.stages)
     if of.status == "Completed":
         return
@@ -219,10 +219,12 @@ def check_completed(workspace: Workspace, of: Job) -> None:
             where=studio(workspace, of),
             cure="the same command submits it again and goes on from its last checkpoint",
         )
+    left = (records.failure(run_folder, stage) for stage in of.stages)
+    own = next((failure for failure in left if failure and failure.job == of.name), records.Failure(of.reason))
     raise StageError(
-        f"job {of.name} ({names}) failed: {of.reason or 'the service gives no reason'}",
+        f"job {of.name} ({names}) failed: {own.what or 'the service gives no reason'}",
         where=studio(workspace, of),
-        cure="mend what they say; the same command submits it again and goes on from its last checkpoint",
+        cure=own.cure or "mend what it says; the same command submits it again and goes on from its last checkpoint",
     )
 
 

@@ -42,7 +42,7 @@ def run(workspace: Workspace, config: Config, run_folder: Path, work: Work, spac
     finished = [
         name for name in names if jobs.fetch(workspace, name, run_folder.parent / name, ended, f"{ended.store}/{name}")
     ]
-    jobs.check_completed(workspace, ended)
+    jobs.check_completed(workspace, ended, run_folder)
     stopped = len(names) - len(finished)
     return f"sweep {ended.name}: {len(finished)} trials finished" + (f", {stopped} ended early" if stopped else "")
 
