@@ -38,7 +38,7 @@ def test_an_image_has_the_tested_versions_and_all_that_they_need(image: str):
 def test_an_image_has_what_ftkits_extras_ask_for_within_their_bounds(image: str):
     pinned = pins(REPOSITORY / "environment" / image / "requirements.txt")
     asked = [r for extra in IMAGES[image] for r in needed_by("ftkit", extra) if r.name != "ftkit"]
-    if image == "serve":  # score.py alone goes there
+    if image == "serve":  # score.py and its modules alone go there
         asked = [r for r in asked if r.marker is not None]
     for requirement in asked:
         name = canonicalize_name(requirement.name)

@@ -354,7 +354,7 @@ class Deployment(Group):
     request_timeout_ms: Annotated[int, Field(gt=0, le=180000)]
     """Longest request in milliseconds; Azure ML allows 180000."""
     max_concurrent_requests_per_instance: PositiveInt
-    """Requests that one instance takes at a time."""
+    """Requests that one instance takes at a time; score answers up to 32 of them together, in one batch."""
     rollout: list[Annotated[int, Field(ge=1, le=100)]]
     """Percent of the traffic that a new version gets one after the other, checked at each; the last is 100."""
     keep_failed: bool
@@ -370,6 +370,8 @@ class Invoke(Group):
     """A JSON file with the whole request body."""
     max_new_tokens: PositiveInt
     """Longest answer in tokens, thinking included."""
+    stream: bool | None
+    """true prints thinking and answer as they come, false when all is there; null streams to a terminal."""
 
 
 class Evaluate(Group):

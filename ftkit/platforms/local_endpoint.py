@@ -1,8 +1,8 @@
 """The local platform's endpoints: Azure ML's own inference server with ``score.py``, on 127.0.0.1 alone.
 
-The server's application runs under gunicorn, as its own launcher would do it if that did not always bind 0.0.0.0.
-It outlives the command. State lies in ``<state_dir>/<endpoint>/``: ``endpoint.json`` describes the server that serves,
-``starting.json`` one that is not healthy yet.
+The server's application runs under gunicorn, as its own launcher would do it if that did not always bind 0.0.0.0, and
+takes OpenAI's path as well. It outlives the command. State lies in ``<state_dir>/<endpoint>/``: ``endpoint.json``
+describes the server that serves, ``starting.json`` one that is not healthy yet.
 """
 
 from __future__ import annotations
@@ -28,16 +28,19 @@ from typing import TYPE_CHECKING
 from ftkit.errors import StageError
 from ftkit.extras import require
 from ftkit.files import explained, written_aside
-from ftkit.serving.score import ModelError, check_weights, find_model
+from ftkit.serving.endpoint.model import check_weights, find_model
+from ftkit.serving.endpoint.requests import ModelError
 from ftkit.serving.server_log import reason
 
 if TYPE_CHECKING:
     import psutil
 
 HOST = "127.0.0.1"
-APPLICATION = "azureml_inference_server_http.server.entry:app"
-SCORING_SCRIPT = Path(__file__).parents[1] / "serving" / "score.py"
+APPLICATION = "ftkit.serving.local_app:app"
+PACKAGE = Path(__file__).parents[1]
 SERVING, STARTING = "endpoint.json", "starting.json"
+SPARE_THREADS = 8
+"""For health, and to turn those away that are too many."""
 NEEDED = ("azureml_inference_server_http", "gunicorn", "httpx", "psutil", "torch", "transformers")
 
 _FOREIGN = re.compile(r"^(AML_|AZURE|GUNICORN|SCORING_|HUGGING_FACE)|TOKEN$|SECRET|PASSWORD|API_?KEY|CREDENTIAL", re.I)
@@ -237,9 +240,10 @@ def _spawn(endpoint: Endpoint, listener: socket.socket) -> subprocess.Popen[byte
     options = {
         "name": endpoint.token,
         "bind": f"fd://{listener.fileno()}",
+        "pythonpath": str(PACKAGE.parent),
         "workers": 1,
         "worker-class": "gthread",  # one thread would leave / unanswered while the model generates
-        "threads": endpoint.max_concurrent_requests + 4,
+        "threads": endpoint.max_concurrent_requests + SPARE_THREADS,
         "timeout": endpoint.startup_timeout_s + 60,  # a loading worker gives no sign of life
         "graceful-timeout": math.ceil(endpoint.request_timeout_ms / 1000),
         "access-logfile": "-",
@@ -262,7 +266,7 @@ def _spawn(endpoint: Endpoint, listener: socket.socket) -> subprocess.Popen[byte
 def _environment(endpoint: Endpoint) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not _FOREIGN.search(name)} | {
         "AML_APP_ROOT": endpoint.folder,  # the server would take a config.json there for its own settings
-        "AZUREML_ENTRY_SCRIPT": str(SCORING_SCRIPT),
+        "AZUREML_ENTRY_SCRIPT": str(PACKAGE / "serving" / "score.py"),
         "AZUREML_MODEL_DIR": endpoint.model_dir,
         "SCORING_TIMEOUT_MS": str(endpoint.request_timeout_ms),
         "FTKIT_MAX_CONCURRENT_REQUESTS": str(endpoint.max_concurrent_requests),

@@ -1,5 +1,7 @@
 """Asking an endpoint, local or managed: the request's body from the configuration, one POST, errors explained.
 
+The answer comes whole, or piece by piece as server-sent events.
+
 Two formats: that of ``score.py``, and OpenAI's chat completions, which a vLLM container speaks.
 """
 
@@ -8,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,12 +49,13 @@ class Answer:
     completion_tokens: int
 
 
-def build_payload(invoke: Invoke, server: str = "score", system: str = "") -> dict[str, Any]:
+def build_payload(invoke: Invoke, server: str = "score", system: str = "", *, stream: bool = False) -> dict[str, Any]:
     """The request's body: of ``invoke.prompt``, ``invoke.messages`` or ``invoke.file``, the last as it is.
 
     Args:
         server: ``score`` or ``vllm``, whose format it is in.
         system: message that ``vllm`` gets before a prompt; ``score`` knows the training's own.
+        stream: the answer is to be streamed.
 
     Raises:
         StageError: not exactly one is given, or the file is missing or no JSON object.
@@ -63,10 +66,11 @@ def build_payload(invoke: Invoke, server: str = "score", system: str = "") -> di
         raise StageError(what, where="invoke", cure="invoke.prompt='…', invoke.messages=[…] or invoke.file=….json")
     if invoke.file is not None:
         return _read(Path(invoke.file).expanduser())
+    with_usage = {"stream_options": {"include_usage": True}} if stream and server == "vllm" else {}
     if invoke.prompt is not None:
-        return question(invoke.prompt, invoke.max_new_tokens, server, system)
+        return question(invoke.prompt, invoke.max_new_tokens, server, system) | with_usage
     length = "max_tokens" if server == "vllm" else "max_new_tokens"
-    return {"messages": invoke.messages, length: invoke.max_new_tokens}
+    return {"messages": invoke.messages, length: invoke.max_new_tokens} | with_usage
 
 
 def question(prompt: str, max_new_tokens: int, server: str, system: str = "") -> dict[str, Any]:
@@ -109,8 +113,9 @@ def score(
     key: str | None = None,
     log: str | None = None,
     headers: Mapping[str, str] | None = None,
+    on_piece: Callable[[str, str], None] | None = None,
 ) -> dict[str, Any]:
-    """Send a request and return the answer.
+    """Send a request and return the answer, in the server's format, or streamed in that of ``score.py``.
 
     What no server has begun to work on is sent again: when there was no connection, or when the answer is a 429 that
     says how long to wait. Anything else is not repeated, for the model may have been at work.
@@ -122,6 +127,7 @@ def score(
         key: key or token of a managed endpoint; sent as a bearer token, in no message.
         log: where the endpoint's log lies, for messages.
         headers: sent as well.
+        on_piece: has the answer streamed, and gets ``thinking`` or ``output`` and new text of it.
 
     Raises:
         NotAnswering: the endpoint cannot be reached, or has nothing that takes requests.
@@ -137,11 +143,16 @@ def score(
     sent = {**(headers or {}), REQUEST_IDS[-1]: str(uuid.uuid4())}
     if key:
         sent["Authorization"] = f"Bearer {key}"
+    if on_piece or "stream" in payload:
+        payload = payload | {"stream": on_piece is not None}
     local = urlsplit(scoring_uri).hostname in LOOPBACK  # which no proxy of the environment can reach
     timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, 10))
     try:
         with httpx.Client(timeout=timeout, trust_env=not local) as client:
             answer = _posted(client, scoring_uri, payload, sent, time.monotonic() + timeout_s, may_come_up=not local)
+            if on_piece and answer.is_success:
+                return _streamed(answer, on_piece, log or scoring_uri)
+            answer.read()
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
         raise NotAnswering("the endpoint is not running", where=scoring_uri, cure="stage=deploy,invoke") from error
     except httpx.TimeoutException as error:
@@ -166,14 +177,14 @@ def _posted(
     *,
     may_come_up: bool,
 ) -> httpx.Response:
-    """The answer to the first request that is taken; a 429 once there is no time left to wait."""
+    """The answer to the first request that is taken, not read yet; a 429 once there is no time left to wait."""
     import httpx
 
     attempt = 0
     while True:
         pause, last = 2.0**attempt, attempt == TRIES - 1
         try:
-            answer = client.post(uri, json=payload, headers=headers)
+            answer = client.send(client.build_request("POST", uri, json=payload, headers=headers), stream=True)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError):
             if not may_come_up or last or time.monotonic() + pause > deadline:
                 raise
@@ -181,9 +192,44 @@ def _posted(
             asked = _seconds(answer.headers.get("retry-after")) if answer.status_code == 429 else None
             if asked is None or last or time.monotonic() + asked > deadline:
                 return answer
+            answer.close()
             pause = asked
         time.sleep(pause)
         attempt += 1
+
+
+def _streamed(answer: httpx.Response, on_piece: Callable[[str, str], None], where: str) -> dict[str, Any]:
+    """Pass the pieces on as they come, and put the whole together in ``score.py``'s format."""
+    whole: dict[str, Any] = {"thinking": "", "output": ""}
+    for line in answer.iter_lines():
+        data = line.removeprefix("data: ")
+        if data == line or data == "[DONE]":
+            continue
+        event = json.loads(data)
+        if "error" in event:
+            raise StageError(f"the endpoint failed: {_said(event)[0]}", where=where)
+        if "choices" in event:
+            event = _of_chunk(event)
+        for kind in ("thinking", "output"):
+            if text := event.pop(kind, None):
+                whole[kind] += text
+                on_piece(kind, text)
+        whole |= event
+    if "finish_reason" not in whole or "usage" not in whole:
+        raise StageError("the answer broke off", where=where, cure="the same command asks again")
+    return whole
+
+
+def _of_chunk(chunk: Mapping[str, Any]) -> dict[str, Any]:
+    """An event of OpenAI's format as one of ``score.py``'s."""
+    event = {"usage": chunk["usage"]} if chunk.get("usage") else {}
+    for choice in chunk["choices"]:
+        delta = choice.get("delta") or {}
+        event["thinking"] = delta.get("reasoning") or delta.get("reasoning_content")
+        event["output"] = delta.get("content")
+        if choice.get("finish_reason"):
+            event["finish_reason"] = choice["finish_reason"]
+    return event
 
 
 def _seconds(text: str | None) -> float | None:

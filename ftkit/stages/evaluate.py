@@ -22,7 +22,7 @@ from ftkit.evaluation.generation import complete
 from ftkit.evaluation.measures import MEASURES, Answer, Figure, differences, figures
 from ftkit.files import written_aside
 from ftkit.quiet import libraries_to
-from ftkit.serving.score import Harmony
+from ftkit.serving.endpoint.harmony import Harmony
 from ftkit.stages import Context, Made
 from ftkit.stages.prepare import TOKENS
 from ftkit.stages.publish import published_rows

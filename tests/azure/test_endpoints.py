@@ -111,7 +111,7 @@ def test_a_model_is_served_asked_and_served_again_without_doing_anything(
     assert "blue serves served:1 with 100 % of the traffic" in out
     assert "1200センチメートルです。" in out and "ended by itself" in out
     body = azure.resources.get(f"onlineEndpoints/{NAME}/deployments/blue")["properties"]
-    assert body["requestSettings"] == {"requestTimeout": "PT3M", "maxConcurrentRequestsPerInstance": 1}
+    assert body["requestSettings"] == {"requestTimeout": "PT3M", "maxConcurrentRequestsPerInstance": 32}
     assert body["livenessProbe"]["initialDelay"] == "PT10M" and body["readinessProbe"]["failureThreshold"] == 60
     assert "gthread" in body["environmentVariables"]["GUNICORN_CMD_ARGS"]
     (key,) = {keys["primaryKey"] for keys in azure.endpoints.keys.values()}

@@ -27,7 +27,7 @@ from ftkit.errors import StageError
 from ftkit.platforms import local_endpoint
 from ftkit.platforms.local_endpoint import Endpoint, find, list_endpoints, stop
 from ftkit.serving import client
-from ftkit.serving.score import Harmony
+from ftkit.serving.endpoint.harmony import Harmony
 
 STARTER = """
 import json, sys
@@ -40,6 +40,9 @@ started = local_endpoint.start(**options, progress=lambda line: print(line, flus
 print(json.dumps(asdict(started)))
 """
 """A command of its own that starts an endpoint and ends."""
+
+
+ENDLESS = {"prompt": "1足す1は？", "max_new_tokens": 3000, "stream": True}
 
 
 def make_endless(folder: Path) -> None:
@@ -143,6 +146,40 @@ def test_while_requests_run_health_is_answered_and_those_too_many_are_turned_awa
     assert healthy.status_code == 200
     assert len(still_running) == 2
     assert [future.result().status_code for future in others] == [200, 200]
+
+
+def hang_up(kept: Endpoint, payload: dict, *, read_first: bool) -> None:
+    """Send a request and close the connection, with a reset, before the answer is there."""
+    body = json.dumps(payload).encode()
+    head = f"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", kept.port)) as connection:
+        connection.sendall(head + body)
+        if read_first:
+            assert connection.recv(64).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_when_the_client_goes_its_request_is_given_up(kept: Endpoint, stream: bool):
+    log = Path(kept.log)
+    before = log.read_text().count("was given up")
+    hang_up(kept, ENDLESS | {"stream": stream}, read_first=stream)
+    while log.read_text().count("was given up") == before:
+        assert httpx.get(kept.health_uri, trust_env=False).status_code == 200
+
+
+def test_a_worker_that_is_killed_is_replaced_and_the_client_told(kept: Endpoint):
+    (worker,) = psutil.Process(kept.pid).children()
+    with (
+        pytest.raises(httpx.RemoteProtocolError),
+        httpx.stream("POST", kept.scoring_uri, json=ENDLESS, timeout=60, trust_env=False) as answer,
+    ):
+        lines = answer.iter_lines()
+        next(lines)
+        os.kill(worker.pid, signal.SIGKILL)
+        list(lines)
+    while not (workers := psutil.Process(kept.pid).children()) or workers[0].pid == worker.pid:
+        pass
+    assert ask(kept)["usage"]["completion_tokens"] == 3
 
 
 def test_a_port_in_use_is_named_and_the_running_endpoint_left_alone(kept: Endpoint, start, options: dict[str, Any]):

@@ -52,7 +52,7 @@ def endpoint(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
             port=0,
             startup_timeout_s=120,
             request_timeout_ms=60_000,
-            max_concurrent_requests=2,
+            max_concurrent_requests=64,
             model="tiny:1",
             progress=lambda _line: None,
         )

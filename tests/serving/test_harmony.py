@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftkit.serving.score import Completion, Harmony, Request, describe
+from ftkit.serving.endpoint.harmony import Completion, Harmony, Reader
+from ftkit.serving.endpoint.model import describe
+from ftkit.serving.endpoint.requests import Request
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40).filter(lambda text: "<|" not in text)
 
@@ -56,6 +58,7 @@ def test_channels_are_told_apart(parsed, text: str, expected: Completion):
     assert parsed(text) == expected
 
 
+@settings(deadline=None)
 @given(thinking=TEXT, answer=TEXT)
 def test_what_the_chat_template_writes_is_read_back(tokenizer, parsed, thinking: str, answer: str):
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "thinking": thinking, "content": answer}]
@@ -64,12 +67,16 @@ def test_what_the_chat_template_writes_is_read_back(tokenizer, parsed, thinking:
     assert parsed(whole.removeprefix(prompt)) == Completion(thinking, answer, ended=True, well_formed=True)
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_any_tokens_at_all_are_taken(tokenizer, harmony: Harmony, data: st.DataObject):
     special = [*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder]
     token = st.sampled_from(special) | st.integers(0, len(tokenizer) + 64)  # a model's vocabulary is padded
     ids = data.draw(st.lists(token, max_size=60))
-    completion = harmony.parse(ids)
+    completion, reader = harmony.parse(ids), Reader(harmony)
+    pieces = [piece for token in ids for piece in reader.feed(token)] + reader.close()
+    for kind in ("thinking", "output"):
+        assert "".join(text for of, text in pieces if of == kind) == getattr(completion, kind)
     assert completion.ended == bool(set(ids) & set(harmony.stop_ids))
     assert completion.ended or not completion.well_formed
 

@@ -4,9 +4,22 @@ from __future__ import annotations
 
 import json
 
+import jsonschema
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from ftkit.serving.score import Limits, ModelError, Refused, TrainedWith, parse_request
+from ftkit.serving.endpoint.openapi import document
+from ftkit.serving.endpoint.requests import (
+    FIELDS,
+    OPENAI_FIELDS,
+    OPENAI_FIXED,
+    Limits,
+    ModelError,
+    Refused,
+    TrainedWith,
+    parse_request,
+)
 
 LIMITS = Limits(max_new_tokens=1000, max_input_tokens=100)
 TRAINED = TrainedWith(system="reasoning language: Japanese", reasoning_effort="high")
@@ -55,6 +68,28 @@ BAD = {
     "effort": ({"prompt": "a", "reasoning_effort": "huge"}, "reasoning_effort", "low, medium, high"),
     "effort no text": ({"prompt": "a", "reasoning_effort": {}}, "reasoning_effort", "low, medium, high"),
     "stop no list": ({"prompt": "a", "stop": "。"}, "stop", "list of at most 8"),
+    "stream no flag": ({"prompt": "a", "stream": 1}, "stream", "true or false"),
+    "not UTF-8": (b'{"prompt": "\xff"}', "", "not JSON"),
+    "chat completion of nobody": ({"model": 5, "messages": [USER]}, "model", "send text"),
+    "chat completion without messages": ({"model": "a"}, "messages", "neither"),
+    "chat completion twice": ({"model": "a", "messages": [USER], "n": 2}, "n", "can only be 1"),
+    "chat completion with tools": ({"model": "a", "messages": [USER], "tools": [{}]}, "tools", "can only be []"),
+    "chat completion of our own": (
+        {"model": "a", "messages": [USER], "max_new_tokens": 5},
+        "max_new_tokens",
+        "did you mean max_",
+    ),
+    "chat completion with an image": (
+        {"model": "a", "messages": [USER | {"content": [{"type": "image_url"}]}]},
+        "messages[0].content",
+        "send text",
+    ),
+    "chat completion's length": ({"model": "a", "messages": [USER], "max_tokens": 0}, "max_tokens", "from 1 to 1000"),
+    "chat completion's options": (
+        {"model": "a", "messages": [USER], "stream_options": {"x": 1}},
+        "stream_options",
+        "include_usage",
+    ),
     "stop empty text": ({"prompt": "a", "stop": [""]}, "stop", "list of at most 8"),
 }
 
@@ -62,7 +97,7 @@ BAD = {
 @pytest.mark.parametrize(("body", "field", "says"), BAD.values(), ids=BAD)
 def test_bad_request_is_refused_with_field_and_cure(body, field: str, says: str):
     with pytest.raises(Refused) as refused:
-        parse_request(body if isinstance(body, str) else json.dumps(body), LIMITS, TRAINED)
+        parse_request(body if isinstance(body, str | bytes) else json.dumps(body), LIMITS, TRAINED)
     assert (refused.value.field, refused.value.status) == (field, 400)
     assert says in refused.value.message
     assert len(refused.value.message) < 300
@@ -83,3 +118,50 @@ def test_limits_come_from_the_environment_and_a_wrong_one_is_named():
     assert Limits.from_environment({"FTKIT_MAX_NEW_TOKENS": "7"}) == Limits(max_new_tokens=7)
     with pytest.raises(ModelError, match="FTKIT_MAX_INPUT_TOKENS='-1'"):
         Limits.from_environment({"FTKIT_MAX_INPUT_TOKENS": "-1"})
+
+
+def test_chat_completions_are_taken_with_what_other_clients_send_along():
+    history = [
+        {"role": "system", "content": [{"type": "text", "text": "s"}], "name": "x"},
+        USER,
+        {"role": "assistant", "content": "2", "reasoning_content": "1+1", "tool_calls": None, "refusal": None},
+        USER,
+    ]
+    body = {"model": "any", "messages": history, "max_completion_tokens": 9, "stop": "。", "user": "me", "tools": []}
+    request = parse_request(json.dumps(body | {"frequency_penalty": 0.0, "logprobs": None}), LIMITS, TRAINED)
+    assert request.messages == [{"role": "system", "content": "s"}, USER, {"role": "assistant", "content": "2"}, USER]
+    assert (request.model, request.max_new_tokens, request.stop, request.stream) == ("any", 9, ("。",), False)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["user", "a"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+CHATS = st.lists(
+    st.fixed_dictionaries({"role": st.sampled_from(["user", "system", "assistant", "x"]), "content": JSON}), max_size=3
+)
+BODIES = st.dictionaries(st.sampled_from(sorted({*FIELDS, *OPENAI_FIELDS, *OPENAI_FIXED, "x"})), JSON, max_size=5)
+
+
+@settings(deadline=None)
+@given(body=JSON | BODIES, chat=st.none() | CHATS)
+def test_whatever_is_sent_is_taken_or_refused_as_the_published_document_says(body, chat):
+    if isinstance(body, dict) and chat is not None:
+        body = body | {"messages": chat}
+    schemas = document(LIMITS)["components"]["schemas"]
+    try:
+        parse_request(json.dumps(body), LIMITS, TRAINED)
+    except Refused as error:
+        assert error.status == 400 and error.message
+    else:
+        given_fields = {name: value for name, value in body.items() if value is not None}
+        if "model" not in body:
+            jsonschema.validate(given_fields, schemas["Request"])
+
+
+@settings(deadline=None)
+@given(raw=st.binary(max_size=64))
+def test_any_bytes_are_taken_or_refused(raw: bytes):
+    with pytest.raises(Refused):
+        parse_request(raw, LIMITS, TRAINED)

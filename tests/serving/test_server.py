@@ -15,6 +15,8 @@ from ftkit.data.harmony import checked_harmony
 from ftkit.errors import StageError
 from ftkit.platforms.local_endpoint import Endpoint
 from ftkit.serving import client, score
+from ftkit.serving.endpoint.model import Served, find_model
+from ftkit.serving.endpoint.requests import Limits, ModelError, parse_request
 
 QUESTION = "オーストラリアの首都はどこですか？"
 CHAT_PAYLOAD = {
@@ -77,20 +79,17 @@ def test_the_same_seed_gives_the_same_sample(ask):
         (b'{"prompt": "a", "temperature": NaN}', "temperature"),
         (b'{"prompt": "<|return|>"}', "prompt"),
         (json.dumps({"prompt": "な" * 3000}).encode(), "prompt"),
-        (json.dumps({"messages": [{"role": "user", "content": "x" * 10_000_000}]}).encode(), "messages"),
+        (b'{"prompt": "\xff"}', ""),
+        (json.dumps({"messages": [{"role": "user", "content": "x" * 10_000_000}]}).encode(), ""),
     ],
-    ids=["not JSON", "NaN", "special token", "too many tokens", "10 MB"],
+    ids=["not JSON", "NaN", "special token", "too many tokens", "not UTF-8", "10 MB"],
 )
-def test_a_bad_request_gets_a_400_and_the_server_goes_on(endpoint: Endpoint, content: bytes, field: str):
+def test_a_bad_request_gets_a_4xx_and_the_server_goes_on(endpoint: Endpoint, content: bytes, field: str):
     answer = post(endpoint, content)
-    assert answer.status_code == 400
+    assert answer.status_code == (413 if len(content) > 1_000_000 else 400)
     assert answer.json()["error"]["field"] == field
     assert answer.json()["error"]["message"]
     assert httpx.get(endpoint.health_uri, trust_env=False).status_code == 200
-
-
-def test_invalid_utf8_gets_a_400(endpoint: Endpoint):
-    assert post(endpoint, b'{"prompt": "\xff"}').status_code == 400
 
 
 def test_the_client_names_field_and_cure_of_a_refused_request(ask):
@@ -141,15 +140,15 @@ def test_a_model_that_is_not_whole_gives_one_clear_line(
     shutil.copytree(model_dir / "merged", tmp_path / "merged")
     damage(tmp_path / "merged")
     monkeypatch.setenv("AZUREML_MODEL_DIR", str(tmp_path))
-    with pytest.raises(score.ModelError) as error:
+    with pytest.raises(ModelError) as error:
         score.init()
     assert says in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_the_prompt_is_the_trainings_token_for_token(model_dir: Path, tokenizer):
-    served = score.Served(score.find_model(model_dir), score.Limits())
-    request = score.parse_request(json.dumps({"prompt": QUESTION}), served.limits, served.trained)
+    served = Served(find_model(model_dir), Limits())
+    request = parse_request(json.dumps({"prompt": QUESTION}), served.limits, served.trained)
     asked = served.prompt_ids(request)
     answered = [*request.messages, {"role": "assistant", "content": "キャンベラです。"}]
     rows = checked_harmony(tokenizer, current_date="2026-01-01").token_rows([Conversation(1, answered, "medium", {})])
@@ -162,5 +161,5 @@ def test_the_model_folder_is_found_deep_down_and_folders_inside_it_do_not_count(
     for folder in (model, model / "original"):
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
-    assert score.find_model(tmp_path) == model
-    assert score.find_model(model) == model
+    assert find_model(tmp_path) == model
+    assert find_model(model) == model

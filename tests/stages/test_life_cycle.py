@@ -69,10 +69,14 @@ def test_the_second_command_skips_what_is_up_to_date(finished_run: FinishedRun):
     assert done.out.count("up to date") == len(EIGHT)
 
 
-def test_invoke_answers_with_thinking_and_counts(finished_run: FinishedRun):
-    done = finished_run.ftkit("stage=invoke", "invoke.prompt=3メートルは何センチメートルですか？")
-    assert done.status == 0, done.err
-    assert "300" in done.out and "ended by itself" in done.out
+def test_invoke_answers_with_thinking_and_counts_whole_and_streamed(finished_run: FinishedRun):
+    question = "invoke.prompt=3メートルは何センチメートルですか？"
+    whole, streamed = (finished_run.ftkit("stage=invoke", question, f"invoke.stream={s}") for s in ("false", "true"))
+    assert whole.status == 0, whole.err
+    labels = [line.split()[0] for line in whole.out.splitlines()[1:]]
+    assert labels == ["question", "thinking", "answer", "invoke"]
+    assert "300" in whole.out and "ended by itself" in whole.out
+    assert streamed.out.splitlines()[:-1] == whole.out.splitlines()[:-1]  # the last line has the seconds
 
 
 def test_a_whole_request_from_a_file_works(finished_run: FinishedRun):

@@ -27,9 +27,10 @@ from ftkit.platforms import Say
 from ftkit.platforms.azureml import environments
 from ftkit.platforms.azureml.endpoints import CHAT_ROUTE, DIGEST, MADE_BY, MODEL, SERVER
 from ftkit.platforms.azureml.workspace import Workspace
-from ftkit.serving import score
 
-SCORING_SCRIPT = Path(score.__file__)
+PACKAGE = Path(__file__).parents[2]
+SCORING_SCRIPT = PACKAGE / "serving" / "score.py"
+MODULES = "serving/endpoint/*.py"
 PORT = 8000
 HEALTH = {"port": PORT, "path": "/health"}
 ROUTES = {"liveness_route": HEALTH, "readiness_route": HEALTH, "scoring_route": {"port": PORT, "path": CHAT_ROUTE}}
@@ -44,7 +45,7 @@ class Container:
         server: ``score`` or ``vllm``.
         model: ``name:version``.
         environment: name and version of the image's.
-        script: digest of the scoring script; empty for a custom container.
+        script: digest of the scoring script and its modules; empty for a custom container.
         variables: environment variables of the container; no secret is among them.
         size, count: of its VMs.
         startup_timeout_s, request_timeout_ms, concurrent_requests: see ``deployment`` in the configuration.
@@ -76,7 +77,7 @@ def of(config: Config, model: Mapping[str, Any]) -> Container:
         server=settings.server,
         model=f"{model['name']}:{model['version']}",
         environment=f"{name}:{environments.version_of(kind, settings.image or '')}",
-        script=sha256(SCORING_SCRIPT) if own else "",
+        script=_digest_of_code() if own else "",
         variables=common | (_of_inference_server(config) if own else {"FTKIT_MODEL": str(model["name"])}),
         size=settings.instance_type or "",
         count=settings.instance_count,
@@ -95,7 +96,8 @@ def _of_inference_server(config: Config) -> dict[str, str]:
     settings = config.deployment
     options = {
         "worker-class": "gthread",  # one thread would leave / unanswered while the model generates
-        "threads": settings.max_concurrent_requests_per_instance + 4,
+        "threads": settings.max_concurrent_requests_per_instance
+        + 8,  # for health, and to turn those away that are too many
         "graceful-timeout": math.ceil(settings.request_timeout_ms / 1000),
     }
     return {
@@ -103,7 +105,19 @@ def _of_inference_server(config: Config) -> dict[str, str]:
         "WORKER_COUNT": "1",
         "WORKER_TIMEOUT": str(settings.startup_timeout_s + 60),  # a loading worker gives no sign of life
         "SCORING_TIMEOUT_MS": str(settings.request_timeout_ms),
+        "APP_INSIGHTS_LOG_RESPONSE_ENABLED": "false",  # it would wait for the end of a stream, and keep what was said
     }
+
+
+def _code() -> dict[Path, str]:
+    """What an endpoint gets of ftkit: each file with its path there, the scoring script on top."""
+    inside = [PACKAGE / "__init__.py", PACKAGE / "serving" / "__init__.py", *PACKAGE.glob(MODULES)]
+    return {SCORING_SCRIPT: SCORING_SCRIPT.name} | {file: str(file.relative_to(PACKAGE.parent)) for file in inside}
+
+
+def _digest_of_code() -> str:
+    code = sorted((path, sha256(file)) for file, path in _code().items())
+    return hashlib.sha256(json.dumps(code).encode()).hexdigest()
 
 
 def ensure_environment(workspace: Workspace, config: Config, say: Say) -> None:
@@ -127,8 +141,9 @@ def deployment(container: Container, endpoint: str, name: str, reference: str) -
     tags = {**MADE_BY, MODEL: container.model, DIGEST: container.digest, SERVER: container.server}
     with tempfile.TemporaryDirectory() as folder:
         code = Path(folder, "score")  # its name goes into the address of the upload
-        code.mkdir()
-        shutil.copy(SCORING_SCRIPT, code)
+        for file, path in _code().items():
+            (code / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, code / path)
         yield ManagedOnlineDeployment(
             name=name,
             endpoint_name=endpoint,

@@ -1,0 +1,1 @@
+"""What an endpoint gets of ftkit: these modules and the scoring script. They import nothing else of it."""

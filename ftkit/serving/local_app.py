@@ -1,0 +1,15 @@
+"""The application of Azure ML's inference server, with OpenAI's path beside ``/score``.
+
+A managed endpoint leads no other path than ``/score`` to the server; that takes OpenAI's format just as well.
+"""
+
+from __future__ import annotations
+
+from azureml_inference_server_http.server.entry import app
+
+app.add_url_rule(
+    "/v1/chat/completions",
+    endpoint="main.chat_completions",  # of the server's blueprint, whose preparations a request needs
+    view_func=app.view_functions["main.handle_score"],
+    methods=["POST"],
+)
