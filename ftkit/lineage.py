@@ -90,8 +90,9 @@ def _check(config: Config, stage: Stage, found: Found, wanted_by: str) -> None:
         more = f", and {len(gone) - 1} more" if len(gone) > 1 else ""
         raise StageError(f"{stage.name} made {gone[0]}, which is gone or changed{more}", where=where, cure=again)
     settings = settings_of(stage, config)
-    if other := [key for key in settings if settings[key] != record.settings.get(key)]:
-        then, now = record.settings.get(other[0]), settings[other[0]]
+    keys = dict.fromkeys((*settings, *record.settings))  # lora=none has fewer
+    if other := [key for key in keys if settings.get(key) != record.settings.get(key)]:
+        then, now = record.settings.get(other[0]), settings.get(other[0])
         raise StageError(
             f"{stage.name} was run with {other[0]}={then!r}, and now it is {now!r}",
             where=where,

@@ -132,7 +132,7 @@ def reentrant_checkpointing_under_ddp(config: Config) -> Iterator[Problem]:
 
 
 def dropout_on_experts(config: Config) -> Iterator[Problem]:
-    if config.lora.lora_dropout > 0 and config.lora.target_parameters:
+    if config.lora and config.lora.lora_dropout > 0 and config.lora.target_parameters:
         yield Problem(
             "lora.lora_dropout",
             f"{config.lora.lora_dropout}, but PEFT has no dropout on expert tensors",
@@ -143,7 +143,7 @@ def dropout_on_experts(config: Config) -> Iterator[Problem]:
 
 def target_parameters_exist(config: Config) -> Iterator[Problem]:
     names = expert_parameters(config)
-    for target in config.lora.target_parameters or []:
+    for target in (config.lora and config.lora.target_parameters) or []:
         if not any(name == target or name.endswith("." + target) for name in names):
             short = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj", *names]
             close = nearest(target, short)
@@ -155,7 +155,7 @@ def target_parameters_exist(config: Config) -> Iterator[Problem]:
 
 def something_is_trained(config: Config) -> Iterator[Problem]:
     cure = "lora.target_modules=all-linear"
-    if not config.lora.target_modules and not config.lora.target_parameters:
+    if config.lora and not config.lora.target_modules and not config.lora.target_parameters:
         yield Problem("lora", "neither target_modules nor target_parameters names anything", "", cure)
 
 
@@ -190,6 +190,26 @@ def packed_weights_need_low_rank_experts(config: Config) -> Iterator[Problem]:
             f"mxfp4, but {model.experts_implementation} experts compute with dense weights",
             "",
             "model.experts_implementation=ftkit_lora, or model.weights=dense",
+        )
+
+
+def all_weights_can_be_trained(config: Config) -> Iterator[Problem]:
+    if config.lora is None and config.model.weights == "mxfp4":
+        yield Problem(
+            "model.weights",
+            "mxfp4, but lora=none trains the weights themselves, which takes them unpacked",
+            "",
+            "model.weights=dense, or lora=experts",
+        )
+
+
+def sharding_has_several_processes(config: Config) -> Iterator[Problem]:
+    if config.sft.fsdp and config.processes == 1:
+        yield Problem(
+            "sft.fsdp",
+            "true, but there is one process, and nothing to shard over",
+            "",
+            "sft.fsdp=false, or compute.gpus_per_node=2",
         )
 
 
@@ -333,6 +353,8 @@ CHECKS: tuple[Check, ...] = (
     flex_attention_needs_a_gpu,
     evaluation_has_what_it_needs,
     packed_weights_need_low_rank_experts,
+    all_weights_can_be_trained,
+    sharding_has_several_processes,
     schedule_fits_its_arguments,
     registered_model_needs_a_tokenizer_here,
     max_steps_is_positive_or_minus_one,

@@ -262,6 +262,8 @@ class Sft(Group):
     """use_reentrant: true fails under DDP when experts carry LoRA."""
     ddp_find_unused_parameters: bool | None
     """false skips a search that DDP makes at every step; null means true for a PEFT model."""
+    fsdp: bool
+    """true shards weights, gradients and optimiser over all processes (FSDP2); false gives each all of them (DDP)."""
     router_aux_loss_coef: Annotated[float, Field(ge=0)]
     """Weight of the router's balance loss; 0 trains on the answers alone."""
     logging_steps: PositiveInt
@@ -407,7 +409,8 @@ class Config(Group):
     secrets: Secrets
     model: Model
     dataset: Dataset
-    lora: Lora
+    lora: Lora | None
+    """null (lora=none) trains all weights but the router's."""
     sft: Sft
     compute: Compute
     merge: Merge

@@ -33,12 +33,12 @@ def run(context: Context) -> Made:
         raise StageError(
             f"merging needs {error.name}, which is not installed", cure="pip install 'ftkit[train]'"
         ) from error
-    config, trained, published = context.config, context.needs["train"], context.needs["publish"]
+    config, training, published = context.config, context.needs["train"], context.needs["publish"]
     out = context.run_folder / FOLDER
-    adapter = trained.run_folder / trained.record.result["folder"]
+    trained = training.run_folder / training.record.result["folder"]
     result = merge(
         config,
-        adapter=adapter,
+        trained=trained,
         tokens=published_rows(context) / TOKENS,
         out=out,
         serving={"system": system_message(config.dataset), "reasoning_effort": config.dataset.reasoning_effort},
@@ -46,13 +46,13 @@ def run(context: Context) -> Made:
     files = list(tree(out).values())
     size = sum(path.stat().st_size for path in files) / 2**30
     data = f"{published.record.result['name']}:{published.record.result['version']}"
-    kept = {**asdict(result), "folder": FOLDER, "data": data, "digest": _digest(context, adapter)}
+    kept = {**asdict(result), "folder": FOLDER, "data": data, "digest": _digest(context, trained)}
     kept["trained"] = {
-        f"train.{name}": figure for name in FIGURES if (figure := trained.record.result.get(name)) is not None
+        f"train.{name}": figure for name in FIGURES if (figure := training.record.result.get(name)) is not None
     }
     return Made(f"{size:.2f} GiB in {out}; {result.summary}", files, kept)
 
 
-def _digest(context: Context, adapter: Path) -> str:
-    """Tells merged models apart without reading tens of GiB: base, settings and the adapter's bytes decide them."""
-    return hashlib.sha256(f"{context.fingerprint} {tree_digest(adapter)}".encode()).hexdigest()
+def _digest(context: Context, trained: Path) -> str:
+    """Tells merged models apart without reading tens of GiB: base, settings and trained weights decide them."""
+    return hashlib.sha256(f"{context.fingerprint} {tree_digest(trained)}".encode()).hexdigest()

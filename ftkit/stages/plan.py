@@ -128,12 +128,15 @@ def _figures(config: Config) -> Iterator[tuple[str, str]]:
     )
     yield "steps", _steps(config)
     adapter = adapter_parameters(config)
-    yield (
-        "adapter",
-        f"{adapter.total:,} trained parameters (attention {adapter.attention:,} in {adapter.attention_modules} modules,"
-        f" experts {adapter.experts:,} in {adapter.expert_tensors} tensors), rank {config.lora.r}; "
-        f"the base has {model_parameters(arch):,}",
-    )
+    if config.lora is None:
+        yield "adapter", f"none: all of {model_parameters(arch):,} parameters are trained, but for the router's"
+    else:
+        yield (
+            "adapter",
+            f"{adapter.total:,} trained parameters (attention {adapter.attention:,} in {adapter.attention_modules} "
+            f"modules, experts {adapter.experts:,} in {adapter.expert_tensors} tensors), rank {config.lora.r}; "
+            f"the base has {model_parameters(arch):,}",
+        )
     yield "memory", _memory(config)
     yield "time, cost", _time_and_cost(config)
 
@@ -164,9 +167,12 @@ def planned_steps(config: Config, rows: int) -> int:
 def _memory(config: Config) -> str:
     peak = footprint(config)
     parts = (
-        f"weights {peak.weights / GIB:.1f}, adapter and optimiser {peak.adapter / GIB:.1f}, "
-        f"activations {peak.activations / GIB:.1f}, working set {peak.working_set / GIB:.1f}"
+        f"weights {peak.weights / GIB:.1f}, {'adapter' if config.lora else 'gradients'} and optimiser "
+        f"{peak.optimiser / GIB:.1f}, activations {peak.activations / GIB:.1f}, "
+        f"working set {peak.working_set / GIB:.1f}"
     )
+    if config.sft.fsdp or config.lora is None:
+        parts += "; added up, not measured"
     if config.compute.gib_per_gpu is None:
         return f"about {peak.total / GIB:.1f} GiB of this machine's memory for each process: {parts}"
     return f"{peak.total / GIB:.1f} of {config.compute.gib_per_gpu:g} GiB a GPU: {parts}"
@@ -211,5 +217,5 @@ def _warnings(config: Config) -> Iterator[str]:
     for saving in savings(config, longest=(_prepared(config) or {}).get("longest")):
         fits = "" if saving.needs > has else ", fits"
         yield f"{saving.override}: {saving.needs:.1f} GiB{fits} (saves {saving.saves:.1f} GiB; {saving.costs})"
-    if peak.weights / GIB > has:
+    if peak.weights / GIB > has and not config.sft.fsdp:
         yield f"each GPU holds all weights, {peak.weights / GIB:.1f} GiB: it takes larger GPUs or a smaller model"

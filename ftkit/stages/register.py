@@ -27,7 +27,7 @@ def run(context: Context) -> Made:
         "run": config.run.name,
         "base": config.model.pretrained_model_name_or_path,
         "data": merged.record.result["data"],
-        "adapter": f"r={config.lora.r}, alpha={config.lora.lora_alpha}",
+        "adapter": f"r={config.lora.r}, alpha={config.lora.lora_alpha}" if config.lora else "none: all weights trained",
         **merged.record.result["trained"],
     }
     content = merged.address(merged.record.result["folder"])

@@ -16,8 +16,7 @@ from ftkit.platforms import local_processes
 from ftkit.stages import Context, Made
 from ftkit.stages.prepare import TOKENS
 from ftkit.stages.publish import published_rows
-
-ADAPTER = "adapter"
+from ftkit.training.trained import folder_name
 
 
 def run(context: Context) -> Made:
@@ -36,7 +35,9 @@ def run(context: Context) -> Made:
         f"{result['global_step']} steps, loss {result['first_loss']:.3f} → {result['last_loss']:.3f}, "
         f"{held_out}{result['tokens_per_s']:,.0f} tokens/s; curve in {context.folder}/loss.png"
     )
-    return Made(summary, files, {**result, "folder": f"train/{ADAPTER}", "checkpoints": str(checkpoints)})
+    return Made(
+        summary, files, {**result, "folder": f"train/{folder_name(context.config)}", "checkpoints": str(checkpoints)}
+    )
 
 
 def _train(context: Context, tokens: Path, checkpoints: Path) -> dict[str, Any]:

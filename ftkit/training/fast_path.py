@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +31,24 @@ def why_plain(config: Config, device: torch.device) -> str | None:
         return "triton is not installed"
     if config.model.dtype != "bfloat16" or not config.sft.bf16:
         return "it is not in bfloat16"
+    if config.lora is None:
+        return "all weights are trained (lora=none)"
+    if config.sft.fsdp:
+        return "weights are sharded (sft.fsdp)"
     if config.lora.lora_dropout:
         return f"lora.lora_dropout is {config.lora.lora_dropout}"
     if a.hidden_size % 32 or a.intermediate_size % 32 or a.num_local_experts > 255 or a.head_dim & (a.head_dim - 1):
         return "of the model's shape"
     return None
+
+
+def for_all_weights(config: Config, say: Callable[[str], None]) -> Config:
+    """The same; where all weights are trained, with experts that have gradients for their own."""
+    if config.lora or config.model.experts_implementation != "ftkit_lora":
+        return config
+    say("grouped_mm experts in place of ftkit_lora, which trains adapters alone")
+    model = config.model.model_copy(update={"experts_implementation": "grouped_mm"})
+    return config.model_copy(update={"model": model})
 
 
 def speed_up(model: nn.Module, config: Config, *, fused: bool) -> None:

@@ -1,8 +1,8 @@
-"""How many parameters LoRA trains and how much GPU memory a step needs, from the configuration; imports no torch.
+"""How many parameters are trained and how much GPU memory a step needs, from the configuration; imports no torch.
 
 For ``ftkit_lora`` experts on a GPU the tensors that are alive at a step's peak are added up. For the others, constants
 were fitted to peaks measured on one H100 80GB (PEFT 0.21, transformers 5.17, torch 2.11). ``tests/training`` holds what
-was measured.
+was measured. Nothing has been measured of full fine-tuning and of sharded weights: there it is the sum of the parts.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ UNPACKING_COPIES = 3.8
 
 @dataclass(frozen=True)
 class Footprint:
-    """Memory of one GPU in bytes, by what holds it."""
+    """Memory of one GPU in bytes, by what holds it; ``optimiser`` with gradients and the adapter."""
 
     weights: float
-    adapter: float
+    optimiser: float
     activations: float
     working_set: float
 
     @property
     def total(self) -> float:
-        return self.weights + self.adapter + self.activations + self.working_set
+        return self.weights + self.optimiser + self.activations + self.working_set
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,8 @@ def model_parameters(a: Architecture) -> int:
 def adapter_parameters(config: Config) -> Adapter:
     """What LoRA trains: r × (inputs + outputs) for a linear module, as much for each expert of an expert tensor."""
     a, lora = config.model.architecture, config.lora
+    if lora is None:
+        return Adapter(0, 0, 0, 0)
     q, kv = a.num_attention_heads * a.head_dim, a.num_key_value_heads * a.head_dim
     widths = {
         "q_proj": a.hidden_size + q,
@@ -109,7 +111,7 @@ def adapter_parameters(config: Config) -> Adapter:
 
 def adapted_expert_tensors(config: Config) -> list[str]:
     """Full names of the expert tensors that ``lora.target_parameters`` matches."""
-    targets = config.lora.target_parameters or []
+    targets = (config.lora and config.lora.target_parameters) or []
     return [n for n in expert_parameters(config) if any(n == t or n.endswith("." + t) for t in targets)]
 
 
@@ -117,16 +119,36 @@ def footprint(config: Config) -> Footprint:
     """Predicted peak of one GPU, in a training step or while the model is loaded."""
     sft = config.sft
     tokens = sft.per_device_train_batch_size * sft.max_length
-    replicated = 4 if config.processes > 1 else 0  # DDP's buckets hold the gradients once more
-    fused = config.model.experts_implementation == "ftkit_lora" and config.compute.gib_per_gpu is not None
-    weights, adapter = _weights(config, fused), adapter_parameters(config).total * (ADAPTER_BYTES + replicated)
+    shards = config.processes if sft.fsdp else 1
+    replicated = 4 if config.processes > shards else 0  # DDP's buckets hold the gradients once more
+    low_rank = config.model.experts_implementation == "ftkit_lora" and config.lora is not None
+    fused = low_rank and config.compute.gib_per_gpu is not None and not sft.fsdp
+    if config.lora is None:
+        parameters = model_parameters(config.model.architecture)
+        weights, optimiser = 4 * parameters, parameters * (ADAPTER_BYTES - 4 + replicated)
+    else:
+        weights, optimiser = _weights(config, fused), adapter_parameters(config).total * (ADAPTER_BYTES + replicated)
+    weights, optimiser = weights / shards, optimiser / shards
     saved = _fused_saved(config, tokens) if fused else _saved(config, tokens)
     working_set = (_fused_working_set if fused else _working_set)(config, tokens)
-    if config.model.weights == "dense":
+    working_set += _for_computing(config)
+    if config.model.weights == "dense" and not sft.fsdp:
         a, width = config.model.architecture, BYTES[config.model.dtype]
         loading = UNPACKING_COPIES * 2 / 3 * _expert_weights(a) * width
-        working_set = max(working_set, loading - adapter - saved)
-    return Footprint(weights=weights, adapter=adapter, activations=saved, working_set=working_set)
+        working_set = max(working_set, loading - optimiser - saved)
+    return Footprint(weights=weights, optimiser=optimiser, activations=saved, working_set=working_set)
+
+
+def _for_computing(config: Config) -> float:
+    """Weights beside those that a GPU keeps: gathered, two layers and a gradient at a time, or in bfloat16."""
+    a, sft = config.model.architecture, config.sft
+    parameters, vocabulary = model_parameters(a), 2 * a.vocab_size * a.hidden_size
+    width = (2 if sft.bf16 else 4) if config.lora is None else BYTES[config.model.dtype]
+    if sft.fsdp:
+        return (
+            vocabulary + (3 if config.lora is None else 2) * (parameters - vocabulary) / a.num_hidden_layers
+        ) * width
+    return parameters * width if config.lora is None and sft.bf16 else 0.0
 
 
 def _weights(config: Config, fused: bool) -> float:
@@ -196,7 +218,7 @@ def _attention_row(a: Architecture) -> int:
 
 def _extra_columns(config: Config) -> int:
     """As in ``fused_experts.extra_columns``."""
-    rank = config.lora.r if adapted_expert_tensors(config) else 0
+    rank = config.lora.r if config.lora and adapted_expert_tensors(config) else 0
     return -(-(rank + 1) // 16) * 16
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer, ParamWrapper
+from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ftkit.errors import StageError
@@ -22,7 +24,7 @@ may be sent to another expert."""
 
 
 @torch.no_grad()
-def check_packing(model: PeftModel, rows: Iterable[Any], collate: Collate) -> tuple[int, float] | None:
+def check_packing(model: nn.Module, rows: Iterable[Any], collate: Collate) -> tuple[int, float] | None:
     """Compare the logits of the first packed row that holds several documents with those of each document alone.
 
     Args:
@@ -80,31 +82,47 @@ def _documents(row: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
     yield from [*found[1:DOCUMENTS], found[0]]
 
 
-class AdaptersMove(TrainerCallback):
-    """After the second step every adapter's B has left zero; the first step's rate is 0 where there is a warm-up.
+class WeightsMove(TrainerCallback):
+    """After the second step every adapter's B has moved, and without adapters every weight that is trained.
+
+    The first step's rate is 0 where there is a warm-up.
 
     Raises:
         StageError: some have not; names them.
     """
 
-    def __init__(self, model: PeftModel):
-        self._b: dict[str, torch.Tensor] = {}
-        for name, module in model.named_modules():
-            if isinstance(module, LoraLayer):
-                tensor = f".{module.parameter_name}" if isinstance(module, ParamWrapper) else ""
-                weight: Any = module.lora_B["default"].weight
-                self._b[bare_name(name) + tensor] = weight
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._start = _norms(kwargs["model"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step != 2:
             return
-        moved = torch.stack([parameter.any() for parameter in self._b.values()]).tolist()
-        still = [name for name, has in zip(self._b, moved, strict=True) if not has]
+        model: nn.Module = kwargs["model"]
+        now = _norms(model)
+        still = [name for name, norm in now.items() if norm == self._start[name]]
         if still:
+            adapters = isinstance(model, PeftModel)
             raise StageError(
-                f"{len(still)} of {len(moved)} adapters have not moved from zero in two steps: "
+                f"{len(still)} of {len(now)} {'adapters' if adapters else 'weights'} have not moved in two steps: "
                 + ", ".join(still[:4])
                 + (" …" if len(still) > 4 else ""),
-                cure="another model.experts_implementation, or leave them out of lora.target_modules and "
-                "lora.target_parameters",
+                cure="another model.experts_implementation or model.attn_implementation"
+                + (", or leave them out of lora.target_modules and lora.target_parameters" if adapters else ""),
             )
+
+
+def _norms(model: nn.Module) -> dict[str, float]:
+    """The norm of each adapter's B by the name of what is adapted, or that of each trained weight."""
+    if isinstance(model, PeftModel):
+        trained: dict[str, Any] = {}
+        for name, module in model.named_modules():
+            if isinstance(module, LoraLayer):
+                tensor = f".{module.parameter_name}" if isinstance(module, ParamWrapper) else ""
+                trained[bare_name(name) + tensor] = module.lora_B["default"].weight
+    else:
+        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    norms = [torch.linalg.vector_norm(weight.detach(), dtype=torch.float64) for weight in trained.values()]
+    whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    return dict(zip(trained, torch.stack(whole).tolist(), strict=True))

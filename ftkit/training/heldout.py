@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from peft import PeftModel
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
 from ftkit.training.dataset import IGNORED
+from ftkit.training.lora import bare_model
 
 LOGIT_ROWS = 512
 """Rows of logits that exist at a time."""
@@ -51,7 +54,7 @@ class HeldOut:
     def __init__(self, rows: Dataset, collate: Collate, batch_size: int, marks: Marks):
         self._rows, self._collate, self._size, self._marks = rows, collate, batch_size, marks
 
-    def sums(self, model: PeftModel, *, process: int, processes: int) -> torch.Tensor:
+    def sums(self, model: nn.Module, *, process: int, processes: int) -> torch.Tensor:
         """Sums over every ``processes``-th batch, from batch ``process`` on.
 
         Returns:
@@ -61,19 +64,23 @@ class HeldOut:
         total = torch.zeros(3, 2, dtype=torch.float64)
         training = model.training
         model.eval()
-        for start in range(process * self._size, len(self._rows), processes * self._size):
-            examples = [self._rows[i] for i in range(start, min(start + self._size, len(self._rows)))]
-            total += self._of_batch(model, examples)
+        for first in range(0, len(self._rows), processes * self._size):
+            start = first + process * self._size
+            # Each process runs as often as the others: where weights are sharded, a pass takes all of them.
+            own = range(start, min(start + self._size, len(self._rows))) or range(1)
+            sums = self._of_batch(model, [self._rows[i] for i in own])
+            if start < len(self._rows):
+                total += sums
         model.train(training)
         return total
 
-    def _of_batch(self, model: PeftModel, examples: list[dict[str, Any]]) -> torch.Tensor:
+    def _of_batch(self, model: nn.Module, examples: list[dict[str, Any]]) -> torch.Tensor:
         parts = [_parts(example, self._marks) for example in examples]
         batch, *of_parts = (
             self._collate([{**example, "labels": part[i]} for example, part in zip(examples, parts, strict=True)])
             for i in range(3)
         )
-        losses, with_loss = token_losses(model, batch)
+        losses, with_loss = _gathering(model, token_losses)(batch)
         masks = [with_loss, *(part["labels"].flatten()[1:] != IGNORED for part in of_parts)]
         return torch.stack([torch.stack([losses[m[with_loss]].sum(), m.sum().double()]) for m in masks])
 
@@ -100,7 +107,7 @@ def evaluations(log_history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [log for log in log_history if "eval_loss" in log]
 
 
-def token_losses(model: PeftModel, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+def token_losses(model: nn.Module, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """The cross entropy of each token with loss, in nats.
 
     Returns:
@@ -119,10 +126,19 @@ def token_losses(model: PeftModel, batch: dict[str, Any]) -> tuple[torch.Tensor,
     return torch.cat(losses).double().cpu(), with_loss
 
 
+def _gathering(model: nn.Module, method: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of the model, bound to it; sharded weights are gathered around it as around ``forward``."""
+    if method.__name__ not in model.__dict__:
+        model.__dict__[method.__name__] = MethodType(method, model)
+        if isinstance(model, FSDPModule):
+            register_fsdp_forward_method(model, method.__name__)
+    return model.__dict__[method.__name__]
+
+
 @torch.no_grad()
-def hidden_states(model: PeftModel, batch: dict[str, Any]) -> torch.Tensor:
+def hidden_states(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
     """What the last layer leaves for each token, (batch, length, width)."""
-    base: Any = model.get_base_model()
+    base: Any = bare_model(model)
     inputs = {
         name: value.to(base.device) if isinstance(value, torch.Tensor) else value
         for name, value in batch.items()
@@ -132,9 +148,9 @@ def hidden_states(model: PeftModel, batch: dict[str, Any]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def project(model: PeftModel, hidden: torch.Tensor) -> torch.Tensor:
+def project(model: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     """Logits (rows, vocabulary) in float32 of hidden states (rows, width)."""
-    base: Any = model.get_base_model()
+    base: Any = bare_model(model)
     head = base.get_output_embeddings()
     return head(hidden.to(head.weight.dtype)).float()
 

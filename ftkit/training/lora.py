@@ -23,21 +23,30 @@ class Trained:
     """What is trained.
 
     Attributes:
-        modules: adapted linear modules.
-        tensors: adapted expert tensors, each of all experts of a layer.
+        modules: linear modules that are adapted, or trained whole.
+        tensors: the same of expert tensors, each of all experts of a layer.
         attention: trained parameters of the modules.
         experts: trained parameters of the expert tensors.
+        other: trained parameters elsewhere: biases of experts, norms, sinks, vocabulary.
     """
 
     modules: int
     tensors: int
     attention: int
     experts: int
+    other: int = 0
 
     @property
     def parameters(self) -> int:
         """All trained parameters."""
-        return self.attention + self.experts
+        return self.attention + self.experts + self.other
+
+    def __str__(self) -> str:
+        other = f", {self.other:,} others" if self.other else ""
+        return (
+            f"{self.parameters:,} parameters: attention {self.attention:,} in {self.modules} modules, "
+            f"experts {self.experts:,} in {self.tensors} tensors{other}; router frozen"
+        )
 
 
 def add_lora(model: PreTrainedModel, lora: Lora) -> tuple[PeftModel, Trained]:
@@ -62,6 +71,25 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> tuple[PeftModel, Trained]:
     wrapped = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", bias="none", **lora.model_dump()))
     assert isinstance(wrapped, PeftModel)
     return wrapped, check_placement(wrapped, modules, tensors)
+
+
+def train_all(model: PreTrainedModel) -> Trained:
+    """Train every weight but the router's: without its balance loss it would come to prefer few experts."""
+    modules, tensors = _wanted_modules(model, "all-linear"), _wanted_tensors(model, ["gate_up_proj", "down_proj"])
+    counts = {"attention": 0, "experts": 0, "other": 0}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".router." not in name)
+        if parameter.requires_grad:
+            owner = name.rpartition(".")[0]
+            counts["attention" if owner in modules else "experts" if name in tensors else "other"] += parameter.numel()
+    return Trained(modules=len(modules), tensors=len(tensors), **counts)
+
+
+def bare_model(model: nn.Module) -> PreTrainedModel:
+    """The causal model itself, whether or not PEFT has wrapped it."""
+    found = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(found, PreTrainedModel)
+    return found
 
 
 def check_placement(model: PeftModel, modules: set[str], tensors: set[str]) -> Trained:

@@ -1,5 +1,7 @@
 """Merging: adapter and base become one model, which is loaded again and compared before it counts as done.
 
+A model that was trained whole (lora=none) takes the same way: it is written in ``merge.dtype`` and compared.
+
 python -m ftkit experiment=tiny stage=merge
 """
 
@@ -21,9 +23,9 @@ class MergeResult:
         dtype: of its weights.
         rows: held-out rows compared.
         tokens: positions compared, each with a logit for every entry of the vocabulary.
-        max_difference: largest |merged − base with adapter| of a logit.
+        max_difference: largest |merged − trained| of a logit; trained is the base with its adapter, if it has one.
         mean_difference: mean of the same.
-        mean_change: mean |base with adapter − base|: what training changed.
+        mean_change: mean |trained − base|: what training changed.
         spread: standard deviation of the logits, against which the differences are held.
         parameters: of the merged model.
     """
@@ -47,22 +49,22 @@ class MergeResult:
         )
 
 
-def merge(config: Config, *, adapter: Path, tokens: Path, out: Path, serving: dict[str, Any]) -> MergeResult:
-    """Merge a finished adapter into its base and write the whole model to ``out``.
+def merge(config: Config, *, trained: Path, tokens: Path, out: Path, serving: dict[str, Any]) -> MergeResult:
+    """Merge a finished adapter into its base, or take the model that was trained, and write it to ``out``.
 
     Args:
         config: the whole configuration; ``merge.dtype`` is the precision of the files.
-        adapter: folder that ``train`` wrote.
+        trained: folder that ``train`` wrote.
         tokens: parquet file of ``prepare``, for held-out rows to compare on.
         out: folder of the merged model; replaced when the new one has passed, else left as it is.
         serving: written to ``ftkit.json`` in it, for whoever serves the model.
 
     Raises:
-        StageError: the adapter is unfinished or for another base, the disk is full, or the model that was read back
+        StageError: the training is unfinished or for another base, the disk is full, or the model that was read back
         is not
             what was merged; no folder is left then.
     """
     require_extra()
     from ftkit.training.merging import run
 
-    return run(config, adapter=adapter, tokens=tokens, out=out, serving=serving)
+    return run(config, trained=trained, tokens=tokens, out=out, serving=serving)

@@ -16,11 +16,11 @@ from ftkit.config.schema import Config
 from ftkit.errors import StageError
 from ftkit.files import written_aside
 from ftkit.quiet import libraries_to
-from ftkit.training.adapter import check_adapter
 from ftkit.training.checkpoints import saving
 from ftkit.training.dataset import heldout_rows
 from ftkit.training.merge import MergeResult
 from ftkit.training.model import check_complete, for_inference, load_base, load_tokenizer
+from ftkit.training.trained import check_trained, folder_name
 
 STOPS = ("<|return|>", "<|call|>", "<|endoftext|>")
 """Tokens that end an answer. ``<|end|>`` is none: it ends the analysis, and a model that stops there never answers."""
@@ -33,9 +33,9 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}
 rounding may send a token to another expert."""
 
 
-def run(config: Config, *, adapter: Path, tokens: Path, out: Path, serving: dict[str, Any]) -> MergeResult:
+def run(config: Config, *, trained: Path, tokens: Path, out: Path, serving: dict[str, Any]) -> MergeResult:
     """See ``ftkit.training.merge.merge``."""
-    check_adapter(adapter, config)
+    check_trained(trained, config)
     with libraries_to(None):
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         rows = heldout_rows(tokens, limit=ROWS, longest=TOKENS)
@@ -43,17 +43,22 @@ def run(config: Config, *, adapter: Path, tokens: Path, out: Path, serving: dict
         base = load_base(eager, dtype=config.merge.dtype, device=device)
         tokenizer = load_tokenizer(config.model)
         of_base = logits(base, rows)
-        with_adapter = PeftModel.from_pretrained(base, str(adapter)).eval()
-        of_adapter = logits(with_adapter, rows)
-        merged = with_adapter.merge_and_unload()
-        del base, with_adapter
+        if config.lora:
+            with_adapter = PeftModel.from_pretrained(base, str(trained)).eval()
+            of_trained = logits(with_adapter, rows)
+            merged = with_adapter.merge_and_unload()
+            del base, with_adapter
+        else:
+            del base
+            merged = read_back(trained, config, device)
+            of_trained = logits(merged, rows)
         with saving(out), written_aside(out) as aside:
             write(merged, tokenizer, aside, serving)
             del merged
             gc.collect()
             again = read_back(aside, config, device)
             result = compare(
-                of_base, of_adapter, logits(again, rows), config, sum(p.numel() for p in again.parameters())
+                of_base, of_trained, logits(again, rows), config, sum(p.numel() for p in again.parameters())
             )
         return MergeResult(**result, rows=len(rows))
 
@@ -75,7 +80,7 @@ def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
 
 
 def read_back(folder: Path, config: Config, device: torch.device) -> PreTrainedModel:
-    """Load what was written, as any user of it would.
+    """Load a whole model from a folder, as any user of it would.
 
     Raises:
         StageError: its files lack weights or hold others.
@@ -93,27 +98,27 @@ def read_back(folder: Path, config: Config, device: torch.device) -> PreTrainedM
     return model
 
 
-def compare(of_base: Tensor, of_adapter: Tensor, of_merged: Tensor, config: Config, parameters: int) -> dict[str, Any]:
+def compare(of_base: Tensor, of_trained: Tensor, of_merged: Tensor, config: Config, parameters: int) -> dict[str, Any]:
     """Hold the logits, float32 (positions, vocabulary), against each other.
 
     Raises:
-        StageError: the merged model differs from base with adapter by more than ``TOLERANCE``, or the adapter changes
-        nothing.
+        StageError: the merged model differs from the trained one, base with adapter, by more than ``TOLERANCE``, or the
+            training changes nothing.
     """
-    difference, spread = (of_merged - of_adapter).abs(), of_adapter.std().item()
+    difference, spread = (of_merged - of_trained).abs(), of_trained.std().item()
     largest, mean, change = (
         difference.max().item(),
         difference.mean().item(),
-        (of_adapter - of_base).abs().mean().item(),
+        (of_trained - of_base).abs().mean().item(),
     )
-    dtype = config.merge.dtype
+    dtype, what = config.merge.dtype, folder_name(config)
     kind, measured = ("max", largest) if dtype == "float32" else ("mean", mean)
     if change == 0:
-        raise StageError("the adapter changes nothing: its logits are the base model's", cure="stage=train force=true")
+        raise StageError(f"the {what} changes nothing: its logits are the base model's", cure="stage=train force=true")
     if not measured <= TOLERANCE[dtype] * spread:
         raise StageError(
-            f"the merged model differs from base and adapter: {kind} difference of logits {measured:.3g}, "
-            f"spread {spread:.3g}, tolerance {TOLERANCE[dtype]:g} of it; it was not kept",
+            f"the merged model differs from {'base and adapter' if config.lora else 'what was trained'}: "
+            f"{kind} difference of logits {measured:.3g}, spread {spread:.3g}, tolerance {TOLERANCE[dtype]:g} of it; it was not kept",
             cure="merge.dtype=float32" if dtype != "float32" else "use the versions in environment/requirements.txt",
         )
     return {

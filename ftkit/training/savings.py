@@ -63,7 +63,9 @@ def _cheaper(config: Config, longest: int | None) -> Iterator[tuple[str, str, Co
             "the same steps, slower",
             changed,
         )
-    if model.experts_implementation == "ftkit_lora":
+    if config.processes > 1 and not sft.fsdp:
+        yield "sft.fsdp=true", "weights travel between the GPUs", _with(config, "sft", fsdp=True)
+    if model.experts_implementation == "ftkit_lora" and lora and not sft.fsdp:
         yield "model.weights=mxfp4", "about an eighth slower", _with(config, "model", weights="mxfp4")
     yield (
         "sft.gradient_checkpointing=true",
@@ -75,6 +77,8 @@ def _cheaper(config: Config, longest: int | None) -> Iterator[tuple[str, str, Co
         yield "sft.packing=false", f"slower; rows are {longest:,} tokens at most", changed
     halved = sft.max_length // 2
     yield f"sft.max_length={halved}", "leaves longer rows out, counted", _with(config, "sft", max_length=halved)
+    if lora is None:
+        return
     rank = max(1, lora.r // 2)
     yield f"lora.r={rank}", "learns less", _with(config, "lora", r=rank)
     yield "lora=attention", "trains no expert", _with(config, "lora", target_parameters=None)

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from peft import PeftModel
 from rich.text import Text
 from transformers import IntervalStrategy, PreTrainedTokenizerBase, PrinterCallback, set_seed
 from trl.trainer.sft_config import SFTConfig
@@ -22,23 +21,26 @@ from ftkit.console import console
 from ftkit.errors import Interrupted, StageError
 from ftkit.files import explained, written_aside
 from ftkit.quiet import libraries_to
-from ftkit.training.adapter import Origin
 from ftkit.training.checkpoints import newest_complete, saving, step_of
 from ftkit.training.collator import Collator, JoiningCollator
 from ftkit.training.dataset import DataCounts, training_rows
 from ftkit.training.document_masks import isolate_documents
-from ftkit.training.fast_path import speed_up, why_plain
-from ftkit.training.guards import AdaptersMove, check_packing
+from ftkit.training.fast_path import for_all_weights, speed_up, why_plain
+from ftkit.training.guards import WeightsMove, check_packing
 from ftkit.training.heldout import PARTS, HeldOut, Marks, best_step, evaluations, stops_early
-from ftkit.training.lora import Trained, add_lora
+from ftkit.training.lora import Trained, add_lora, train_all
 from ftkit.training.model import load_base, load_tokenizer
 from ftkit.training.savings import out_of_memory
 from ftkit.training.tracking import mlflow_tracking
 from ftkit.training.train import TrainResult
+from ftkit.training.trained import Origin, folder_name
 from ftkit.training.trainer import Trainer, together
 from ftkit.training.watch import Watch, history, loss_picture
+from ftkit.training.weights import gather_weights, write_weights
 
 Say = Callable[[str], None]
+FSDP = {"version": 2, "transformer_layer_cls_to_wrap": ["GptOssDecoderLayer"], "state_dict_type": "SHARDED_STATE_DICT"}
+"""Weights are gathered a layer at a time, and each process writes its own part of a checkpoint."""
 OURS = {
     *("max_length", "packing", "verify_packing", "save_total_limit"),
     *("early_stopping_patience", "load_best_model_at_end"),
@@ -51,6 +53,7 @@ def run(config: Config, *, tokens: Path, out: Path, checkpoints: Path, say: Say 
     """See ``ftkit.training.train.train``."""
     first = int(os.environ.get("RANK", "0")) == 0
     say = (say or _print) if first else _silent
+    config = for_all_weights(config, say)
     _make_folders(out, checkpoints)
     with libraries_to(out / "library.log" if first else None):
         args = sft_config(config, checkpoints)
@@ -117,6 +120,7 @@ def sft_config(config: Config, checkpoints: Path) -> SFTConfig:
         disable_tqdm=True,
         use_cpu=cpu,
         ddp_backend=("gloo" if cpu else "nccl") if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
+        fsdp_config=dict(FSDP) if config.sft.fsdp else None,
         dataloader_pin_memory=not cpu,
     )
 
@@ -130,15 +134,18 @@ def _set_up(config: Config, args: SFTConfig, tokens: Path, say: Say) -> tuple[Tr
     tokenizer = load_tokenizer(config.model)
     rows, counts = training_rows(tokens, config, vocab_size=config.model.architecture.vocab_size)
     say(_what_is_read(counts, config, args))
-    base = load_base(config.model, device=device, router_aux_loss_coef=config.sft.router_aux_loss_coef, training=True)
+    base = load_base(
+        config.model,
+        dtype=None if config.lora else "float32",
+        device=torch.device("cpu") if config.sft.fsdp else device,  # sharding takes it to the devices, layer by layer
+        router_aux_loss_coef=config.sft.router_aux_loss_coef,
+        training=True,
+    )
     set_seed(config.sft.seed)
-    model, trained = add_lora(base, config.lora)
+    model, trained = add_lora(base, config.lora) if config.lora else (base, train_all(base))
     isolate_documents(model)
     speed_up(model, config, fused=plain is None)
-    say(
-        f"training {trained.parameters:,} parameters: attention {trained.attention:,} in {trained.modules} modules, "
-        f"experts {trained.experts:,} in {trained.tensors} tensors; router frozen"
-    )
+    say(f"training {trained}")
     assert isinstance(tokenizer.pad_token_id, int)
     collate = _collator(config, tokenizer.pad_token_id)
     heldout = _held_out(config, args, tokens, say)
@@ -156,7 +163,7 @@ def _set_up(config: Config, args: SFTConfig, tokens: Path, say: Say) -> tuple[Tr
         patience=config.sft.early_stopping_patience,
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(AdaptersMove(model))
+    trainer.add_callback(WeightsMove())
     if config.sft.packing and config.sft.verify_packing:
         with trainer.accelerator.autocast():
             _say_packing(check_packing(model, rows, collate), say)
@@ -246,28 +253,25 @@ def _load_finished(trainer: Trainer, checkpoint: Path) -> None:
     """Everything was trained, and the run was cut off before it could save the adapter."""
     from transformers import TrainerState
 
-    _load_adapter(trainer, checkpoint)
+    trainer.load_weights(checkpoint)
     trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
 
 
-def _load_adapter(trainer: Trainer, checkpoint: Path) -> None:
-    assert isinstance(trainer.model, PeftModel)
-    trainer.model.load_adapter(str(checkpoint), "default", is_trainable=False)
-
-
 def _save(config: Config, trainer: Trainer, out: Path, checkpoints: Path, max_steps: int, say: Say) -> int:
-    """Write the adapter and the picture, aside first; all processes wait. Returns the step that the adapter is of."""
-    step, best = trainer.state.global_step, best_step(trainer.state.log_history)
+    """Write what was trained and the picture, aside first. Returns the step that the weights are of."""
+    step, best, kind = trainer.state.global_step, best_step(trainer.state.log_history), folder_name(config)
     if config.sft.load_best_model_at_end and best not in (None, step):
-        say(f"the adapter is that of step {best}, which had the lowest held-out loss")
+        say(f"the {kind} is that of step {best}, which had the lowest held-out loss")
         step = best
-        _load_adapter(trainer, checkpoints / f"checkpoint-{best}")
+        trainer.load_weights(checkpoints / f"checkpoint-{best}")
+    model: Any = trainer.model
+    weights = gather_weights(model)
 
     def write() -> None:
         assert isinstance(trainer.processing_class, PreTrainedTokenizerBase)
-        with saving(out / "adapter"), written_aside(out / "adapter") as aside:
-            trainer.save_model(str(aside))
+        with saving(out / kind), written_aside(out / kind) as aside:
+            write_weights(model, aside, weights)
             trainer.processing_class.save_pretrained(aside)
             Origin.of(config, global_step=trainer.state.global_step, max_steps=max_steps).write(aside)
         with written_aside(out / "loss.png") as aside:

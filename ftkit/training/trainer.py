@@ -20,13 +20,16 @@ from typing import Any
 import torch
 from accelerate.utils import gather, gather_object
 from peft import PeftModel
+from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl.trainer.sft_trainer import SFTTrainer
 
 from ftkit.errors import FtkitError, StageError
 from ftkit.training.checkpoints import keep_newest, mark_complete, saving
 from ftkit.training.heldout import HeldOut, best_step, means, stops_early
+from ftkit.training.lora import bare_model
 from ftkit.training.loss_head import add_loss_head
+from ftkit.training.weights import write_weights
 
 GIB = 2**30
 
@@ -46,9 +49,11 @@ class Trainer(SFTTrainer):
         self, *, save_total_limit: int, heldout: HeldOut | None = None, patience: int | None = None, **kwargs: Any
     ):
         super().__init__(**kwargs)
-        assert isinstance(self.model, PeftModel)
-        add_loss_head(self.model.get_base_model())
-        _visit_less(self.model)
+        model: Any = self.model
+        self._head_is_frozen = isinstance(model, PeftModel)
+        if self._head_is_frozen:
+            add_loss_head(bare_model(model))
+        _visit_less(model)
         self.stop = StopRequest()
         self._limit, self._heldout, self.patience = save_total_limit, heldout, patience
         self._window = Window()
@@ -72,8 +77,8 @@ class Trainer(SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The mean loss over the step's loss tokens; by ``loss_head`` where the batch is made for it."""
-        if self.aux_loss_enabled or "loss_positions" not in inputs:
+        """The mean loss over the step's loss tokens; by ``loss_head`` where the batch and the model are made for it."""
+        if self.aux_loss_enabled or not self._head_is_frozen or "loss_positions" not in inputs:
             inputs = {name: value for name, value in inputs.items() if not name.startswith("loss_")}
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         else:
@@ -110,11 +115,10 @@ class Trainer(SFTTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The mean loss on the held-out rows, of all processes together, by ``eval_…``; goes to the log."""
-        assert self._heldout is not None and isinstance(self.model, PeftModel)
+        assert self._heldout is not None
+        model: Any = self.model
         with self.accelerator.autocast():
-            here = self._heldout.sums(
-                self.model, process=self.args.process_index, processes=self.args.world_size
-            )  # fmt: skip
+            here = self._heldout.sums(model, process=self.args.process_index, processes=self.args.world_size)
         there = gathered(here.flatten().to(self.args.device))
         losses = means(there.sum(0).view(3, 2).cpu())
         self.log(dict(losses))
@@ -134,11 +138,18 @@ class Trainer(SFTTrainer):
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the adapter; the base model is not ours, and the tokenizer has not changed."""
-        folder = output_dir or self.args.output_dir
-        if self.args.should_save and folder:
-            assert isinstance(self.model, PeftModel)
-            self.model.save_pretrained(folder, save_embedding_layers=False)
+        """Write a checkpoint's weights; where they are sharded, TRL writes them with the optimiser."""
+        if self.args.should_save and output_dir and not self.is_fsdp_enabled:
+            model: Any = self.model
+            write_weights(model, Path(output_dir))
+
+    def load_weights(self, checkpoint: Path) -> None:
+        """Take the weights of a checkpoint; a model that has not been trained yet is sharded first."""
+        model: Any = self.model
+        if self.is_fsdp_enabled and not isinstance(model, FSDPModule):
+            model, self.optimizer = self.accelerator.prepare(model, self.create_optimizer())
+        whole: Any = model
+        self._load_from_checkpoint(str(checkpoint), whole)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None: the record says what a card would."""
@@ -179,11 +190,13 @@ class Trainer(SFTTrainer):
 
 def _visit_less(model: torch.nn.Module) -> None:
     """Keep the Trainer's loop from visiting each of some thousand modules twice a step, while the GPU waits."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained: list[torch.nn.Parameter] = []
     train = model.train
     train(True)
 
     def zero_grad(set_to_none: bool = True) -> None:
+        if not trained:  # not before: sharding puts others in their place
+            trained.extend(parameter for parameter in model.parameters() if parameter.requires_grad)
         for parameter in trained:
             parameter.grad = None
 

@@ -190,7 +190,7 @@ def test_what_was_trained_so_is_merged_as_any_other(mxfp4_folder: Path, token_fi
     ours = ("model.attn_implementation=ftkit_sinks", "model.experts_implementation=ftkit_lora", "model.weights=mxfp4")
     config = small_run(mxfp4_folder, *ours, "merge.dtype=float32")
     train(config, tokens=token_file, out=tmp_path, checkpoints=tmp_path / "c", say=lambda _: None)
-    result = merge(config, adapter=tmp_path / "adapter", tokens=token_file, out=tmp_path / "merged", serving={})
+    result = merge(config, trained=tmp_path / "adapter", tokens=token_file, out=tmp_path / "merged", serving={})
     assert result.max_difference < 1e-3 * result.spread and result.mean_change > 0
 
 

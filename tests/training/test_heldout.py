@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from transformers import GptOssForCausalLM
 
 from ftkit.errors import StageError
-from ftkit.training.adapter import check_adapter
+from ftkit.training.trained import check_trained
 
 _, RETURN, CHANNEL, START, END, MESSAGE, _ = range(len(SPECIAL))
 EVALUATED = ["sft.eval_strategy=steps", "sft.eval_steps=4"]
@@ -151,7 +151,7 @@ def test_training_ends_when_patience_does_and_the_best_checkpoint_stays(rising: 
     assert result.best_step == best and result.global_step == result.max_steps == best + 4 < 32
     assert f"no lower held-out loss in 2 evaluations: ended at step {best + 4} of 32" in said
     assert {p.name for p in run.checkpoints.iterdir()} == {f"checkpoint-{best}", f"checkpoint-{best + 4}"}
-    assert check_adapter(run.out / "adapter", run.config).global_step == best + 4
+    assert check_trained(run.out / "adapter", run.config).global_step == best + 4
     assert result.eval_loss == losses[best + 4] > losses[best]
 
     weights = run.weights

@@ -35,7 +35,7 @@ def adapter(model_folder: Path, token_file: Path, tmp_path_factory: pytest.TempP
 @pytest.fixture
 def merged(model_folder: Path, token_file: Path, adapter: Path, tmp_path: Path) -> tuple[Path, MergeResult]:
     out = tmp_path / "merged"
-    return out, merge(small_run(model_folder), adapter=adapter, tokens=token_file, out=out, serving=SERVING)
+    return out, merge(small_run(model_folder), trained=adapter, tokens=token_file, out=out, serving=SERVING)
 
 
 def test_the_merged_model_is_the_base_with_the_adapter(
@@ -79,7 +79,7 @@ def test_a_model_that_came_in_mxfp4_is_merged_dense(mxfp4_folder: Path, token_fi
     config = small_run(mxfp4_folder)
     train(config, tokens=token_file, out=tmp_path / "train", checkpoints=tmp_path / "checkpoints", say=lambda _: None)
     out = tmp_path / "merged"
-    result = merge(config, adapter=tmp_path / "train" / "adapter", tokens=token_file, out=out, serving=SERVING)
+    result = merge(config, trained=tmp_path / "train" / "adapter", tokens=token_file, out=out, serving=SERVING)
     assert result.max_difference < 1e-4
     assert "quantization_config" not in json.loads((out / "config.json").read_text())
     assert not [name for name in load_file(out / "model.safetensors") if name.endswith(("_blocks", "_scales"))]
@@ -87,7 +87,7 @@ def test_a_model_that_came_in_mxfp4_is_merged_dense(mxfp4_folder: Path, token_fi
 
 def test_bfloat16_is_held_to_the_mean(model_folder: Path, token_file: Path, adapter: Path, tmp_path: Path) -> None:
     config = small_run(model_folder, "merge.dtype=bfloat16")
-    result = merge(config, adapter=adapter, tokens=token_file, out=tmp_path / "merged", serving=SERVING)
+    result = merge(config, trained=adapter, tokens=token_file, out=tmp_path / "merged", serving=SERVING)
     assert result.dtype == "bfloat16" and 0 < result.mean_difference < 0.05 * result.spread
     assert load_file(tmp_path / "merged" / "model.safetensors")["lm_head.weight"].dtype == torch.bfloat16
 
@@ -116,7 +116,7 @@ def test_a_model_that_reads_back_otherwise_is_not_kept(
     refused(
         small_run(model_folder),
         "differs from base and adapter",
-        adapter=adapter,
+        trained=adapter,
         tokens=token_file,
         out=tmp_path / "merged",
     )
@@ -135,7 +135,7 @@ def test_a_model_that_reads_back_with_holes_is_not_kept(
         save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
     monkeypatch.setattr(merging, "write", renamed)
-    refused(small_run(model_folder), "weights are missing", adapter=adapter, tokens=token_file, out=tmp_path / "merged")
+    refused(small_run(model_folder), "weights are missing", trained=adapter, tokens=token_file, out=tmp_path / "merged")
 
 
 def test_an_adapter_that_changes_nothing_is_refused(
@@ -148,7 +148,7 @@ def test_an_adapter_that_changes_nothing_is_refused(
         idle / "adapter_model.safetensors",
         {"format": "pt"},
     )
-    refused(small_run(model_folder), "changes nothing", adapter=idle, tokens=token_file, out=tmp_path / "merged")
+    refused(small_run(model_folder), "changes nothing", trained=idle, tokens=token_file, out=tmp_path / "merged")
 
 
 def test_an_earlier_merged_model_stays_when_the_new_one_fails(
@@ -161,7 +161,7 @@ def test_an_earlier_merged_model_stays_when_the_new_one_fails(
     folder, _ = merged
     monkeypatch.setattr(merging, "TOLERANCE", {"float32": -1.0})
     with pytest.raises(StageError, match="differs"):
-        merge(small_run(model_folder), adapter=adapter, tokens=token_file, out=folder, serving=SERVING)
+        merge(small_run(model_folder), trained=adapter, tokens=token_file, out=folder, serving=SERVING)
     assert (folder / "model.safetensors").is_file() and list(folder.parent.iterdir()) == [folder]
 
 
@@ -169,13 +169,13 @@ def test_an_adapter_for_another_base_is_refused(
     model_folder: Path, token_file: Path, adapter: Path, tmp_path: Path
 ) -> None:
     other = save_small_model(tmp_path / "other")
-    error = refused(small_run(other), "was made for", adapter=adapter, tokens=token_file, out=tmp_path / "merged")
+    error = refused(small_run(other), "was made for", trained=adapter, tokens=token_file, out=tmp_path / "merged")
     assert "model.pretrained_model_name_or_path" in error.what
     architecture = f"model.architecture.num_local_experts={SHAPE['num_local_experts'] * 2}"
     refused(
         small_run(model_folder, architecture),
         "num_local_experts",
-        adapter=adapter,
+        trained=adapter,
         tokens=token_file,
         out=tmp_path / "merged",
     )
@@ -184,19 +184,19 @@ def test_an_adapter_for_another_base_is_refused(
 def test_an_adapter_that_is_unfinished_or_missing_is_refused(
     model_folder: Path, token_file: Path, adapter: Path, tmp_path: Path
 ) -> None:
-    """Guard: the comparison of global_step with max_steps in check_adapter."""
+    """Guard: the comparison of global_step with max_steps in check_trained."""
     config, out = small_run(model_folder), tmp_path / "merged"
-    refused(config, "no finished adapter", adapter=tmp_path / "none", tokens=token_file, out=out)
+    refused(config, "no finished adapter", trained=tmp_path / "none", tokens=token_file, out=out)
     refused(
         config,
         "no finished adapter",
-        adapter=adapter.parent / "checkpoints" / "checkpoint-15",
+        trained=adapter.parent / "checkpoints" / "checkpoint-15",
         tokens=token_file,
         out=out,
     )
     early = Path(shutil.copytree(adapter, tmp_path / "adapter"))
-    origin = json.loads((early / "ftkit_adapter.json").read_text()) | {"global_step": 9}
-    (early / "ftkit_adapter.json").write_text(json.dumps(origin))
-    refused(config, "interrupted at step 9 of 16", adapter=early, tokens=token_file, out=out)
-    (early / "ftkit_adapter.json").write_text("{")
-    refused(config, "cannot be read", adapter=early, tokens=token_file, out=out)
+    origin = json.loads((early / "ftkit_trained.json").read_text()) | {"global_step": 9}
+    (early / "ftkit_trained.json").write_text(json.dumps(origin))
+    refused(config, "interrupted at step 9 of 16", trained=early, tokens=token_file, out=out)
+    (early / "ftkit_trained.json").write_text("{")
+    refused(config, "cannot be read", trained=early, tokens=token_file, out=out)

@@ -33,7 +33,7 @@ class Datastore:
         return f"azureml://datastores/{self.name}/paths/{path}"
 
     def small_files(self, address: str, folders: Collection[str]) -> Iterator[tuple[PurePosixPath, bytes]]:
-        """Files of at most 16 MiB in some folders below an address, by relative path; adapters are left out.
+        """Files of at most 16 MiB in some folders below an address, by relative path; none of trained weights.
 
         Raises:
             StageError: the store cannot be read.
@@ -42,5 +42,6 @@ class Datastore:
         with self._workspace.asking("read what the job has written in", address):
             for blob in self._container.list_blobs(name_starts_with=prefix):
                 name = PurePosixPath(blob.name[len(prefix) :])
-                if name.parts[0] in folders and "adapter" not in name.parts and blob.size <= LARGEST_BYTES:
+                small = blob.size <= LARGEST_BYTES and not {"adapter", "model"}.intersection(name.parts)
+                if name.parts[0] in folders and small:
                     yield name, self._container.download_blob(blob.name).readall()

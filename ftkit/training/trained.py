@@ -1,4 +1,4 @@
-"""The trained adapter as a folder: PEFT's own files, the tokenizer, and what it was made from."""
+"""What was trained as a folder: PEFT's files of the adapter or the whole model, the tokenizer, and their origin."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ from pathlib import Path
 from ftkit.config.schema import Config
 from ftkit.errors import StageError
 
-FILE = "ftkit_adapter.json"
+FILE = "ftkit_trained.json"
+
+
+def folder_name(config: Config) -> str:
+    """Where ``train`` leaves what it trained."""
+    return "adapter" if config.lora else "model"
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What an adapter was made from, and whether its training came to its end.
+    """What an adapter or a model was trained from, and whether its training came to its end.
 
     Attributes:
         base: ``model.pretrained_model_name_or_path``.
@@ -37,28 +42,29 @@ class Origin:
             model.pretrained_model_name_or_path, model.revision, model.architecture.model_dump(), global_step, max_steps
         )
 
-    def write(self, adapter: Path) -> None:
-        (adapter / FILE).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+    def write(self, folder: Path) -> None:
+        (folder / FILE).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 
 
-def check_adapter(adapter: Path, config: Config) -> Origin:
-    """See that an adapter is whole, finished, and made for the configured base model.
+def check_trained(folder: Path, config: Config) -> Origin:
+    """See that an adapter or a trained model is whole, finished, and made from the configured base model.
 
     Raises:
         StageError: it is not.
     """
+    kind = folder_name(config)
     try:
-        origin = Origin(**json.loads((adapter / FILE).read_text(encoding="utf-8")))
+        origin = Origin(**json.loads((folder / FILE).read_text(encoding="utf-8")))
     except FileNotFoundError as error:
-        raise StageError("there is no finished adapter", where=str(adapter), cure="stage=train") from error
+        raise StageError(f"there is no finished {kind}", where=str(folder), cure="stage=train") from error
     except (OSError, ValueError, TypeError) as error:
         raise StageError(
-            f"the adapter cannot be read: {error}", where=str(adapter / FILE), cure="stage=train force=true"
+            f"the {kind} cannot be read: {error}", where=str(folder / FILE), cure="stage=train force=true"
         ) from error
     if origin.global_step < origin.max_steps:
         raise StageError(
-            f"the adapter's training was interrupted at step {origin.global_step} of {origin.max_steps}",
-            where=str(adapter),
+            f"the {kind}'s training was interrupted at step {origin.global_step} of {origin.max_steps}",
+            where=str(folder),
             cure="stage=train goes on from the last checkpoint",
         )
     wanted = Origin.of(config, global_step=origin.global_step, max_steps=origin.max_steps)
@@ -69,8 +75,8 @@ def check_adapter(adapter: Path, config: Config) -> Origin:
                 name, f"model.{name}"
             )
             raise StageError(
-                f"the adapter was made for {key}={made}, and now it is {asked}",
-                where=str(adapter),
+                f"the {kind} was made for {key}={made}, and now it is {asked}",
+                where=str(folder),
                 cure="stage=train,merge",
             )
     return origin
