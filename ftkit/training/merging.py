@@ -118,7 +118,8 @@ def compare(of_base: Tensor, of_trained: Tensor, of_merged: Tensor, config: Conf
     if not measured <= TOLERANCE[dtype] * spread:
         raise StageError(
             f"the merged model differs from {'base and adapter' if config.lora else 'what was trained'}: "
-            f"{kind} difference of logits {measured:.3g}, spread {spread:.3g}, tolerance {TOLERANCE[dtype]:g} of it; it was not kept",
+            f"{kind} difference of logits {measured:.3g}, spread {spread:.3g}, tolerance {TOLERANCE[dtype]:g} of it; "
+            "it was not kept",
             cure="merge.dtype=float32" if dtype != "float32" else "use the versions in environment/requirements.txt",
         )
     return {

@@ -21,6 +21,7 @@ from ftkit.console import console
 from ftkit.errors import Interrupted, StageError
 from ftkit.files import explained, written_aside
 from ftkit.quiet import libraries_to
+from ftkit.training import sharding
 from ftkit.training.checkpoints import newest_complete, saving, step_of
 from ftkit.training.collator import Collator, JoiningCollator
 from ftkit.training.dataset import DataCounts, training_rows
@@ -39,8 +40,6 @@ from ftkit.training.watch import Watch, history, loss_picture
 from ftkit.training.weights import gather_weights, write_weights
 
 Say = Callable[[str], None]
-FSDP = {"version": 2, "transformer_layer_cls_to_wrap": ["GptOssDecoderLayer"], "state_dict_type": "SHARDED_STATE_DICT"}
-"""Weights are gathered a layer at a time, and each process writes its own part of a checkpoint."""
 OURS = {
     *("max_length", "packing", "verify_packing", "save_total_limit"),
     *("early_stopping_patience", "load_best_model_at_end"),
@@ -120,13 +119,15 @@ def sft_config(config: Config, checkpoints: Path) -> SFTConfig:
         disable_tqdm=True,
         use_cpu=cpu,
         ddp_backend=("gloo" if cpu else "nccl") if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
-        fsdp_config=dict(FSDP) if config.sft.fsdp else None,
+        fsdp_config=dict(sharding.CONFIG) if config.sft.fsdp else None,
         dataloader_pin_memory=not cpu,
     )
 
 
 def _set_up(config: Config, args: SFTConfig, tokens: Path, say: Say) -> tuple[Trainer, DataCounts, Trained]:
     device = args.device  # starts the process group
+    if config.sft.fsdp:
+        sharding.shard_on_cpus()
     if config.model.attn_implementation == "flex_attention" and device.type != "cuda":
         raise StageError("flex_attention needs a CUDA GPU, and there is none", cure="model.attn_implementation=eager")
     plain = why_plain(config, device)
@@ -162,6 +163,8 @@ def _set_up(config: Config, args: SFTConfig, tokens: Path, say: Say) -> tuple[Tr
         heldout=evaluated,
         patience=config.sft.early_stopping_patience,
     )
+    if config.sft.fsdp and not trainer.is_fsdp_enabled:
+        raise StageError("sft.fsdp is true, and accelerate does not shard these processes", cure="sft.fsdp=false")
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(WeightsMove())
     if config.sft.packing and config.sft.verify_packing:
