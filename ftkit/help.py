@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ftkit import __version__
 from ftkit.config.overrides import nearest
-from ftkit.config.problems import expected
+from ftkit.config.problems import expected, group_of
 from ftkit.config.schema import Config
 from ftkit.config.sources import conf_dirs, display, groups, headline, option_file, options
 from ftkit.console import console
@@ -96,11 +96,10 @@ def _print_topic(topic: str) -> None:
 
 def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str]]:
     for name, field in model.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            yield from _keys(annotation, f"{prefix}{name}.")
+        if group := group_of(field.annotation):
+            yield from _keys(group, f"{prefix}{name}.")
         else:
-            yield prefix + name, expected(annotation), field.description or ""
+            yield prefix + name, expected(field.annotation), field.description or ""
 
 
 def _print_rows(out: Console, title: str, rows: Sequence[tuple[str, str]]) -> None:

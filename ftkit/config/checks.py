@@ -193,7 +193,7 @@ def packed_weights_need_low_rank_experts(config: Config) -> Iterator[Problem]:
         )
 
 
-def all_weights_can_be_trained(config: Config) -> Iterator[Problem]:
+def packed_weights_stay_whole_and_frozen(config: Config) -> Iterator[Problem]:
     if config.lora is None and config.model.weights == "mxfp4":
         yield Problem(
             "model.weights",
@@ -201,6 +201,8 @@ def all_weights_can_be_trained(config: Config) -> Iterator[Problem]:
             "",
             "model.weights=dense, or lora=experts",
         )
+    if config.sft.fsdp and config.model.weights == "mxfp4":
+        yield Problem("model.weights", "mxfp4, which sft.fsdp does not shard", "", "model.weights=dense")
 
 
 def sharding_has_several_processes(config: Config) -> Iterator[Problem]:
@@ -353,7 +355,7 @@ CHECKS: tuple[Check, ...] = (
     flex_attention_needs_a_gpu,
     evaluation_has_what_it_needs,
     packed_weights_need_low_rank_experts,
-    all_weights_can_be_trained,
+    packed_weights_stay_whole_and_frozen,
     sharding_has_several_processes,
     schedule_fits_its_arguments,
     registered_model_needs_a_tokenizer_here,

@@ -86,8 +86,14 @@ def all_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]
     """Every dotted key of the schema."""
     for name, field in model.model_fields.items():
         yield prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from all_keys(field.annotation, f"{prefix}{name}.")
+        if group := group_of(field.annotation):
+            yield from all_keys(group, f"{prefix}{name}.")
+
+
+def group_of(annotation: Any) -> type[BaseModel] | None:
+    """The group that a field holds, be it always or unless it is null; None for a value."""
+    kinds = get_args(annotation) or (annotation,)
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 def nearest_key(key: str) -> str | None:
@@ -112,6 +118,9 @@ def _problem(details: ErrorDetails) -> Problem:
         return Problem(
             key, UNKNOWN_KEY, "", f"did you mean {close}?" if close else "python -m ftkit --help lists the keys"
         )
+    if details["type"] == "missing" and key.startswith("lora."):  # all of them at once, after lora=none
+        cure = "lora=experts before other keys of lora, or begin the file with defaults: [experts, _self_]"
+        return Problem("lora", "its other keys are missing, as in lora=none", "", cure)
     if details["type"] == "missing":
         return Problem(key, "is missing", "", f"set it: {key}=…, or begin the file with defaults: [default, _self_]")
     value, wanted = details["input"], expected(annotation, details)
@@ -155,9 +164,9 @@ def _field(location: tuple[int | str, ...]) -> tuple[str, Any]:
     model: Any = Config
     path: list[str] = []
     for part in location:
-        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        if (group := group_of(model)) is None:
             break
         path.append(str(part))
-        field = model.model_fields.get(str(part))
+        field = group.model_fields.get(str(part))
         model = field.annotation if field else None
     return ".".join(path), model

@@ -50,8 +50,8 @@ STAGES = (
     ),
     Stage(
         "train",
-        "LoRA fine-tuning (TRL, PEFT, accelerate)",
-        "adapter",
+        "fine-tuning (TRL, PEFT, accelerate)",
+        "{trained}",
         ("publish",),
         (
             *("model", "lora", "sft", "dataset.overlength", "compute.nodes", "compute.gpus_per_node"),

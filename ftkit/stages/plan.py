@@ -25,6 +25,7 @@ from ftkit.platforms.azureml import AzureML
 from ftkit.stages import BY_NAME, Context, Made, Stage
 from ftkit.training.footprint import GIB, adapter_parameters, footprint, model_parameters
 from ftkit.training.savings import savings
+from ftkit.training.trained import folder_name
 
 
 def run(context: Context) -> Made:
@@ -97,7 +98,10 @@ def _makes(stage: Stage, config: Config) -> str:
     if stage.name == "environment" and place_of("environment", config) == "azureml":
         return f"images {config.environment.train}, {config.environment.serve}"
     return stage.makes.format(
-        asset=config.dataset.asset_name, model=config.registration.model_name, endpoint=config.deployment.endpoint_name
+        asset=config.dataset.asset_name,
+        trained=folder_name(config),
+        model=config.registration.model_name,
+        endpoint=config.deployment.endpoint_name,
     )
 
 

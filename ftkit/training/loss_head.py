@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 CHUNK = 1024
@@ -78,6 +79,9 @@ def add_loss_head(model: nn.Module) -> None:
         hidden = self.base_model(*args, use_cache=False, **kwargs).last_hidden_state
         projection = self.get_output_embeddings()
         assert projection is not None
-        return ProjectedLoss.apply(hidden.flatten(0, 1), projection.weight, loss_positions, loss_targets)
+        weight = projection.weight
+        if isinstance(weight, DTensor):  # sharded, and gathered in no forward pass of its own
+            weight = weight.full_tensor()
+        return ProjectedLoss.apply(hidden.flatten(0, 1), weight, loss_positions, loss_targets)
 
     model.__dict__["forward"] = MethodType(forward, model)

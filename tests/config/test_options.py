@@ -18,6 +18,7 @@ COMPANIONS = {
     "compute=local": ["deployment=local", "model=tiny"],
     "deployment=local": ["compute=local", "model=tiny"],
     "model=tiny": ["sft.max_length=512", "lora=experts"],
+    "sft=fsdp": ["compute=h100x8"],
     **{
         f"dataset={option}": ["dataset.path=rows.jsonl"]
         for option in ("jsonl", "messages", "sharegpt", "prompt-completion")
@@ -58,7 +59,7 @@ def test_the_issue_groups_are_all_there():
     expected = {
         "model": {"gpt-oss-20b", "gpt-oss-120b", "tiny"},
         "dataset": {"apto", "sample", "jsonl"},
-        "lora": {"attention", "experts", "cookbook"},
+        "lora": {"attention", "experts", "cookbook", "none"},
         "sft": {"default", "ddp-safe", "low-memory"},
         "compute": {"local", "h100x1", "h100x2", "h100x2-nvl", "h100x8", "a100x1", "a100x4", "a100x8"},
         "deployment": {"local", "managed", "vllm"},

@@ -67,6 +67,10 @@ def test_ddp_with_expert_lora(reentrant: str, find_unused: str) -> None:
         ("sft.lr_scheduler_kwargs.min_lr_rate=null", "sft.lr_scheduler_kwargs",
          "sft.lr_scheduler_kwargs.min_lr_rate=0.1"),
         ("sft.max_steps=0", "sft.max_steps", "-1"),
+        ("lora=none lora.r=8", "lora", "lora=experts"),
+        ("lora=none model.weights=mxfp4", "model.weights", "model.weights=dense"),
+        ("sft.fsdp=true", "sft.fsdp", "compute.gpus_per_node=2"),
+        ("model.weights=mxfp4 sft.fsdp=true compute=h100x8", "model.weights", "model.weights=dense"),
     ],
 )  # fmt: skip
 def test_combination(arguments: str, key: str, cure: str) -> None:

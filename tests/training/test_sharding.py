@@ -1,0 +1,93 @@
+"""FSDP2 on two gloo processes: it trains as one process does, and goes on after an interruption."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from small_model import save_token_rows, small_run
+from test_train import Run, command
+
+from ftkit.training import sharding
+
+STEPS = ["sft.packing=true", "sft.max_length=40", "sft.per_device_train_batch_size=1", "sft.max_steps=4",
+         "sft.gradient_checkpointing=true", "sft.save_steps=2", "sft.eval_strategy=steps",
+         "sft.eval_steps=2"]  # fmt: skip
+FULL = ["lora=none", "sft.learning_rate=1e-3"]
+LORA = ["model.attn_implementation=ftkit_sinks", "model.experts_implementation=ftkit_lora"]
+SHARDED = ["sft.fsdp=true", "compute.gpus_per_node=2", "sft.gradient_accumulation_steps=2"]
+ONE = "sft.gradient_accumulation_steps=4"
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """16 packed rows to train on and 3 held out, so that one process has a batch less to evaluate than the other."""
+    split = ["train", "train"] * 16 + ["heldout"] * 3
+    return save_token_rows(tmp_path_factory.mktemp("rows") / "tokens.parquet", [11, 29] * 16 + [40] * 3, split=split)
+
+
+def in_two_processes(run: Run, stop_at: str = "never") -> subprocess.CompletedProcess[str]:
+    """A line that begins with ``stop_at`` has the first process get SIGTERM."""
+    script, *arguments = command(run, stop_at)
+    text = Path(script).read_text()
+    Path(script).write_text(text.replace("signal.pause()", "signal.raise_signal(signal.SIGTERM)"))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return subprocess.run(
+        [*torchrun, script, *arguments], capture_output=True, text=True, timeout=200, check=False
+    )  # fmt: skip
+
+
+def same(sharded: Run, one: Run, file: str) -> None:
+    for key in ("step", "loss", "eval_loss", "grad_norm", "learning_rate", "tokens", "loss_tokens"):
+        lines = [[line[key] for line in run.metrics if key in line] for run in (sharded, one)]
+        assert lines[0] and lines[0] == pytest.approx(lines[1], rel=1e-3), key
+    weights = load_file(one.out / file)
+    found = load_file(sharded.out / file)
+    assert found.keys() == weights.keys()
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, weights[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_full_fine_tuning_that_is_sharded_and_interrupted_is_that_of_one_process(
+    model_folder: Path, tokens: Path, tmp_path: Path
+) -> None:
+    """Guards: shard_on_cpus in session._set_up, and the late list of weights in trainer._visit_less."""
+    one = Run(small_run(model_folder, *STEPS, *FULL, ONE), tokens, tmp_path / "one")
+    one.train()
+    two = Run(small_run(model_folder, *STEPS, *FULL, *SHARDED), tokens, tmp_path / "two")
+    stopped = in_two_processes(two, "step 2/")
+    assert stopped.returncode != 0 and "stopped after step 3 of 4" in stopped.stderr, stopped.stderr
+    names = {path.name for path in (two.checkpoints / "checkpoint-3" / "pytorch_model_fsdp_0").iterdir()}
+    assert names == {".metadata", "__0_0.distcp", "__1_0.distcp"}
+    done = in_two_processes(two)
+    assert done.returncode == 0 and "resuming from step 3 of 4" in done.stdout, done.stderr
+    same(two, one, "model/model.safetensors")
+
+    shutil.rmtree(two.out / "model")
+    again = in_two_processes(two)
+    assert again.returncode == 0 and "step 4/4" not in again.stdout, again.stderr
+    same(two, one, "model/model.safetensors")
+
+
+def test_sharded_adapters_are_those_of_one_process(model_folder: Path, tokens: Path, tmp_path: Path) -> None:
+    """ftkit's own experts and attention run in plain torch then, and say so."""
+    one = Run(small_run(model_folder, *STEPS, *LORA, ONE), tokens, tmp_path / "one")
+    one.train()
+    best = ["sft.load_best_model_at_end=true", "sft.early_stopping_patience=1"]
+    two = Run(small_run(model_folder, *STEPS, *LORA, *best, *SHARDED), tokens, tmp_path / "two")
+    done = in_two_processes(two)
+    assert done.returncode == 0 and "; not fused: " in done.stdout, done.stderr
+    same(two, one, "adapter/adapter_model.safetensors")
+
+
+def test_upstream_still_shards_on_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Canary: when this fails, ``sharding.shard_on_cpus`` is no longer needed."""
