@@ -15,6 +15,8 @@ from ftkit.config.sources import groups, options
 from ftkit.errors import Problem
 
 ON_THE_COMMAND_LINE = "on the command line"
+LISTS = ("stage", "tracking")
+"""Keys whose values with a comma are lists, and no sweep."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def _plain_words(argument: str) -> str:
     key, equals, value = argument.partition("=")
     if not equals or value[:1] in "'\"[{$":
         return argument
-    if key.lstrip("+") == "stage" and "," in value:
+    if key.lstrip("+") in LISTS and "," in value:
         return f"{key}=[{value}]"
     if not value.isascii():
         escaped = value.replace("\\", "\\\\").replace("'", "\\'")

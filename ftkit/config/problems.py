@@ -106,6 +106,8 @@ def nearest_key(key: str) -> str | None:
     same_leaf = [k for k in keys if k.rpartition(".")[2] == leaf]
     by_leaf = {k.rpartition(".")[2]: k for k in siblings}
     close = nearest(leaf, by_leaf)
+    if same_leaf and not group:  # packing=false
+        return same_leaf[0]
     return (by_leaf[close] if close else None) or (same_leaf[0] if same_leaf else None) or nearest(key, keys)
 
 

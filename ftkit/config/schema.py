@@ -25,6 +25,7 @@ PATTERNS = {
 """Each pattern in words, for error messages."""
 
 Name = Annotated[str, Field(pattern=RUN_NAME)]
+Tracker = Literal["tensorboard", "mlflow"]
 AssetName = Annotated[str, Field(pattern=ASSET_NAME)]
 EndpointName = Annotated[str, Field(pattern=ENDPOINT_NAME)]
 
@@ -403,6 +404,8 @@ class Config(Group):
     """true lets plan ask Azure: credential, workspace, VM sizes, quota, prices."""
     attach: str | None
     """Name of an Azure ML job under way, to follow instead of submitting a new one."""
+    tracking: Tracker | Literal["auto", "none"] | list[Tracker]
+    """Who gets metrics besides metrics.jsonl: one, a list or none; auto is both, MLflow where its URI is set."""
     run: Run
     workspace: Workspace
     environment: Environment

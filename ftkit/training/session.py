@@ -32,7 +32,7 @@ from ftkit.training.heldout import PARTS, HeldOut, Marks, best_step, evaluations
 from ftkit.training.lora import Trained, add_lora, train_all
 from ftkit.training.model import load_base, load_tokenizer
 from ftkit.training.savings import out_of_memory
-from ftkit.training.tracking import mlflow_tracking
+from ftkit.training.tracking import mlflow_tracking, trackers
 from ftkit.training.train import TrainResult
 from ftkit.training.trained import Origin, folder_name
 from ftkit.training.trainer import Trainer, together
@@ -52,6 +52,7 @@ def run(config: Config, *, tokens: Path, out: Path, checkpoints: Path, say: Say 
     """See ``ftkit.training.train.train``."""
     first = int(os.environ.get("RANK", "0")) == 0
     say = (say or _print) if first else _silent
+    tracked_by = trackers(config)
     config = for_all_weights(config, say)
     _make_folders(out, checkpoints)
     with libraries_to(out / "library.log" if first else None):
@@ -64,11 +65,11 @@ def run(config: Config, *, tokens: Path, out: Path, checkpoints: Path, say: Say 
                 + str(error).split(". Of the allocated")[0],
                 cure="stage=plan shows what it needs; nvidia-smi shows what else runs on the GPU",
             ) from error
-        watch = Watch(out, say)
+        watch = Watch(out, say, tensorboard="tensorboard" in tracked_by)
         if first:
             trainer.add_callback(watch)
-            if tracking := mlflow_tracking(config.run.name, say):
-                trainer.add_callback(tracking)
+            if "mlflow" in tracked_by and (mlflow := mlflow_tracking(config.run.name, say)):
+                trainer.add_callback(mlflow)
         resumed = _resume_point(checkpoints, say)
         try:
             max_steps = _train(config, trainer, counts, resumed, checkpoints, say)

@@ -1,4 +1,4 @@
-"""Metrics to an MLflow server: the workspace's own inside an Azure ML job, or whichever MLFLOW_TRACKING_URI names."""
+"""Who gets the metrics; among them an MLflow server: the workspace's own inside an Azure ML job, or another one."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ftkit.config.schema import Config
+from ftkit.errors import StageError
+from ftkit.extras import require
 from ftkit.training.watch import line_of
 
+URI = "MLFLOW_TRACKING_URI"
 EXPERIMENT = "ftkit"
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -20,13 +24,28 @@ SETTINGS = {
 """For mlflow where the user has not set them: a server that is down delays little, and nobody else hears of the run."""
 
 
+def trackers(config: Config) -> set[str]:
+    """Who gets the metrics, as ``tracking`` and the environment say.
+
+    Raises:
+        StageError: MLflow is asked for by name, and no server is named or its package is missing.
+    """
+    asked = [config.tracking] if isinstance(config.tracking, str) else config.tracking
+    if "auto" in asked:
+        return {"tensorboard", "mlflow"} if URI in os.environ else {"tensorboard"}
+    if "mlflow" in asked:
+        require("job", ["mlflow"], "tracking=mlflow")
+        if URI not in os.environ:
+            raise StageError(
+                f"tracking=mlflow, but {URI} names no server", cure=f"export {URI}=…, or tracking=tensorboard"
+            )
+    return set(asked) - {"none"}
+
+
 def mlflow_tracking(run_name: str, say: Callable[[str], None]) -> TrainerCallback | None:
-    """The callback that logs to MLflow; None where no server is named or the package is missing."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
-    if not uri:
-        return None
+    """The callback that logs to the server that MLFLOW_TRACKING_URI names; None where the package is missing."""
     try:
-        return MlflowTracking(uri, run_name, say)
+        return MlflowTracking(os.environ[URI], run_name, say)
     except ImportError:
         say("metrics do not go to MLflow: pip install 'ftkit[job]'")
         return None

@@ -31,11 +31,12 @@ class Watch(TrainerCallback):
     Args:
         out: folder for ``metrics.jsonl`` and ``tensorboard/``.
         say: prints one line.
+        tensorboard: whether there are event files.
     """
 
-    def __init__(self, out: Path, say: Callable[[str], None]):
+    def __init__(self, out: Path, say: Callable[[str], None], *, tensorboard: bool):
         self._metrics, self._events = out / "metrics.jsonl", out / "tensorboard"
-        self._say = say
+        self._say, self._tensorboard = say, tensorboard
         self._bar: Progress | None = None
         self._writer: SummaryWriter | None = None
 
@@ -43,7 +44,8 @@ class Watch(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         shutil.rmtree(self._events, ignore_errors=True)
-        self._writer = SummaryWriter(str(self._events))
+        if self._tensorboard:
+            self._writer = SummaryWriter(str(self._events))
         self._metrics.write_text("", encoding="utf-8")
         for log in state.log_history:
             if line := line_of(log):

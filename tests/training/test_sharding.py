@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator, FullyShardedDataParallelPlugin
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from small_model import save_token_rows, small_run
 from test_train import Run, command
-
-from ftkit.training import sharding
 
 STEPS = ["sft.packing=true", "sft.max_length=40", "sft.per_device_train_batch_size=1", "sft.max_steps=4",
          "sft.gradient_checkpointing=true", "sft.save_steps=2", "sft.eval_strategy=steps",

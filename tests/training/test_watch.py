@@ -11,7 +11,9 @@ from rich.console import Console
 from small_model import small_run
 from test_train import Run
 
+from ftkit.errors import StageError
 from ftkit.training import watch
+from ftkit.training.tracking import trackers
 
 SHORT = ["sft.max_steps=4", "sft.eval_strategy=steps", "sft.eval_steps=2", "sft.save_steps=2"]
 
@@ -61,6 +63,27 @@ def test_metrics_and_evaluations_arrive_at_mlflow(
     assert losses == {line["step"]: line["loss"] for line in run.metrics if "loss" in line}
     held_out = {metric.step: metric.value for metric in client.get_metric_history(logged.info.run_id, "eval_loss")}
     assert held_out == {line["step"]: line["eval_loss"] for line in run.metrics if "eval_loss" in line}
+
+
+def test_trackers_are_those_asked_for(model_folder: Path, token_file: Path, tmp_path: Path, monkeypatch) -> None:
+    """Asked for by name, MLflow is no option; by default it is."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def asked(tracking: str) -> set[str]:
+        return trackers(small_run(model_folder, f"tracking={tracking}"))
+
+    assert [asked(words) for words in ("auto", "none", "tensorboard")] == [{"tensorboard"}, set(), {"tensorboard"}]
+    with pytest.raises(StageError, match="tracking=mlflow, but MLFLOW_TRACKING_URI names no server") as caught:
+        asked("mlflow")
+    assert "tracking=tensorboard" in caught.value.cure
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert asked("auto") == asked("tensorboard,mlflow") == {"tensorboard", "mlflow"} and asked("mlflow") == {"mlflow"}
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(StageError, match="tracking=mlflow needs mlflow"):
+        asked("mlflow")
+    quiet = Run(small_run(model_folder, *SHORT, "tracking=none"), token_file, tmp_path / "run")
+    _, said = quiet.train()
+    assert not (quiet.out / "tensorboard").exists() and not any("MLflow" in line for line in said)
 
 
 def test_a_server_that_does_not_answer_stops_nothing(
