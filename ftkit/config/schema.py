@@ -271,6 +271,8 @@ class Sft(Group):
     """Steps between two lines of metrics."""
     save_steps: PositiveInt
     """Steps between two checkpoints."""
+    save_minutes: Annotated[float, Field(gt=0)] | None
+    """A checkpoint at the end of the step, too, when the last one is so many minutes old; null goes by steps alone."""
     save_total_limit: PositiveInt
     """Checkpoints kept, and besides them the one with the lowest held-out loss; others are deleted."""
     eval_strategy: Literal["no", "steps", "epoch"]

@@ -56,7 +56,7 @@ STAGES = (
         (
             *("model", "lora", "sft", "dataset.overlength", "compute.nodes", "compute.gpus_per_node"),
             *("-model.folder", "-model.tokenizer", "-sft.logging_steps", "-sft.save_steps", "-sft.save_total_limit"),
-            "-sft.verify_packing",
+            *("-sft.verify_packing", "-sft.save_minutes"),
         ),
     ),
     Stage(

@@ -23,7 +23,7 @@ from ftkit.errors import FtkitError, StageError
 from ftkit.lineage import context_of, find, folder_of, origin_of, up_to_date
 from ftkit.platforms.azureml import AzureML
 from ftkit.stages import BY_NAME, Context, Made, Stage
-from ftkit.training.footprint import GIB, adapter_parameters, footprint, model_parameters
+from ftkit.training.footprint import CHECKPOINT_BYTES, GIB, adapter_parameters, footprint, model_parameters
 from ftkit.training.savings import savings
 from ftkit.training.trained import folder_name
 
@@ -141,8 +141,18 @@ def _figures(config: Config) -> Iterator[tuple[str, str]]:
             f"modules, experts {adapter.experts:,} in {adapter.expert_tensors} tensors), rank {config.lora.r}; "
             f"the base has {model_parameters(arch):,}",
         )
+    yield "checkpoints", _checkpoints(config)
     yield "memory", _memory(config)
     yield "time, cost", _time_and_cost(config)
+
+
+def _checkpoints(config: Config) -> str:
+    sft = config.sft
+    trained = adapter_parameters(config).total if config.lora else model_parameters(config.model.architecture)
+    size = CHECKPOINT_BYTES * trained / GIB
+    often = f"every {sft.save_steps} steps" + (f" or {sft.save_minutes:g} minutes" if sft.save_minutes else "")
+    best = "" if sft.eval_strategy == "no" else ", and the best besides"
+    return f"{often}; {sft.save_total_limit} are kept{best}: {size:.2f} GiB each"
 
 
 def _rows(count: int) -> str:

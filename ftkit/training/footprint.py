@@ -16,6 +16,8 @@ GIB = 2**30
 BYTES = {"bfloat16": 2, "float32": 4}
 ADAPTER_BYTES = 4 + 4 + 8
 """float32 weight, gradient and Adam's two moments, for each trained parameter."""
+CHECKPOINT_BYTES = 4 + 8
+"""float32 weight and Adam's two moments."""
 EXPERT_ROW_COPIES = 2.7
 """What a layer's backward pass holds for each token, as multiples of what its experts' forward pass leaves."""
 ADAPTED_WEIGHT_COPIES = 1.35

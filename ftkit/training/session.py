@@ -41,7 +41,7 @@ from ftkit.training.weights import gather_weights, write_weights
 
 Say = Callable[[str], None]
 OURS = {
-    *("max_length", "packing", "verify_packing", "save_total_limit"),
+    *("max_length", "packing", "verify_packing", "save_total_limit", "save_minutes"),
     *("early_stopping_patience", "load_best_model_at_end"),
 }
 """Keys of ``sft`` that ftkit acts on itself: TRL would cut rows, pack without masks, count checkpoints that were
@@ -161,6 +161,7 @@ def _set_up(config: Config, args: SFTConfig, tokens: Path, say: Say) -> tuple[Tr
         data_collator=collate,
         processing_class=tokenizer,
         save_total_limit=config.sft.save_total_limit,
+        save_minutes=config.sft.save_minutes,
         heldout=evaluated,
         patience=config.sft.early_stopping_patience,
     )

@@ -32,6 +32,7 @@ from ftkit.training.loss_head import add_loss_head
 from ftkit.training.weights import write_weights
 
 GIB = 2**30
+clock = time.monotonic
 
 
 class Trainer(SFTTrainer):
@@ -39,6 +40,7 @@ class Trainer(SFTTrainer):
 
     Args:
         save_total_limit: whole checkpoints to keep.
+        save_minutes: age of the last checkpoint at which another one is due; None goes by steps alone.
         heldout: what to evaluate on; None where ``eval_strategy`` is no.
         patience: evaluations without a lower loss after which training ends; None trains on.
         kwargs: SFTTrainer's own; ``data_collator`` is a ``Collator`` or ``JoiningCollator``, and the dataset
@@ -46,7 +48,13 @@ class Trainer(SFTTrainer):
     """
 
     def __init__(
-        self, *, save_total_limit: int, heldout: HeldOut | None = None, patience: int | None = None, **kwargs: Any
+        self,
+        *,
+        save_total_limit: int,
+        save_minutes: float | None = None,
+        heldout: HeldOut | None = None,
+        patience: int | None = None,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         model: Any = self.model
@@ -56,6 +64,9 @@ class Trainer(SFTTrainer):
         _visit_less(model)
         self.stop = StopRequest()
         self._limit, self._heldout, self.patience = save_total_limit, heldout, patience
+        self._save_s = math.inf if save_minutes is None else 60 * save_minutes
+        self._saved_at = clock()
+        self.saving_is_due = False
         self._window = Window()
         self._bad_loss: torch.Tensor | None = None
         self._news = News()
@@ -88,22 +99,24 @@ class Trainer(SFTTrainer):
         return loss
 
     def _note(self, loss: torch.Tensor) -> None:
-        """Send the host word of the loss and of signals, before the backward pass, which it need not wait for."""
+        """Send the host word of loss, clocks and signals, before the backward pass, which it need not wait for."""
         bad = ~torch.isfinite(loss.detach())
         self._bad_loss = bad if self._bad_loss is None else self._bad_loss | bad
         if self.accelerator.sync_gradients:
-            code = self._bad_loss.long().view(1) + 2 * self.stop.signal
+            due = clock() - self._saved_at >= self._save_s
+            code = self._bad_loss.long().view(1) + 2 * due + 4 * self.stop.signal
             self._news.send(gathered(code)[:, 0] if self.args.world_size > 1 else code)
 
     def before_optimizer_step(self) -> None:
-        """Agree with the other processes whether to stop, and refuse a step on a loss that is no number.
+        """Agree with the other processes whether to save or to stop, and refuse a step on a loss that is no number.
 
         Raises:
             StageError: a loss of this step is not finite; the weights are still those of the step before.
         """
         news = self._news.read()
         self._bad_loss = None
-        self.stop.agreed = max(code // 2 for code in news)
+        self.stop.agreed = max(code // 4 for code in news)
+        self.saving_is_due = any(code // 2 % 2 for code in news)
         if any(code % 2 for code in news):
             rows = self._rows if news[self.args.process_index] % 2 else []
             rows = gather_object(rows) if self.args.world_size > 1 else rows
@@ -179,6 +192,7 @@ class Trainer(SFTTrainer):
             raise
         if first:
             keep_newest(folder, self._limit, best=best_step(self.state.log_history))
+        self._saved_at = clock()
         self._window.restart()
 
     def _gathered(self, tokens: int) -> tuple[int, float]:
@@ -351,6 +365,8 @@ class _Guard(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._trainer.stop.agreed:
             control.should_save = control.should_training_stop = True
+        if self._trainer.saving_is_due:
+            control.should_save = True
         if args.eval_strategy == "steps" and state.global_step >= state.max_steps:
             control.should_evaluate = True
         # So a checkpoint carries the metrics up to its step, and a resumed run's windows begin where they began before.

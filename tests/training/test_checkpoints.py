@@ -6,9 +6,12 @@ import errno
 from pathlib import Path
 
 import pytest
+from small_model import small_run
 
 from ftkit.errors import StageError
+from ftkit.training import trainer
 from ftkit.training.checkpoints import MARKER, is_complete, keep_newest, mark_complete, newest_complete, saving
+from ftkit.training.train import train
 
 
 def checkpoint(folder: Path, step: int, *, whole: bool = True) -> Path:
@@ -75,6 +78,23 @@ def test_a_full_disk_is_named_whichever_library_meets_it(tmp_path: Path, error: 
     ):
         raise error
     assert "checkpoint-3" in caught.value.where
+
+
+def test_a_checkpoint_is_written_when_the_last_one_is_old_enough(
+    model_folder: Path, token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock goes on by 4 minutes a step. Guard: saving_is_due in _Guard.on_step_end."""
+    now = [0.0]
+    monkeypatch.setattr(trainer, "clock", lambda: now[0])
+    overrides = ["sft.save_minutes=10", "sft.save_steps=100", "sft.save_total_limit=9", "sft.max_steps=9"]
+    config = small_run(model_folder, *overrides)
+
+    def say(line: str) -> None:
+        now[0] += 240 * line.startswith("step")
+
+    train(config, tokens=token_file, out=tmp_path / "train", checkpoints=tmp_path / "checkpoints", say=say)
+    steps = sorted(int(path.name.rpartition("-")[2]) for path in (tmp_path / "checkpoints").iterdir())
+    assert steps == [4, 8, 9]
 
 
 def test_other_errors_pass(tmp_path: Path) -> None:

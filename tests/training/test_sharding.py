@@ -76,11 +76,12 @@ def test_sharded_adapters_are_those_of_one_process(model_folder: Path, tokens: P
     """ftkit's own experts and attention run in plain torch then, and say so."""
     one = Run(small_run(model_folder, *STEPS, *LORA, ONE), tokens, tmp_path / "one")
     one.train()
-    best = ["sft.load_best_model_at_end=true", "sft.early_stopping_patience=1"]
-    two = Run(small_run(model_folder, *STEPS, *LORA, *best, *SHARDED), tokens, tmp_path / "two")
+    often = ["sft.save_steps=100", "sft.save_minutes=1e-9", "sft.save_total_limit=9"]
+    two = Run(small_run(model_folder, *STEPS, *LORA, *often, *SHARDED), tokens, tmp_path / "two")
     done = in_two_processes(two)
     assert done.returncode == 0 and "; not fused: " in done.stdout, done.stderr
     same(two, one, "adapter/adapter_model.safetensors")
+    assert len(list(two.checkpoints.iterdir())) == 4, "every process finds its last checkpoint old enough"
 
 
 def test_upstream_still_shards_on_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
