@@ -18,9 +18,9 @@ from ftkit.errors import StageError
 from ftkit.training import session
 from ftkit.training.collator import Collator
 from ftkit.training.document_masks import isolate_documents
-from ftkit.training.footprint import GIB, footprint
+from ftkit.training.footprint import GIB, footprint, model_parameters
 from ftkit.training.guards import check_packing
-from ftkit.training.lora import add_lora
+from ftkit.training.lora import Trained, add_lora, train_all
 from ftkit.training.savings import out_of_memory, savings
 from ftkit.training.trainer import Trainer
 
@@ -74,7 +74,7 @@ def test_a_packed_run_says_that_it_was_checked(model_folder: Path, token_file: P
 def test_an_adapter_that_does_not_move_stops_the_run_and_is_named(
     model_folder: Path, token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_out: str
 ) -> None:
-    """Guard: AdaptersMove, added in session._set_up. A hook does what a kernel without a backward pass would."""
+    """Guard: WeightsMove, added in session._set_up. A hook does what a kernel without a backward pass would."""
 
     def without_gradient(*args):
         model, trained = add_lora(*args)
@@ -85,10 +85,26 @@ def test_an_adapter_that_does_not_move_stops_the_run_and_is_named(
 
     monkeypatch.setattr(session, "add_lora", without_gradient)
     run = Run(small_run(model_folder), token_file, tmp_path)
-    with pytest.raises(StageError, match=r"1 of 12 adapters have not moved from zero in two steps") as caught:
+    with pytest.raises(StageError, match=r"1 of 12 adapters have not moved in two steps") as caught:
         run.train()
     assert f"model.layers.{left_out}" in caught.value.what and "lora.target_modules" in caught.value.cure
     assert [line["step"] for line in run.metrics] == [1]
+
+
+def test_a_weight_that_does_not_move_stops_full_fine_tuning_and_is_named(
+    model_folder: Path, token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guard: WeightsMove, added in session._set_up; a sink whose attention gives it no gradient, for instance."""
+
+    def without_gradient(model: GptOssForCausalLM) -> Trained:
+        trained = train_all(model)
+        model.model.layers[1].self_attn.sinks.register_hook(torch.zeros_like)
+        return trained
+
+    monkeypatch.setattr(session, "train_all", without_gradient)
+    run = Run(small_run(model_folder, "lora=none"), token_file, tmp_path)
+    with pytest.raises(StageError, match=r"1 of 33 weights have not moved .*: model.layers.1.self_attn.sinks"):
+        run.train()
 
 
 def test_out_of_memory_is_answered_with_what_saves_most_cheaply(
@@ -129,6 +145,15 @@ def test_each_saving_is_what_the_prediction_says_of_its_override() -> None:
             assert saving.saves == pytest.approx(before - footprint(after).total / GIB), saving.override
         assert saving.saves > 0 and saving.needs == pytest.approx(before - saving.saves)
     assert resolve([*LARGE.split(), *found[1].override.split()]).rows_per_step == config.rows_per_step
+
+
+def test_full_fine_tuning_saves_by_sharding_and_needs_sixteen_bytes_a_parameter() -> None:
+    config = resolve(["lora=none", "compute=h100x8", "stage=plan"])
+    assert savings(config)[0].override == "sft.fsdp=true"
+    alone, shared = footprint(config), footprint(resolve(["lora=none", "compute=h100x8", "sft=fsdp", "stage=plan"]))
+    parameters = model_parameters(config.model.architecture)
+    assert alone.weights + alone.optimiser == (16 + 4) * parameters
+    assert shared.weights + shared.optimiser == 16 * parameters / 8
 
 
 def test_the_message_lists_them_in_order_with_gib_and_cost() -> None:

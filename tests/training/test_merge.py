@@ -19,6 +19,7 @@ from ftkit.training import merging
 from ftkit.training.merge import MergeResult, merge
 from ftkit.training.model import load_base
 from ftkit.training.train import train
+from ftkit.training.trained import Origin
 
 SERVING = {"system": "reasoning language: Japanese", "reasoning_effort": "medium"}
 
@@ -83,6 +84,35 @@ def test_a_model_that_came_in_mxfp4_is_merged_dense(mxfp4_folder: Path, token_fi
     assert result.max_difference < 1e-4
     assert "quantization_config" not in json.loads((out / "config.json").read_text())
     assert not [name for name in load_file(out / "model.safetensors") if name.endswith(("_blocks", "_scales"))]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_that_was_trained_whole_is_written_and_compared_as_a_merged_one(
+    mxfp4_folder: Path, token_file: Path, tmp_path: Path, dtype: str
+) -> None:
+    """Every weight but the router's has moved; what is written is what was trained."""
+    ours = ("model.attn_implementation=ftkit_sinks", "model.experts_implementation=ftkit_lora")
+    config = small_run(mxfp4_folder, *ours, "lora=none", "sft.max_steps=3", f"merge.dtype={dtype}")
+    said: list[str] = []
+    trained, out = tmp_path / "train" / "model", tmp_path / "merged"
+    train(config, tokens=token_file, out=trained.parent, checkpoints=tmp_path / "checkpoints", say=said.append)
+    assert said[0] == "grouped_mm experts in place of ftkit_lora, which trains adapters alone"
+    assert "not fused: there is no CUDA GPU" in said[1] and "router frozen" in said[3]
+    result = merge(config, trained=trained, tokens=token_file, out=out, serving=SERVING)
+    assert result.max_difference == 0 < 0.01 < result.mean_change and result.dtype == dtype
+    base, found = load_base(config.model).state_dict(), load_file(out / "model.safetensors")
+    moved = {name for name, weight in load_file(trained / "model.safetensors").items() if not weight.equal(base[name])}
+    assert moved == {name for name in base if ".router." not in name}
+    assert found.keys() == base.keys() and found["lm_head.weight"].dtype == getattr(torch, dtype)
+
+
+def test_a_training_that_changes_nothing_is_refused(model_folder: Path, token_file: Path, tmp_path: Path) -> None:
+    """The base itself in the place of what was trained."""
+    config = small_run(model_folder, "lora=none")
+    idle = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    refused(config, "no finished model", trained=idle, tokens=token_file, out=tmp_path / "merged")
+    Origin.of(config, global_step=9, max_steps=9).write(idle)
+    refused(config, "the model changes nothing", trained=idle, tokens=token_file, out=tmp_path / "merged")
 
 
 def test_bfloat16_is_held_to_the_mean(model_folder: Path, token_file: Path, adapter: Path, tmp_path: Path) -> None:

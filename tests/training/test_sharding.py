@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -84,5 +85,17 @@ def test_sharded_adapters_are_those_of_one_process(model_folder: Path, tokens: P
     assert len(list(two.checkpoints.iterdir())) == 4, "every process finds its last checkpoint old enough"
 
 
-def test_upstream_still_shards_on_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+UPSTREAM = """
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
+print(Accelerator(cpu=True, fsdp_plugin=FullyShardedDataParallelPlugin(fsdp_version=2)).distributed_type)
+"""
+
+
+def test_upstream_still_shards_on_gpus_alone() -> None:
     """Canary: when this fails, ``sharding.shard_on_cpus`` is no longer needed."""
+    group = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
+             "MASTER_PORT": "0", "ACCELERATE_USE_FSDP": ""}  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", UPSTREAM], env=os.environ | group, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "DistributedType.MULTI_CPU", done.stderr
