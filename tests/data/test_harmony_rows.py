@@ -92,6 +92,7 @@ def by_openai(library, conversation: Conversation) -> list[tuple[list[int], list
 @settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(conversations())
 def test_ids_and_labels_are_those_of_openai_harmony(real_harmony, openai_harmony, conversation: Conversation) -> None:
+    """One row an assistant turn, loss on that turn alone. Guards: the prompt's length in token_rows, and labels_of."""
     assert rows_of(real_harmony, conversation) == by_openai(openai_harmony, conversation)
 
 

@@ -80,6 +80,7 @@ def test_upstream_still_trains_no_expert_on_a_typo() -> None:
 def test_what_cannot_be_adapted_is_refused(
     model: GptOssForCausalLM, changes: dict[str, Any], what: str, cure: str
 ) -> None:
+    """Guards: ``_refuse`` in _wanted_modules and _wanted_tensors, and the first lines of add_lora."""
     with pytest.raises(StageError) as caught:
         add_lora(model, lora(**changes))
     assert what in caught.value.what and cure in caught.value.cure

@@ -55,6 +55,7 @@ def test_the_merged_model_is_the_base_with_the_adapter(
 
 
 def test_the_folder_has_all_that_serving_needs(merged: tuple[Path, MergeResult]) -> None:
+    """Answers do not end after their thinking. Guard: STOPS in merging."""
     folder, _ = merged
     config = json.loads((folder / "config.json").read_text())
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -90,7 +91,10 @@ def test_a_model_that_came_in_mxfp4_is_merged_dense(mxfp4_folder: Path, token_fi
 def test_a_model_that_was_trained_whole_is_written_and_compared_as_a_merged_one(
     mxfp4_folder: Path, token_file: Path, tmp_path: Path, dtype: str
 ) -> None:
-    """Every weight but the router's has moved; what is written is what was trained."""
+    """Every weight but the router's has moved; what is written is what was trained.
+
+    Guards: save_original_format=False in write_weights, the router in train_all, for_all_weights in session.run.
+    """
     ours = ("model.attn_implementation=ftkit_sinks", "model.experts_implementation=ftkit_lora")
     config = small_run(mxfp4_folder, *ours, "lora=none", "sft.max_steps=3", f"merge.dtype={dtype}")
     said: list[str] = []
