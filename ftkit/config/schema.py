@@ -317,8 +317,9 @@ class Compute(Group):
 
 
 class Merge(Group):
-    dtype: Literal["bfloat16", "float32"]
-    """Precision of the merged model's files."""
+    format: Literal["bf16", "fp32", "mxfp4"]
+    """What the merged model's files hold. mxfp4: experts in 4 bits as the published checkpoints have them, the rest
+    in bfloat16: a quarter of the size, and the rounding takes away a part of what training changed."""
 
 
 class Registration(Group):

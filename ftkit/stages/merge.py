@@ -44,13 +44,17 @@ def run(context: Context) -> Made:
         serving={"system": system_message(config.dataset), "reasoning_effort": config.dataset.reasoning_effort},
     )
     files = list(tree(out).values())
-    size = sum(path.stat().st_size for path in files) / 2**30
+    size = sum(path.stat().st_size for path in files) / 2**20
     data = f"{published.record.result['name']}:{published.record.result['version']}"
     kept = {**asdict(result), "folder": FOLDER, "data": data, "digest": _digest(context, adapter)}
     kept["trained"] = {
         f"train.{name}": figure for name in FIGURES if (figure := trained.record.result.get(name)) is not None
     }
-    return Made(f"{size:.2f} GiB in {out}; {result.summary}", files, kept)
+    return Made(f"{_shown(size)} in {out}; {result.summary}", files, kept)
+
+
+def _shown(mib: float) -> str:
+    return f"{mib / 1024:.1f} GiB" if mib >= 1024 else f"{mib:.1f} MiB"
 
 
 def _digest(context: Context, adapter: Path) -> str:
