@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from ftkit.errors import StageError
 
@@ -72,6 +74,16 @@ def tree_digest(folder: Path) -> str:
     """One digest for a folder: of its files' relative paths and contents."""
     joined = "\n".join(f"{name} {sha256(path)}" for name, path in tree(folder).items())
     return hashlib.sha256(joined.encode()).hexdigest()
+
+
+def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSONL file, none if it is not there; the last may be cut off where its writer was killed."""
+    if path.is_file():
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                yield json.loads(text)
+            except ValueError:
+                return
 
 
 def _remove(path: Path) -> None:

@@ -1,19 +1,23 @@
-"""The loss on held-out rows during training, on the thinking and on the answers apart."""
+"""The loss on held-out rows, on the thinking and on the answers apart."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ftkit.training.dataset import IGNORED
+from ftkit.config.schema import Config
+from ftkit.errors import StageError
+from ftkit.training.collator import Collator
+from ftkit.training.dataset import IGNORED, training_rows
 
 LOGIT_ROWS = 512
 """Rows of logits that exist at a time."""
@@ -51,7 +55,7 @@ class HeldOut:
     def __init__(self, rows: Dataset, collate: Collate, batch_size: int, marks: Marks):
         self._rows, self._collate, self._size, self._marks = rows, collate, batch_size, marks
 
-    def sums(self, model: PeftModel, *, process: int, processes: int) -> torch.Tensor:
+    def sums(self, model: PeftModel | PreTrainedModel, *, process: int, processes: int) -> torch.Tensor:
         """Sums over every ``processes``-th batch, from batch ``process`` on.
 
         Returns:
@@ -67,7 +71,7 @@ class HeldOut:
         model.train(training)
         return total
 
-    def _of_batch(self, model: PeftModel, examples: list[dict[str, Any]]) -> torch.Tensor:
+    def _of_batch(self, model: PeftModel | PreTrainedModel, examples: list[dict[str, Any]]) -> torch.Tensor:
         parts = [_parts(example, self._marks) for example in examples]
         batch, *of_parts = (
             self._collate([{**example, "labels": part[i]} for example, part in zip(examples, parts, strict=True)])
@@ -76,6 +80,35 @@ class HeldOut:
         losses, with_loss = token_losses(model, batch)
         masks = [with_loss, *(part["labels"].flatten()[1:] != IGNORED for part in of_parts)]
         return torch.stack([torch.stack([losses[m[with_loss]].sum(), m.sum().double()]) for m in masks])
+
+
+def losses_on(
+    model: PreTrainedModel,
+    tokens: Path,
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Collection[int],
+) -> dict[str, float]:
+    """The mean losses of a whole model on some of the held-out rows, by name; those that are too long are left out.
+
+    Args:
+        tokens: parquet file of ``prepare``.
+        rows: numbers of the source rows.
+    """
+    alone = config.model_copy(
+        update={
+            "sft": config.sft.model_copy(update={"packing": False}),
+            "dataset": config.dataset.model_copy(update={"overlength": "drop"}),
+        }
+    )
+    try:
+        found, _ = training_rows(tokens, alone, vocab_size=config.model.architecture.vocab_size, split="heldout")
+    except StageError:
+        return {}  # all are too long
+    asked = found.select([i for i, row in enumerate(found["rows"]) if int(row[0]) in rows])
+    collate = Collator(cast(int, tokenizer.pad_token_id), packed=False)
+    size = config.sft.per_device_train_batch_size
+    return means(HeldOut(asked, collate, size, Marks.of(tokenizer)).sums(model, process=0, processes=1))
 
 
 def means(sums: torch.Tensor) -> dict[str, float]:
@@ -100,7 +133,7 @@ def evaluations(log_history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [log for log in log_history if "eval_loss" in log]
 
 
-def token_losses(model: PeftModel, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+def token_losses(model: PeftModel | PreTrainedModel, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """The cross entropy of each token with loss, in nats.
 
     Returns:
@@ -120,9 +153,9 @@ def token_losses(model: PeftModel, batch: dict[str, Any]) -> tuple[torch.Tensor,
 
 
 @torch.no_grad()
-def hidden_states(model: PeftModel, batch: dict[str, Any]) -> torch.Tensor:
+def hidden_states(model: PeftModel | PreTrainedModel, batch: dict[str, Any]) -> torch.Tensor:
     """What the last layer leaves for each token, (batch, length, width)."""
-    base: Any = model.get_base_model()
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     inputs = {
         name: value.to(base.device) if isinstance(value, torch.Tensor) else value
         for name, value in batch.items()
@@ -132,9 +165,9 @@ def hidden_states(model: PeftModel, batch: dict[str, Any]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def project(model: PeftModel, hidden: torch.Tensor) -> torch.Tensor:
+def project(model: PeftModel | PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
     """Logits (rows, vocabulary) in float32 of hidden states (rows, width)."""
-    base: Any = model.get_base_model()
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     head = base.get_output_embeddings()
     return head(hidden.to(head.weight.dtype)).float()
 

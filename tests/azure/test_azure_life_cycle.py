@@ -106,9 +106,9 @@ def test_from_an_empty_folder_the_same_data_and_images_are_found(first: Command,
 def test_evaluation_alone_is_a_job_on_the_model_that_an_earlier_job_made(
     first: Command, azure: StandIn, project: Project
 ):
-    done = project.ftkit("stage=evaluate", "evaluate.questions=4", "compute.nodes=1")
+    done = project.ftkit("stage=evaluate", "evaluation.questions=4", "compute.nodes=1")
     assert done.status == 1 and "compute.nodes" in done.err  # another setting: the model was made with two nodes
-    done = project.ftkit("stage=evaluate", "evaluate.questions=4")
+    done = project.ftkit("stage=evaluate", "evaluation.questions=4")
     assert done.status == 0, str(done)
     assert "4 held-out questions" in done.out
     assert len((project.run / "evaluate" / "answers.jsonl").read_text().splitlines()) == 4
