@@ -125,6 +125,8 @@ class Model(Group):
     """Hub id or folder of the tokenizer where the model itself cannot be read from here; null takes the model's own."""
     folder: str | None
     """Set inside an Azure ML job: where the model is mounted."""
+    license: str
+    """Licence of the weights, as the hub abbreviates it (apache-2.0, mit, other), for the card of the merged model."""
     revision: str | None
     """Branch, tag or commit on the hub; null takes the newest."""
     dtype: Literal["bfloat16", "float32"]
@@ -174,8 +176,8 @@ class Dataset(Group):
     name: AssetName
     """Short name, shown by ``plan``."""
     path: str
-    """Hub id; a .jsonl, .json, .csv, .tsv or .parquet file, also with .gz; a folder or a pattern (\"data/*.jsonl\") of them;
-    or ``package:<file>`` for data that ships with ftkit."""
+    """Hub id; a .jsonl, .json, .csv, .tsv or .parquet file, also with .gz; a folder or a pattern (\"data/*.jsonl\") of
+    them; or ``package:<file>`` for data that ships with ftkit."""
     split: str
     """Split to read from a hub data set; files have one."""
     revision: str | None

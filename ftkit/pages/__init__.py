@@ -18,19 +18,25 @@ def write_page(path: Path, package: str, template: str, **values: Any) -> None:
         template: its file name.
         values: what it is told, besides ``version``.
     """
+    text = rendered(package, template, escape=True, **values)
+    with written_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def rendered(package: str, template: str, *, escape: bool, **values: Any) -> str:
+    """A template's text; ``escape`` is for HTML, and the rest as in ``write_page``."""
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=ChoiceLoader([PackageLoader("ftkit", package), PackageLoader("ftkit", "pages")]),
-        autoescape=True,
+        autoescape=escape,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters |= {"value": shown_value, "duration": duration, "percent": percent, "number": "{:,}".format}
-    text = environment.get_template(template).render(version=__version__, **values)
-    with written_aside(path) as aside:
-        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
+    return environment.get_template(template).render(version=__version__, **values)
 
 
 def percent(share: float) -> str:

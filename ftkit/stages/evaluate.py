@@ -16,12 +16,14 @@ from rich.text import Text
 from ftkit.config.schema import Config
 from ftkit.console import console
 from ftkit.evaluation.asking import Asking
+from ftkit.evaluation.card import write_card
 from ftkit.evaluation.comparison import Comparison, Pair, Row, write_comparison
 from ftkit.evaluation.measures import MEASURES, Answer
 from ftkit.evaluation.questions import Question, heldout_questions, task_file, task_questions
 from ftkit.files import sha256, written_aside
+from ftkit.lineage import find
 from ftkit.quiet import libraries_to
-from ftkit.stages import Context, Made
+from ftkit.stages import BY_NAME, Context, Made
 from ftkit.stages.prepare import TOKENS
 from ftkit.stages.publish import published_rows
 
@@ -56,7 +58,7 @@ def run(context: Context) -> Made:
         tokens = None if config.evaluation.path else published_rows(context) / TOKENS
         asking = Asking(questions, config, tokens, context.folder, context.say)
         compared = Comparison(
-            asking.ask("base", config.model, config.model.model_dump_json(exclude={"folder", "tokenizer"})),
+            asking.ask("base", config.model, config.model.model_dump_json(exclude={"folder", "tokenizer", "license"})),
             asking.ask("merged", tuned, merged.record.result["digest"]),
         )
     _print(compared, config)
@@ -64,6 +66,10 @@ def run(context: Context) -> Made:
         _write(aside, compared.pairs)
     write_comparison(context.folder / PAGE, compared, config)
     result = {"task": config.evaluation.name, **compared.result()}
+    if merged.run_folder == context.run_folder:  # not where a job finds a model that an earlier one has made
+        train = find(config, BY_NAME["train"], "evaluate").record
+        model, data = merged.run_folder / merged.record.result["folder"], context.needs["publish"].record
+        write_card(model, config, trained=train, data=data, merged=merged.record.result, evaluated=result)
     shares = f"{result['base']['thinks_in_japanese']:.2f} → {result['merged']['thinks_in_japanese']:.2f}"
     summary = f"{_asked(compared, config)}: thinking in Japanese {shares}; {context.folder / PAGE}"
     return Made(summary, [context.folder / ANSWERS, context.folder / PAGE], result)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ftkit.data.conversations import system_message
 from ftkit.errors import StageError
+from ftkit.evaluation.card import write_card
 from ftkit.files import tree, tree_digest
 from ftkit.stages import Context, Made
 from ftkit.stages.prepare import TOKENS
@@ -43,13 +44,14 @@ def run(context: Context) -> Made:
         out=out,
         serving={"system": system_message(config.dataset), "reasoning_effort": config.dataset.reasoning_effort},
     )
-    files = list(tree(out).values())
+    files = list(tree(out).values())  # the card, which an evaluation writes anew, is none of them
     size = sum(path.stat().st_size for path in files) / 2**20
     data = f"{published.record.result['name']}:{published.record.result['version']}"
     kept = {**asdict(result), "folder": FOLDER, "data": data, "digest": _digest(context, adapter)}
     kept["trained"] = {
         f"train.{name}": figure for name in FIGURES if (figure := trained.record.result.get(name)) is not None
     }
+    write_card(out, config, trained=trained.record, data=published.record, merged=kept)
     return Made(f"{_shown(size)} in {out}; {result.summary}", files, kept)
 
 
