@@ -321,7 +321,7 @@ class Compute(Group):
 class Merge(Group):
     format: Literal["bf16", "fp32", "mxfp4"]
     """What the merged model's files hold. mxfp4: experts in 4 bits as the published checkpoints have them, the rest
-    in bfloat16: a quarter of the size, and the rounding takes away a part of what training changed."""
+    in bfloat16: a third of bf16's size, and the rounding takes away a part of what training changed."""
 
 
 class Registration(Group):

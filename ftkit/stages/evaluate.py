@@ -86,7 +86,8 @@ def _questions(context: Context) -> list[Question]:
 
 
 def _asked(compared: Comparison, config: Config) -> str:
-    of = "held-out questions" if config.evaluation.path is None else f"questions of {config.evaluation.name}"
+    question = "question" if compared.questions == 1 else "questions"
+    of = f"held-out {question}" if config.evaluation.path is None else f"{question} of {config.evaluation.name}"
     return f"{compared.questions} {of}"
 
 

@@ -114,6 +114,16 @@ def test_evaluation_alone_is_a_job_on_the_model_that_an_earlier_job_made(
     assert len((project.run / "evaluate" / "answers.jsonl").read_text().splitlines()) == 4
 
 
+def test_a_file_of_questions_goes_with_the_job(first: Command, azure: StandIn, project: Project):
+    (project.folder / "mgsm_ja.tsv").write_text("3メートルは何センチメートルですか？\t300\n", encoding="utf-8")
+    done = project.ftkit("stage=evaluate", "evaluation=mgsm-ja", "evaluation.max_new_tokens=60")
+    assert done.status == 0, str(done)
+    assert "1 question of mgsm-ja" in done.out and project.record("evaluate")["result"]["merged"]["right"] == 1
+    assert "evaluation" in (project.run / "evaluate" / "report.html").read_text(encoding="utf-8")
+    again = project.ftkit("stage=evaluate", "evaluation=mgsm-ja", "evaluation.max_new_tokens=60")
+    assert "up to date" in again.out, str(again)
+
+
 def test_the_endpoint_answers_in_japanese(first: Command):
     assert re.search(r"^ +answer +1200センチメートルです。$", first.out, re.MULTILINE)
 
