@@ -43,7 +43,9 @@ def quantize_mxfp4(weight: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"MXFP4 needs an input dimension that is a multiple of {BLOCK}, not {weight.shape[-2]}")
     if not weight.isfinite().all():
         raise ValueError("MXFP4 holds no infinities and no NaN, and the weight has some")
-    numbers = weight.detach().float().transpose(-1, -2).unflatten(-1, (-1, BLOCK))  # (..., out, in / 32, 32)
+    numbers = (
+        weight.detach().float().transpose(-1, -2).contiguous().unflatten(-1, (-1, BLOCK))
+    )  # (..., out, in / 32, 32)
     largest = numbers.abs().amax(-1)
     exponent = torch.frexp(largest).exponent - 1 - _LARGEST_EXPONENT
     exponent = torch.where(largest > 0, exponent, 0).clamp(-BIAS, BIAS - 1)
