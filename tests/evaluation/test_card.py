@@ -30,7 +30,7 @@ def test_after_the_evaluation_the_card_has_its_figures_and_the_lineage(finished_
     assert found["thinks_in_japanese"] == measured["merged"]["thinks_in_japanese"]
     assert card.data.base_model is None, "what ships with ftkit is not on the hub"
     digest = record(finished_run, "merge").result["digest"]
-    for told in (f"digest `{data['digest']}`", "`package:tiny-gpt-oss`", "CPU, 1 thread", "r 8, alpha 16",
+    for told in (f"digest `{data['digest']}`", "`package:tiny-gpt-oss`", "| hardware | CPU, ", "r 8, alpha 16",
                  "213 to train on, 43 held out", "| thinks in Japanese | 0.00 (0.00 to 0.00) |", "## Limits",
                  f"digest | `{digest}`", "43 held-out questions, greedy"):  # fmt: skip
         assert told in card.text, told
