@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from ftkit.errors import StageError
 
@@ -68,10 +70,20 @@ def tree(folder: Path) -> dict[str, Path]:
     return {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def tree_digest(folder: Path) -> str:
-    """One digest for a folder: of its files' relative paths and contents."""
-    joined = "\n".join(f"{name} {sha256(path)}" for name, path in tree(folder).items())
+def tree_digest(folder: Path, besides: Collection[str] = ()) -> str:
+    """One digest for a folder: of its files' relative paths and contents, ``besides`` some relative paths."""
+    joined = "\n".join(f"{name} {sha256(path)}" for name, path in tree(folder).items() if name not in besides)
     return hashlib.sha256(joined.encode()).hexdigest()
+
+
+def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSONL file, none if it is not there; the last may be cut off where its writer was killed."""
+    if path.is_file():
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                yield json.loads(text)
+            except ValueError:
+                return
 
 
 def _remove(path: Path) -> None:

@@ -23,6 +23,7 @@ def rows(tmp_path: Path) -> Path:
     examples = [json.loads(block) for block in re.findall(r"```json\n(\{.*\})\n```", README)]
     row = {key: value for example in examples for key, value in example.items()}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    (tmp_path / "mgsm_ja.tsv").write_text("1+1\t2\n", encoding="utf-8")
     return tmp_path
 
 

@@ -305,6 +305,27 @@ def columns_say_where_the_chat_is(config: Config) -> Iterator[Problem]:
         )
 
 
+def task_file_exists(config: Config) -> Iterator[Problem]:
+    evaluation = config.evaluation
+    if "evaluate" not in config.stages or evaluation.path is None or evaluation.folder:
+        return
+    path = Path(evaluation.path).expanduser()
+    if path.is_file() and is_data_file(path):
+        return
+    kinds = f"a file of questions and answers is {', '.join(DATA_SUFFIXES)}, or .gz"
+    neighbours = [str(p) for p in path.parent.glob("*") if is_data_file(p)] if path.parent.is_dir() else []
+    close = nearest(str(path), neighbours)
+    what = f"{path} is none that can be read" if path.exists() else f"no such file: {path}"
+    yield Problem("evaluation.path", what, "", f"did you mean {close}?" if close else kinds)
+
+
+def several_samples_need_a_temperature(config: Config) -> Iterator[Problem]:
+    evaluation = config.evaluation
+    if evaluation.samples > 1 and evaluation.temperature == 0:
+        what = f"{evaluation.samples}, which would all be the same at temperature 0"
+        yield Problem("evaluation.samples", what, "", "evaluation.temperature=1.0, or evaluation.samples=1")
+
+
 def invoke_has_one_request(config: Config) -> Iterator[Problem]:
     invoke = config.invoke
     given = [name for name in ("prompt", "messages", "file") if getattr(invoke, name) is not None]
@@ -364,5 +385,7 @@ CHECKS: tuple[Check, ...] = (
     hub_token_has_one_place,
     dataset_files_exist,
     columns_say_where_the_chat_is,
+    task_file_exists,
+    several_samples_need_a_temperature,
     invoke_has_one_request,
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ftkit.assets import asset_path
 
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 PATTERN_CHARACTERS = "*?["
 
 

@@ -8,7 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-MEASURES = ("thinks_in_japanese", "parses", "finished", "loops", "right", "right_number", "tokens")
+MEASURES = (
+    *("thinks_in_japanese", "japanese_probability", "parses", "finished", "loops"),
+    *("right", "right_number", "thinking_tokens", "tokens"),
+)
 RULE = re.compile(
     r"^(?P<measure>\w+) *(?P<compare>>=|<=|>|<) *(?:(?P<base>base)(?: *(?P<margin>[+-] *[\d.]+))?|(?P<value>[\d.]+))$"
 )

@@ -38,7 +38,7 @@ MERGED = STAGES.index("merge") + 1
 SIDE_STAGES = ("plan", "evaluate", "report", "teardown")
 """Stages that are run on their own, beside the life cycle."""
 
-GROUPS = ("model", "dataset", "lora", "sft", "compute", "deployment")
+GROUPS = ("model", "dataset", "lora", "sft", "compute", "deployment", "evaluation")
 """Config groups whose options are files in ``conf/<group>/``."""
 
 
@@ -126,6 +126,8 @@ class Model(Group):
     """Hub id or folder of the tokenizer where the model itself cannot be read from here; null takes the model's own."""
     folder: str | None
     """Set inside an Azure ML job: where the model is mounted."""
+    license: str
+    """Licence of the weights, as the hub abbreviates it (apache-2.0, mit, other), for the card of the merged model."""
     revision: str | None
     """Branch, tag or commit on the hub; null takes the newest."""
     dtype: Literal["bfloat16", "float32"]
@@ -175,8 +177,8 @@ class Dataset(Group):
     name: AssetName
     """Short name, shown by ``plan``."""
     path: str
-    """Hub id; a .jsonl, .json, .csv or .parquet file, also with .gz; a folder or a pattern (\"data/*.jsonl\") of them;
-    or ``package:<file>`` for data that ships with ftkit."""
+    """Hub id; a .jsonl, .json, .csv, .tsv or .parquet file, also with .gz; a folder or a pattern (\"data/*.jsonl\") of
+    them; or ``package:<file>`` for data that ships with ftkit."""
     split: str
     """Split to read from a hub data set; files have one."""
     revision: str | None
@@ -322,8 +324,9 @@ class Compute(Group):
 
 
 class Merge(Group):
-    dtype: Literal["bfloat16", "float32"]
-    """Precision of the merged model's files."""
+    format: Literal["bf16", "fp32", "mxfp4"]
+    """What the merged model's files hold. mxfp4: experts in 4 bits as the published checkpoints have them, the rest
+    in bfloat16: a third of bf16's size, and the rounding takes away a part of what training changed."""
 
 
 class Registration(Group):
@@ -379,9 +382,34 @@ class Invoke(Group):
     """true prints thinking and answer as they come, false when all is there; null streams to a terminal."""
 
 
-class Evaluate(Group):
+class TaskColumns(Group):
+    question: str
+    """Column with the question."""
+    answer: str
+    """Column with the answer that is expected."""
+
+
+class Evaluation(Group):
+    name: AssetName
+    """Short name of the questions, for the report."""
+    path: str | None
+    """A .jsonl, .json, .tsv, .csv or .parquet file with a question and an answer a row; null asks the held-out rows."""
+    folder: str | None
+    """Set inside an Azure ML job: where that file is mounted."""
+    header: list[str] | None
+    """Names of a .tsv's or .csv's columns; null takes them from its first line."""
+    columns: TaskColumns
+    match: Literal["exact", "last-number", "contains"]
+    """When an answer is right. exact: the same text, widths and white space aside. last-number: its last number is the
+    expected one's last. contains: the expected text stands somewhere in it."""
     questions: PositiveInt
-    """Held-out questions to ask at the most."""
+    """Questions to ask at the most."""
+    samples: PositiveInt
+    """Answers to each question, at temperature."""
+    temperature: Annotated[float, Field(ge=0, le=2)]
+    """0 takes the likeliest token each time; above, tokens are drawn."""
+    seed: Annotated[int, Field(ge=0)]
+    """Seed of what is drawn; the same seed gives the same answers."""
     max_new_tokens: PositiveInt
     """Longest answer in tokens, thinking included."""
     batch_size: PositiveInt
@@ -422,7 +450,7 @@ class Config(Group):
     registration: Registration
     deployment: Deployment
     invoke: Invoke
-    evaluate: Evaluate
+    evaluation: Evaluation
     report: Report
 
     @property

@@ -84,13 +84,17 @@ class Chunk:
                 yield RawRow(number, where, None, reason, detail)
 
 
-def read_chunks(dataset: Dataset) -> Iterator[Chunk]:
+def read_chunks(dataset: Dataset, header: Sequence[str] | None = None) -> Iterator[Chunk]:
     """Read ``dataset.path``, at most ``dataset.max_rows`` rows of it.
+
+    Args:
+        dataset: where the rows are, and which columns they have.
+        header: names of the columns of .csv and .tsv files that do not begin with them.
 
     Raises:
         StageError: the source is missing, empty, unreadable, or lacks the configured columns.
     """
-    chunks = _checked(_source(dataset), dataset)
+    chunks = _checked(_source(dataset, header), dataset)
     left = dataset.max_rows
     for chunk in chunks:
         if left is not None and len(chunk.lines) >= left:
@@ -100,22 +104,22 @@ def read_chunks(dataset: Dataset) -> Iterator[Chunk]:
         yield chunk
 
 
-def _source(dataset: Dataset) -> Iterator[Chunk]:
+def _source(dataset: Dataset, header: Sequence[str] | None) -> Iterator[Chunk]:
     files = data_files(dataset.path)
     if files is None:
         return _hub_chunks(dataset)
     if not files:
         raise StageError("there is nothing to read", where=dataset.path, cure="dataset.path=<your rows>")
-    return _file_chunks(files)
+    return _file_chunks(files, header)
 
 
-def _file_chunks(files: list[Path]) -> Iterator[Chunk]:
+def _file_chunks(files: list[Path], header: Sequence[str] | None) -> Iterator[Chunk]:
     folder = Path(*_common(files))
     before = 0
     for path in files:
         name, last = path.relative_to(folder).as_posix(), 0
         try:
-            for lines, content in _batches(path):
+            for lines, content in _batches(path, header):
                 yield Chunk(name, before, lines, content)
                 last = lines[-1]
         except (Unreadable, *DAMAGE) as error:
@@ -145,7 +149,7 @@ def _first_line(error: BaseException) -> str:
     return str(text).splitlines()[0]
 
 
-def _batches(path: Path) -> Iterator[tuple[Sequence[int], Any]]:
+def _batches(path: Path, header: Sequence[str] | None) -> Iterator[tuple[Sequence[int], Any]]:
     """Line numbers and content of some rows at a time."""
     if path.suffix == ".parquet":
         yield from _parquet_batches(path)
@@ -158,8 +162,8 @@ def _batches(path: Path) -> Iterator[tuple[Sequence[int], Any]]:
         if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
             raise Unreadable("the file is UTF-16, not UTF-8")
         name = path.name.removesuffix(".gz")
-        if name.endswith(".csv"):
-            rows = _csv_rows(stream)
+        if name.endswith((".csv", ".tsv")):
+            rows = _csv_rows(stream, header, tabs=name.endswith(".tsv"))
         elif name.endswith(".json") and start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
             rows = enumerate(_json_array(stream), start=1)
         else:
@@ -201,15 +205,16 @@ def _json_array(stream: IO[bytes]) -> Iterator[Any]:
     yield from (row if isinstance(row, dict) else _not_an_object(row) for row in rows)
 
 
-def _csv_rows(stream: IO[bytes]) -> Iterator[tuple[int, Any]]:
+def _csv_rows(stream: IO[bytes], header: Sequence[str] | None, *, tabs: bool) -> Iterator[tuple[int, Any]]:
+    """Rows of a .csv, or of a .tsv, where a quotation mark is one like any other character."""
     csv.field_size_limit(2**31 - 1)
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    reader = csv.reader(text, strict=True)
+    reader = csv.reader(text, csv.excel_tab, quoting=csv.QUOTE_NONE) if tabs else csv.reader(text, strict=True)
     try:
-        header = next(reader)
+        header = header or next(reader)
     except csv.Error as error:
         raise Unreadable(f"not CSV: {error}") from error
-    if twice := [name for name in header if header.count(name) > 1]:
+    if twice := [name for name in header if list(header).count(name) > 1]:
         raise Unreadable(f"the header has the column {twice[0]!r} twice")
     while True:
         line = reader.line_num + 1

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from ftkit import __version__
 from ftkit.config.schema import Config
 from ftkit.data.harmony import IGNORED
 from ftkit.data.languages import NAMES
 from ftkit.data.statistics import Statistics
 from ftkit.files import written_aside
+from ftkit.pages import percent, write_page
 
 PAGE = "report.html.jinja"
 SHOWN_ROWS = 10
@@ -85,25 +85,16 @@ def write_report(
         tokenizer: of transformers, to show tokens as text.
         tokens: the parquet file of token rows, of which ten are shown.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     histogram = histogram_of(statistics, config.sft.max_length)
-    environment = Environment(
-        loader=PackageLoader("ftkit", "data"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = lambda value: f"{value:,}"
-    environment.filters["percent"] = percent
     packed, fill = statistics.packing(config.sft.max_length)
-    text = environment.get_template(PAGE).render(
+    write_page(
+        page,
+        "data",
+        PAGE,
         name=config.run.name,
         dataset=config.dataset,
         max_length=config.sft.max_length,
         packing=config.sft.packing,
-        version=__version__,
         statistics=statistics,
         reasons=statistics.refused.most_common(SHOWN_REASONS),
         histogram=histogram,
@@ -114,20 +105,9 @@ def write_report(
         colours=COLOURS | {"cut": CUT},
         rows=shown_rows(tokens, tokenizer),
     )
-    with written_aside(page) as aside:
-        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
     with written_aside(charts) as aside:
         draw(aside, statistics, histogram, config)
     return [page, charts]
-
-
-def percent(share: float) -> str:
-    """A share from 0 to 1 in words for people: never 0 % or 100 % when it is not quite that."""
-    for digits in (0, 1, 2):
-        shown = f"{100 * share:.{digits}f}"
-        if share in (0, 1) or float(shown) not in (0, 100):
-            return f"{shown} %"
-    return "< 0.01 %" if share < 0.5 else "> 99.99 %"
 
 
 def quantiles(statistics: Statistics) -> dict[str, int]:

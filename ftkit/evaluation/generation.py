@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A batch of completions.
+
+    Attributes:
+        places: of their prompts.
+        ids: generated ids of each, up to and including a stop id.
+        seconds: that the batch took.
+    """
+
+    places: list[int]
+    ids: list[list[int]]
+    seconds: float
 
 
 def complete(
@@ -14,48 +33,54 @@ def complete(
     batch_size: int,
     stop_ids: Sequence[int],
     pad_id: int,
-    progress: Callable[[int], None] = lambda _done: None,
-) -> list[list[int]]:
-    """Greedy completions, in the order of the prompts.
+    temperature: float = 0.0,
+    seed: int = 0,
+    done: Collection[int] = (),
+) -> Iterator[Completed]:
+    """Completions batch by batch, similar lengths together; each batch is the same whichever were left out.
 
     Args:
         model: a transformers causal language model.
         prompts: token ids of each prompt.
         max_new_tokens: longest completion.
-        batch_size: prompts at a time; similar lengths are put together.
+        batch_size: prompts at a time.
         stop_ids: ids that end a completion.
         pad_id: id that fills up shorter prompts, from the left.
-        progress: told how many prompts are done.
-
-    Returns:
-        Generated ids of each prompt, up to and including a stop id.
+        temperature: of what is drawn; 0 takes the likeliest token.
+        seed: of what is drawn.
+        done: places of prompts that need no completion; a batch is left out if all of its prompts are.
     """
     import torch
+    from transformers import GenerationConfig
 
+    # What is not said here would be filled in from the checkpoint: published ones draw by default.
+    drawn = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(stop_ids),
+        pad_token_id=pad_id,
+        use_cache=True,
+        do_sample=temperature > 0,
+        **drawn,
+    )
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    completions: list[list[int]] = [[] for _ in prompts]
-    for start in range(0, len(order), batch_size):
+    for number, start in enumerate(range(0, len(order), batch_size)):
         batch = order[start : start + batch_size]
+        if all(i in done for i in batch):
+            continue
+        began = time.perf_counter()
         width = max(len(prompts[i]) for i in batch)
         ids = torch.full((len(batch), width), pad_id)
         mask = torch.zeros_like(ids)
         for row, i in enumerate(batch):
             ids[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
             mask[row, width - len(prompts[i]) :] = 1
+        torch.manual_seed(int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0]))
         with torch.inference_mode():
             generated = model.generate(
-                input_ids=ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                use_cache=True,
-                eos_token_id=list(stop_ids),
-                pad_token_id=pad_id,
+                input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=settings
             )[:, width:].tolist()
-        for i, row in zip(batch, generated, strict=True):
-            completions[i] = _up_to_stop(row, stop_ids)
-        progress(min(start + batch_size, len(order)))
-    return completions
+        yield Completed(batch, [_up_to_stop(row, stop_ids) for row in generated], time.perf_counter() - began)
 
 
 def _up_to_stop(ids: list[int], stop_ids: Sequence[int]) -> list[int]:

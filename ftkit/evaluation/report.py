@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from ftkit import __version__
 from ftkit.evaluation.runs import Training, best, differing, judged_by
 from ftkit.files import written_aside
+from ftkit.pages import write_page
 
-PAGE, PICTURE = "report.html", "loss.png"
+PAGE, PICTURE, TEMPLATE = "report.html", "loss.png", "report.html.jinja"
 SHOWN_POINTS = 600
 """Of a longer curve, so many points go into the page."""
 COLOURS = (
@@ -36,23 +34,14 @@ def write_report(found: Sequence[Training], folder: Path, outputs: Path) -> list
     files = []
     if any(training.steps for training in found) and _draw(found, folder / PICTURE):
         files.append(folder / PICTURE)
-    with written_aside(folder / PAGE) as aside:
-        aside.write_text(_page(found, files[0] if files else None, outputs), encoding="utf-8")
-    return [folder / PAGE, *files]
-
-
-def _page(found: Sequence[Training], picture: Path | None, outputs: Path) -> str:
-    environment = Environment(
-        loader=PackageLoader("ftkit", "evaluation"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {"value": shown_value, "duration": duration}
-    winner, finished = best(found), [t for t in found if t.status == "finished"]
-    return environment.get_template("report.html.jinja").render(
-        version=__version__,
+    picture, winner = files[0] if files else None, best(found)
+    write_page(
+        folder / PAGE,
+        "evaluation",
+        TEMPLATE,
         outputs=str(outputs),
         found=found,
-        finished=finished,
+        finished=[t for t in found if t.status == "finished"],
         winner=winner,
         by={"eval_loss": "held-out loss", "last_loss": "loss of the last step"}[judged_by(found)],
         keys=differing(found),
@@ -63,6 +52,7 @@ def _page(found: Sequence[Training], picture: Path | None, outputs: Path) -> str
         curves=[_curve(t, i) for i, t in enumerate(found) if t.steps],
         picture=picture and base64.b64encode(picture.read_bytes()).decode(),
     )
+    return [folder / PAGE, *files]
 
 
 def colour(number: int) -> str:
@@ -120,23 +110,3 @@ def _draw(found: Sequence[Training], path: Path) -> bool:
     with written_aside(path) as aside:
         figure.savefig(aside, format="png")
     return True
-
-
-def shown_value(value: Any) -> str:
-    """A configuration value as one types it, shortened."""
-    if isinstance(value, bool) or value is None:
-        return str(value).lower().replace("none", "null")
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(shown_value, value))}]"
-    return str(value)
-
-
-def duration(hours: float | None) -> str:
-    """Hours in the unit that suits them."""
-    if hours is None:
-        return "–"
-    if hours >= 1:
-        return f"{hours:.1f} h"
-    return f"{hours * 60:.0f} min" if hours >= 1 / 20 else f"{hours * 3600:.0f} s"

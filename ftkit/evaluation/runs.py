@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import yaml
 from ftkit import records
 from ftkit.config.overrides import nearest
 from ftkit.errors import StageError
+from ftkit.files import whole_lines
 from ftkit.records import Record, flat
 
 GROUPS = ("model", "dataset", "lora", "sft", "compute")
@@ -100,7 +101,7 @@ def read(folder: Path) -> Training | None:
     """One run's training; None if it has never begun."""
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     record = records.read(folder, "train")
-    lines = list(_lines(folder / "train" / "metrics.jsonl"))
+    lines = list(whole_lines(folder / "train" / "metrics.jsonl"))
     why, job = records.failure(folder, "train"), _job(folder)
     if record is None and why is None and not lines and job is None:
         return None
@@ -187,16 +188,6 @@ def _job(folder: Path) -> dict[str, Any] | None:
         return job if "train" in job["stages"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Whole lines; the last may be cut off where a run was killed."""
-    if path.is_file():
-        for text in path.read_text(encoding="utf-8").splitlines():
-            try:
-                yield json.loads(text)
-            except ValueError:
-                return
 
 
 def _quoted(name: str) -> str:

@@ -15,6 +15,8 @@ from ftkit.platforms import Asset
 
 DESCRIPTION = "asset.json"
 CONTENT = "content"
+CARD = "README.md"
+"""Tells about a model; content that differs in nothing else is the same version."""
 
 
 def register(
@@ -30,7 +32,7 @@ def register(
     """
     if not content.is_dir():
         raise StageError("there is no such folder to register", where=str(content))
-    digest = tree_digest(content)
+    digest = tree_digest(content, besides=(CARD,))
     versions = list_versions(store, kind, name)
     if same := [asset for asset in versions if asset.digest == digest]:
         return same[-1], False
@@ -64,7 +66,7 @@ def get(store: Path, kind: str, name: str, version: str) -> Asset:
         raise StageError(
             f"no version {version} of {name}", where=str(store / kind / name), cure="stage=publish or stage=register"
         )
-    if tree_digest(Path(asset.path)) != asset.digest:
+    if tree_digest(Path(asset.path), besides=(CARD,)) != asset.digest:
         raise StageError(
             f"{asset.id} was changed after it was registered",
             where=asset.path,

@@ -55,8 +55,8 @@ STAGES = (
         ("publish",),
         (
             *("model", "lora", "sft", "dataset.overlength", "compute.nodes", "compute.gpus_per_node"),
-            *("-model.folder", "-model.tokenizer", "-sft.logging_steps", "-sft.save_steps", "-sft.save_total_limit"),
-            *("-sft.verify_packing", "-sft.save_minutes"),
+            *("-model.folder", "-model.tokenizer", "-model.license", "-sft.logging_steps", "-sft.save_steps"),
+            *("-sft.save_total_limit", "-sft.verify_packing", "-sft.save_minutes"),
         ),
     ),
     Stage(
@@ -84,10 +84,10 @@ STAGES = (
     Stage("plan", "what would run, memory, every problem; runs nothing", "this table", always=True),
     Stage(
         "evaluate",
-        "ask base and merged model the held-out questions",
-        "evaluate/answers.jsonl",
+        "ask base and merged model, compare their answers in a page",
+        "evaluate/report.html",
         ("merge", "publish"),
-        ("evaluate", "model", "-model.folder", "-model.tokenizer"),
+        ("evaluation", "-evaluation.folder", "model", "-model.folder", "-model.tokenizer", "-model.license"),
     ),
     Stage("report", "compare runs in a page: settings, curves, figures", "_report/report.html", always=True),
     Stage("teardown", "stop the endpoint and jobs under way, after asking", "nothing", always=True),

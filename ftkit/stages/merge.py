@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ftkit.data.conversations import system_message
 from ftkit.errors import StageError
+from ftkit.evaluation.card import write_card
 from ftkit.files import tree, tree_digest
 from ftkit.stages import Context, Made
 from ftkit.stages.prepare import TOKENS
@@ -43,14 +44,19 @@ def run(context: Context) -> Made:
         out=out,
         serving={"system": system_message(config.dataset), "reasoning_effort": config.dataset.reasoning_effort},
     )
-    files = list(tree(out).values())
-    size = sum(path.stat().st_size for path in files) / 2**30
+    files = list(tree(out).values())  # the card, which an evaluation writes anew, is none of them
+    size = sum(path.stat().st_size for path in files) / 2**20
     data = f"{published.record.result['name']}:{published.record.result['version']}"
     kept = {**asdict(result), "folder": FOLDER, "data": data, "digest": _digest(context, trained)}
     kept["trained"] = {
         f"train.{name}": figure for name in FIGURES if (figure := training.record.result.get(name)) is not None
     }
-    return Made(f"{size:.2f} GiB in {out}; {result.summary}", files, kept)
+    write_card(out, config, trained=training.record, data=published.record, merged=kept)
+    return Made(f"{_shown(size)} in {out}; {result.summary}", files, kept)
+
+
+def _shown(mib: float) -> str:
+    return f"{mib / 1024:.1f} GiB" if mib >= 1024 else f"{mib:.1f} MiB"
 
 
 def _digest(context: Context, trained: Path) -> str:

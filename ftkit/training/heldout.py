@@ -1,11 +1,12 @@
-"""The loss on held-out rows during training, on the thinking and on the answers apart."""
+"""The loss on held-out rows, on the thinking and on the answers apart."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MethodType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,9 +14,12 @@ from datasets import Dataset
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ftkit.training.dataset import IGNORED
+from ftkit.config.schema import Config
+from ftkit.errors import StageError
+from ftkit.training.collator import Collator
+from ftkit.training.dataset import IGNORED, training_rows
 from ftkit.training.lora import bare_model
 
 LOGIT_ROWS = 512
@@ -83,6 +87,35 @@ class HeldOut:
         losses, with_loss = _gathering(model, token_losses)(batch)
         masks = [with_loss, *(part["labels"].flatten()[1:] != IGNORED for part in of_parts)]
         return torch.stack([torch.stack([losses[m[with_loss]].sum(), m.sum().double()]) for m in masks])
+
+
+def losses_on(
+    model: PreTrainedModel,
+    tokens: Path,
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Collection[int],
+) -> dict[str, float]:
+    """The mean losses of a whole model on some of the held-out rows, by name; those that are too long are left out.
+
+    Args:
+        tokens: parquet file of ``prepare``.
+        rows: numbers of the source rows.
+    """
+    alone = config.model_copy(
+        update={
+            "sft": config.sft.model_copy(update={"packing": False}),
+            "dataset": config.dataset.model_copy(update={"overlength": "drop"}),
+        }
+    )
+    try:
+        found, _ = training_rows(tokens, alone, vocab_size=config.model.architecture.vocab_size, split="heldout")
+    except StageError:
+        return {}  # all are too long
+    asked = found.select([i for i, row in enumerate(found["rows"]) if int(row[0]) in rows])
+    collate = Collator(cast(int, tokenizer.pad_token_id), packed=False)
+    size = config.sft.per_device_train_batch_size
+    return means(HeldOut(asked, collate, size, Marks.of(tokenizer)).sums(model, process=0, processes=1))
 
 
 def means(sums: torch.Tensor) -> dict[str, float]:

@@ -43,7 +43,9 @@ def quantize_mxfp4(weight: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"MXFP4 needs an input dimension that is a multiple of {BLOCK}, not {weight.shape[-2]}")
     if not weight.isfinite().all():
         raise ValueError("MXFP4 holds no infinities and no NaN, and the weight has some")
-    numbers = weight.detach().float().transpose(-1, -2).unflatten(-1, (-1, BLOCK))  # (..., out, in / 32, 32)
+    numbers = (
+        weight.detach().float().transpose(-1, -2).contiguous().unflatten(-1, (-1, BLOCK))
+    )  # (..., out, in / 32, 32)
     largest = numbers.abs().amax(-1)
     exponent = torch.frexp(largest).exponent - 1 - _LARGEST_EXPONENT
     exponent = torch.where(largest > 0, exponent, 0).clamp(-BIAS, BIAS - 1)
@@ -72,13 +74,14 @@ def dequantize_mxfp4(blocks: Tensor, scales: Tensor, dtype: torch.dtype = torch.
 
 def _codes(numbers: Tensor, exponent: Tensor) -> Tensor:
     """(..., 32) numbers to (..., 32) codes of E2M1, uint8, given each block's exponent."""
-    scaled = torch.ldexp(numbers, -exponent[..., None])
-    values = torch.tensor(E2M1, device=numbers.device)
-    magnitude = scaled.abs().clamp(max=E2M1[-1]).contiguous()
-    middles = (values[1:] + values[:-1]) / 2
-    down, up = torch.bucketize(magnitude, middles), torch.bucketize(magnitude, middles, right=True)
-    nearest = torch.where(down % 2 == 0, down, up)  # they differ on a tie only
-    return (nearest | (scaled.signbit() & (nearest > 0)).int() << 3).to(torch.uint8)
+    magnitude = torch.ldexp(numbers.abs(), -exponent[..., None]).clamp_(max=E2M1[-1])
+    # Codes are 0.5 apart below 2, 1 apart below 4, then 2; torch rounds ties to even numbers, which are even codes.
+    nearest = torch.where(
+        magnitude < 2,
+        (magnitude * 2).round_(),
+        torch.where(magnitude < 4, magnitude.round() + 2, (magnitude / 2).round_() + 4),
+    )
+    return nearest.add_((numbers.signbit() & (nearest > 0)), alpha=8).to(torch.uint8)
 
 
 def _numbers(codes: Tensor, exponent: Tensor) -> Tensor:

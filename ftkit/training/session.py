@@ -93,6 +93,7 @@ def run(config: Config, *, tokens: Path, out: Path, checkpoints: Path, say: Say 
         counts=counts,
         trained=trained,
         resumed_from=step_of(resumed) if resumed else None,
+        hardware=_hardware(args),
     )
 
 
@@ -289,13 +290,9 @@ def _save(config: Config, trainer: Trainer, out: Path, checkpoints: Path, max_st
 
 def _what_computes(config: Config, args: SFTConfig, plain: str | None) -> str:
     """Attention, experts, precision and device in use, and why."""
-    model, device = config.model, args.device
-    where = f"{args.world_size} × " if args.world_size > 1 else ""
-    where += (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"CPU, {torch.get_num_threads()} threads (no CUDA GPU)"
-    )
+    model, where = config.model, _hardware(args)
+    if args.device.type != "cuda":
+        where += " (no CUDA GPU)"
     compute = "products in bfloat16" if config.sft.bf16 else "no mixed precision"
     weights = model.dtype if model.weights == "dense" else f"{model.dtype}, experts in {model.weights}"
     line = (
@@ -305,6 +302,14 @@ def _what_computes(config: Config, args: SFTConfig, plain: str | None) -> str:
     if "ftkit_" in line:
         line += f"; not fused: {plain}" if plain else "; fused, the first step compiles the kernels"
     return line
+
+
+def _hardware(args: SFTConfig) -> str:
+    """``2 × NVIDIA H100 80GB HBM3``, ``CPU, 2 threads``."""
+    threads = torch.get_num_threads()
+    cpu = f"CPU, {threads} {'thread' if threads == 1 else 'threads'}"
+    device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else cpu
+    return f"{args.world_size} × {device}" if args.world_size > 1 else device
 
 
 def _what_is_read(counts: DataCounts, config: Config, args: SFTConfig) -> str:

@@ -38,6 +38,7 @@ class TrainResult:
         counts: what became of the rows.
         trained: adapted modules and trained parameters.
         resumed_from: step of the checkpoint that this call went on from; None if it began anew.
+        hardware: of its processes, ``2 × NVIDIA H100 80GB HBM3``.
     """
 
     global_step: int
@@ -55,6 +56,7 @@ class TrainResult:
     counts: DataCounts
     trained: Trained
     resumed_from: int | None
+    hardware: str
 
 
 def train(

@@ -106,12 +106,22 @@ def test_from_an_empty_folder_the_same_data_and_images_are_found(first: Command,
 def test_evaluation_alone_is_a_job_on_the_model_that_an_earlier_job_made(
     first: Command, azure: StandIn, project: Project
 ):
-    done = project.ftkit("stage=evaluate", "evaluate.questions=4", "compute.nodes=1")
+    done = project.ftkit("stage=evaluate", "evaluation.questions=4", "compute.nodes=1")
     assert done.status == 1 and "compute.nodes" in done.err  # another setting: the model was made with two nodes
-    done = project.ftkit("stage=evaluate", "evaluate.questions=4")
+    done = project.ftkit("stage=evaluate", "evaluation.questions=4")
     assert done.status == 0, str(done)
     assert "4 held-out questions" in done.out
     assert len((project.run / "evaluate" / "answers.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_file_of_questions_goes_with_the_job(first: Command, azure: StandIn, project: Project):
+    (project.folder / "mgsm_ja.tsv").write_text("3メートルは何センチメートルですか？\t300\n", encoding="utf-8")
+    done = project.ftkit("stage=evaluate", "evaluation=mgsm-ja", "evaluation.max_new_tokens=60")
+    assert done.status == 0, str(done)
+    assert "1 question of mgsm-ja" in done.out and project.record("evaluate")["result"]["merged"]["right"] == 1
+    assert "evaluation" in (project.run / "evaluate" / "report.html").read_text(encoding="utf-8")
+    again = project.ftkit("stage=evaluate", "evaluation=mgsm-ja", "evaluation.max_new_tokens=60")
+    assert "up to date" in again.out, str(again)
 
 
 def test_the_endpoint_answers_in_japanese(first: Command):

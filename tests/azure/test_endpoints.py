@@ -34,7 +34,7 @@ def project(azure: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Project
 @pytest.fixture(scope="module")
 def next_version(azure: StandIn, project: Project) -> Project:
     """Another run that builds on the first one, and registers another version of the same model."""
-    other = Project(project.folder, azure, "served-next", *MODEL, "run.base=served", "merge.dtype=bfloat16")
+    other = Project(project.folder, azure, "served-next", *MODEL, "run.base=served", "merge.format=bf16")
     succeeds(other.ftkit("stage=merge,register"))
     assert other.record("register")["result"]["version"] == "2"
     return other

@@ -45,7 +45,8 @@ def test_experiment_composes_and_passes_all_checks(name: str):
 @pytest.mark.usefixtures("workspace_named")
 @pytest.mark.parametrize("choice", [*CHOICES, *(f"experiment={name}" for name in EXPERIMENTS)])
 def test_option_file_says_what_it_is_and_shows_a_command(choice: str, in_empty_folder: Path):
-    (in_empty_folder / "rows.jsonl").write_text("{}")
+    for name in ("rows.jsonl", "mgsm_ja.tsv"):
+        (in_empty_folder / name).write_text("{}")
     group, _, option = choice.partition("=")
     path = option_file(group, option)
     assert path is not None

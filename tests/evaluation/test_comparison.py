@@ -15,8 +15,9 @@ from browser import CONTRAST
 from command import FinishedRun, run_ftkit
 from PIL import Image
 
-from ftkit.evaluation.report import SHOWN_POINTS, duration, shown_value
+from ftkit.evaluation.report import SHOWN_POINTS
 from ftkit.evaluation.runs import trainings
+from ftkit.pages import duration, shown_value
 
 SHORT = ("experiment=tiny", "stage=train", "sft.max_steps=3", "sft.eval_steps=1", "sft.per_device_train_batch_size=4")
 SWEPT = [f"tiny-lora.r={r},sft.learning_rate={rate}" for r in (2, 4) for rate in ("0.002", "0.02")]

@@ -34,9 +34,9 @@ def test_a_model_that_keeps_the_rules_is_registered(evaluated: FinishedRun):
 
 
 def test_a_gate_needs_figures(evaluated: FinishedRun):
-    missing = evaluated.ftkit("stage=register", 'deployment.gate=["right >= 0"]', "evaluate.questions=5")
+    missing = evaluated.ftkit("stage=register", 'deployment.gate=["right >= 0"]', "evaluation.questions=5")
     assert missing.status == 1
-    assert "evaluate was run with evaluate.questions=64" in missing.err
+    assert "evaluate was run with evaluation.questions=64" in missing.err
 
 
 def test_a_rule_that_cannot_be_read_is_a_configuration_error(evaluated: FinishedRun):

@@ -188,7 +188,7 @@ def test_a_model_that_is_not_trained_generates(mxfp4_folder: Path) -> None:
 
 def test_what_was_trained_so_is_merged_as_any_other(mxfp4_folder: Path, token_file: Path, tmp_path: Path) -> None:
     ours = ("model.attn_implementation=ftkit_sinks", "model.experts_implementation=ftkit_lora", "model.weights=mxfp4")
-    config = small_run(mxfp4_folder, *ours, "merge.dtype=float32")
+    config = small_run(mxfp4_folder, *ours, "merge.format=fp32")
     train(config, tokens=token_file, out=tmp_path, checkpoints=tmp_path / "c", say=lambda _: None)
     result = merge(config, trained=tmp_path / "adapter", tokens=token_file, out=tmp_path / "merged", serving={})
     assert result.max_difference < 1e-3 * result.spread and result.mean_change > 0

@@ -12,11 +12,12 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from small_model import SHAPE, save_small_model, small_run
-from transformers import AutoModelForCausalLM, AutoTokenizer, GptOssForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GptOssForCausalLM, Mxfp4Config
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from ftkit.errors import StageError
-from ftkit.training import merging
-from ftkit.training.merge import MergeResult, merge
+from ftkit.training import merging, packed
+from ftkit.training.merge import MergeResult, Rounding, merge
 from ftkit.training.model import load_base
 from ftkit.training.train import train
 from ftkit.training.trained import Origin
@@ -50,7 +51,7 @@ def test_the_merged_model_is_the_base_with_the_adapter(
         with_adapter = PeftModel.from_pretrained(base, str(adapter)).eval()(ids).logits
         after = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")(ids).logits
     assert (after - with_adapter).abs().max() < 1e-4 < 0.1 < (after - before).abs().max()
-    assert result.max_difference < 1e-4 < result.mean_change and result.dtype == "float32" and result.rows == 4
+    assert result.max_difference < 1e-4 < result.mean_change and result.format == "fp32" and result.rows == 4
     assert "logits differ by" in result.summary
 
 
@@ -87,23 +88,23 @@ def test_a_model_that_came_in_mxfp4_is_merged_dense(mxfp4_folder: Path, token_fi
     assert not [name for name in load_file(out / "model.safetensors") if name.endswith(("_blocks", "_scales"))]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("form", "dtype"), [("fp32", "float32"), ("bf16", "bfloat16")])
 def test_a_model_that_was_trained_whole_is_written_and_compared_as_a_merged_one(
-    mxfp4_folder: Path, token_file: Path, tmp_path: Path, dtype: str
+    mxfp4_folder: Path, token_file: Path, tmp_path: Path, form: str, dtype: str
 ) -> None:
     """Every weight but the router's has moved; what is written is what was trained.
 
     Guards: save_original_format=False in write_weights, the router in train_all, for_all_weights in session.run.
     """
     ours = ("model.attn_implementation=ftkit_sinks", "model.experts_implementation=ftkit_lora")
-    config = small_run(mxfp4_folder, *ours, "lora=none", "sft.max_steps=3", f"merge.dtype={dtype}")
+    config = small_run(mxfp4_folder, *ours, "lora=none", "sft.max_steps=3", f"merge.format={form}")
     said: list[str] = []
     trained, out = tmp_path / "train" / "model", tmp_path / "merged"
     train(config, tokens=token_file, out=trained.parent, checkpoints=tmp_path / "checkpoints", say=said.append)
     assert said[0] == "grouped_mm experts in place of ftkit_lora, which trains adapters alone"
     assert "not fused: there is no CUDA GPU" in said[1] and "router frozen" in said[3]
     result = merge(config, trained=trained, tokens=token_file, out=out, serving=SERVING)
-    assert result.max_difference == 0 < 0.01 < result.mean_change and result.dtype == dtype
+    assert result.max_difference == 0 < 0.01 < result.mean_change and result.format == form
     base, found = load_base(config.model).state_dict(), load_file(out / "model.safetensors")
     moved = {name for name, weight in load_file(trained / "model.safetensors").items() if not weight.equal(base[name])}
     assert moved == {name for name in base if ".router." not in name}
@@ -120,10 +121,77 @@ def test_a_training_that_changes_nothing_is_refused(model_folder: Path, token_fi
 
 
 def test_bfloat16_is_held_to_the_mean(model_folder: Path, token_file: Path, adapter: Path, tmp_path: Path) -> None:
-    config = small_run(model_folder, "merge.dtype=bfloat16")
+    config = small_run(model_folder, "merge.format=bf16")
     result = merge(config, trained=adapter, tokens=token_file, out=tmp_path / "merged", serving=SERVING)
-    assert result.dtype == "bfloat16" and 0 < result.mean_difference < 0.05 * result.spread
+    assert result.format == "bf16" and 0 < result.mean_difference < 0.05 * result.spread
     assert load_file(tmp_path / "merged" / "model.safetensors")["lm_head.weight"].dtype == torch.bfloat16
+
+
+def test_mxfp4_is_written_as_the_published_checkpoint_and_rounds_within_the_format(
+    mxfp4_folder: Path, merged: tuple[Path, MergeResult], model_folder: Path, token_file: Path, adapter: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """In several shards; what transformers loads of them is compared with the merge in float32."""
+    monkeypatch.setattr(packed, "LARGEST_SHARD", "20KB")
+    out, config = tmp_path / "packed", small_run(model_folder, "merge.format=mxfp4")
+    result = merge(config, trained=adapter, tokens=token_file, out=out, serving=SERVING)
+    shards = sorted(out.glob("model-*.safetensors"))
+    index = json.loads((out / "model.safetensors.index.json").read_text())["weight_map"]
+    written = {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
+    published = load_file(mxfp4_folder / "model.safetensors")
+    assert len(shards) > 2 and index.keys() == written.keys() == published.keys()
+    for name, tensor in published.items():
+        dtype = torch.uint8 if name.endswith(("_blocks", "_scales")) else torch.bfloat16
+        assert (written[name].shape, written[name].dtype) == (tensor.shape, dtype), name
+    quantization = [json.loads((f / "config.json").read_text())["quantization_config"] for f in (out, mxfp4_folder)]
+    assert quantization[0] == quantization[1]
+    dense = load_file(merged[0] / "model.safetensors")
+    loaded = AutoModelForCausalLM.from_pretrained(
+        out, dtype=torch.float32, quantization_config=Mxfp4Config(dequantize=True)
+    ).state_dict()
+    squares = torch.zeros(2)
+    for name in [name for name in dense if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        blocks, error = dense[name].unflatten(1, (-1, 32)), (loaded[name] - dense[name]).unflatten(1, (-1, 32))
+        largest = blocks.abs().amax(2, keepdim=True) * (1 + 2**-8)  # the merge was in bfloat16
+        assert (error.abs() <= largest / 4).all()
+        squares += torch.stack([error.square().sum(), blocks.square().sum()])
+    rounding = result.rounding
+    assert rounding and rounding.weights == pytest.approx((squares[0] / squares[1]).sqrt().item(), rel=0.01)
+    assert 0 < rounding.logits < result.spread and result.max_difference == 0
+    assert f"rounding to MXFP4 by {rounding.logits:.2g} (expert weights by {rounding.weights:.1%})" in result.summary
+
+
+def test_what_mxfp4_can_hold_is_exported_exactly(mxfp4_folder: Path, token_file: Path, tmp_path: Path) -> None:
+    """With an adapter on the attention alone, the experts are the published ones."""
+    config = small_run(mxfp4_folder, "lora=attention", "merge.format=mxfp4", "sft.max_steps=2")
+    train(config, tokens=token_file, out=tmp_path / "train", checkpoints=tmp_path / "checkpoints", say=lambda _: None)
+    out = tmp_path / "merged"
+    result = merge(config, adapter=tmp_path / "train" / "adapter", tokens=token_file, out=out, serving=SERVING)
+    assert result.rounding == Rounding(0, 0)
+    before, after = (load_file(folder / "model.safetensors") for folder in (mxfp4_folder, out))
+    unpacked = [
+        convert_moe_packed_tensors(weights[f"{name}_blocks"], weights[f"{name}_scales"])
+        for name in ("model.layers.1.mlp.experts.gate_up_proj", "model.layers.1.mlp.experts.down_proj")
+        for weights in (before, after)
+    ]
+    assert torch.equal(unpacked[0], unpacked[1]) and torch.equal(unpacked[2], unpacked[3])
+
+
+def test_a_packed_model_that_reads_back_otherwise_is_not_kept(
+    model_folder: Path, token_file: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guard: compare with the rounded model, after reading back."""
+    write = merging.write
+
+    def damaged(model: Any, tokenizer: Any, folder: Path, *arguments: Any, **named: Any) -> None:
+        write(model, tokenizer, folder, *arguments, **named)
+        weights = load_file(folder / "model.safetensors")
+        weights["model.layers.0.mlp.experts.down_proj_scales"] += 1
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+    monkeypatch.setattr(merging, "write", damaged)
+    config, out = small_run(model_folder, "merge.format=mxfp4"), tmp_path / "merged"
+    refused(config, "differs from base and adapter", trained=adapter, tokens=token_file, out=out)
 
 
 def refused(config: Any, said: str, **arguments: Any) -> StageError:
@@ -140,8 +208,8 @@ def test_a_model_that_reads_back_otherwise_is_not_kept(
     """Guard: compare, after reading back."""
     write = merging.write
 
-    def damaged(model: Any, tokenizer: Any, folder: Path, serving: Any) -> None:
-        write(model, tokenizer, folder, serving)
+    def damaged(model: Any, tokenizer: Any, folder: Path, *arguments: Any, **named: Any) -> None:
+        write(model, tokenizer, folder, *arguments, **named)
         weights = load_file(folder / "model.safetensors")
         weights["model.layers.0.self_attn.o_proj.weight"] *= 1.05
         save_file(weights, folder / "model.safetensors", {"format": "pt"})
@@ -162,8 +230,8 @@ def test_a_model_that_reads_back_with_holes_is_not_kept(
     """Missing weights are an error. Guard: check_complete in read_back."""
     write = merging.write
 
-    def renamed(model: Any, tokenizer: Any, folder: Path, serving: Any) -> None:
-        write(model, tokenizer, folder, serving)
+    def renamed(model: Any, tokenizer: Any, folder: Path, *arguments: Any, **named: Any) -> None:
+        write(model, tokenizer, folder, *arguments, **named)
         weights = load_file(folder / "model.safetensors")
         weights["model.layers.0.mlp.experts.down_proj_blocks"] = weights.pop("model.layers.0.mlp.experts.down_proj")
         save_file(weights, folder / "model.safetensors", {"format": "pt"})
@@ -193,7 +261,7 @@ def test_an_earlier_merged_model_stays_when_the_new_one_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder, _ = merged
-    monkeypatch.setattr(merging, "TOLERANCE", {"float32": -1.0})
+    monkeypatch.setattr(merging, "TOLERANCE", {"fp32": -1.0})
     with pytest.raises(StageError, match="differs"):
         merge(small_run(model_folder), trained=adapter, tokens=token_file, out=folder, serving=SERVING)
     assert (folder / "model.safetensors").is_file() and list(folder.parent.iterdir()) == [folder]

@@ -60,10 +60,12 @@ def snapshot(config: Config) -> Iterator[Path]:
 
 
 def write_given(config: Config, work: Work, folder: Path) -> None:
-    """Write what the job starts from: the resolved configuration and the records of the stages before it."""
+    """Write what the job starts from: the resolved configuration, records of the stages before it, a task's file."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     freeze(config.model_copy(update={"attach": None, "check": False, "stage": None}), folder / "config.yaml")
+    if task := _task_file(config, work):
+        shutil.copy(task, folder)
     for stage, record in work.records.items():
         path = path_of(folder, stage)
         path.parent.mkdir()
@@ -119,6 +121,12 @@ def job(
     return made
 
 
+def _task_file(config: Config, work: Work) -> Path | None:
+    """The file of questions that the job's evaluation asks."""
+    path = config.evaluation.path if "evaluate" in work.stages else None
+    return None if path is None else Path(path).expanduser()
+
+
 def tags(config: Config, work: Work, store: str) -> dict[str, str]:
     """By which a job is known again, on another machine as well."""
     kept = {"run": config.run.name, "stages": ",".join(work.stages), "fingerprint": work.fingerprint, "store": store}
@@ -137,6 +145,8 @@ def _inputs(config: Config, work: Work, given: Path) -> tuple[dict[str, Input], 
         inputs["model"] = Input(type="uri_folder", path=model)
     elif model.startswith("azureml:"):
         inputs["model"] = Input(type="custom_model", path=model)
+    if _task_file(config, work):
+        changes.append("evaluation.folder=${{inputs.given}}")
     if "model" in inputs:
         changes.append("model.folder=${{inputs.model}}")
     if work.earlier:

@@ -1,0 +1,90 @@
+"""The card of a merged model: ``README.md`` beside its weights, with the front matter that the hub reads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from ftkit.config.schema import Config
+from ftkit.evaluation.measures import MEASURES
+from ftkit.files import written_aside
+from ftkit.pages import rendered
+from ftkit.records import Record
+
+CARD, TEMPLATE = "README.md", "card.md.jinja"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def write_card(
+    folder: Path,
+    config: Config,
+    *,
+    trained: Record,
+    data: Record,
+    merged: Mapping[str, Any],
+    evaluated: Mapping[str, Any] | None = None,
+) -> None:
+    """Write ``README.md``.
+
+    Args:
+        folder: of the merged model.
+        config: that it was made with.
+        trained: record of ``train``.
+        data: record of ``publish``.
+        merged: result of ``merge``.
+        evaluated: result of ``evaluate``, once it has run.
+    """
+    text = rendered(
+        "evaluation",
+        TEMPLATE,
+        escape=False,
+        front=_front_matter(config, evaluated).to_yaml(),
+        config=config,
+        trained=trained.result,
+        versions=trained.versions,
+        hours=trained.result["seconds"] / 3600,
+        data=data.result,
+        merged=merged,
+        evaluated=evaluated,
+        measures=MEASURES,
+    )
+    with written_aside(folder / CARD) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def _front_matter(config: Config, evaluated: Mapping[str, Any] | None) -> ModelCardData:
+    base, source = _on_hub(config.model.pretrained_model_name_or_path), _on_hub(config.dataset.path)
+    return ModelCardData(
+        model_name=config.run.name,
+        license=config.model.license,
+        base_model=base,
+        base_model_relation="finetune" if base else None,
+        datasets=[source] if source else None,
+        language=["ja"] if config.dataset.reasoning_language == "Japanese" else None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["gpt_oss", "reasoning", *(["lora"] if config.lora else []), "ftkit"],
+        eval_results=[_eval_result(config, name, evaluated) for name in MEASURES] if evaluated else None,
+        ignore_metadata_errors=False,
+    )
+
+
+def _eval_result(config: Config, name: str, evaluated: Mapping[str, Any]) -> EvalResult:
+    task = config.evaluation
+    return EvalResult(
+        task_type="text-generation",
+        dataset_type=_on_hub(config.dataset.path) or "custom" if task.path is None else "custom",
+        dataset_name=f"held-out rows of {config.dataset.name}" if task.path is None else task.name,
+        metric_type=name,
+        metric_value=round(evaluated["merged"][name], 4),
+        metric_name=MEASURES[name],
+    )
+
+
+def _on_hub(path: str) -> str | None:
+    """A hub id as it is; None for a folder, a file, or what ships with ftkit or lies in Azure ML."""
+    return path if HUB_ID.fullmatch(path) and not Path(path).exists() else None

@@ -1,0 +1,149 @@
+"""Base and tuned model side by side: their figures, what has changed, and the page that shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ftkit.config.schema import Config
+from ftkit.evaluation.asking import Asked
+from ftkit.evaluation.measures import MEASURES, Answer, Figure, by_question, differences, figures
+from ftkit.pages import write_page
+
+TEMPLATE = "evaluation.html.jinja"
+COUNTS = ("thinking_tokens", "tokens")
+"""Measures that are no shares, and where neither more nor less is better."""
+LOWER_IS_BETTER = ("loops",)
+SHOWN_QUESTIONS = 10
+SHOWN_CHANGES = 20
+LOSSES = {
+    "eval_loss": "loss on the held-out rows",
+    "eval_thinking_loss": "… on their thinking",
+    "eval_answer_loss": "… on their answers",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measure of both models.
+
+    Attributes:
+        name: one of ``MEASURES``.
+        label: how it is called.
+        base, tuned: of the models.
+        change: tuned − base, paired question by question.
+    """
+
+    name: str
+    label: str
+    base: Figure
+    tuned: Figure
+    change: Figure
+
+    @property
+    def is_share(self) -> bool:
+        return self.name not in COUNTS
+
+    @property
+    def verdict(self) -> str:
+        """``better`` or ``worse`` where the interval of the change leaves out zero, else ``unsure``."""
+        if not self.is_share or self.change.low <= 0 <= self.change.high:
+            return "unsure"
+        return "better" if (self.change.mean > 0) is (self.name not in LOWER_IS_BETTER) else "worse"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Both models' answers to one question."""
+
+    base: Answer
+    tuned: Answer
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What both models made of the same questions; ``base.answers[i]`` and ``tuned.answers[i]`` belong together."""
+
+    base: Asked
+    tuned: Asked
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """A row for each of ``MEASURES``."""
+        before, after = self.base.answers, self.tuned.answers
+        old, new, change = figures(before), figures(after), differences(before, after)
+        return [Row(name, MEASURES[name], old[name], new[name], change[name]) for name in MEASURES]
+
+    @property
+    def shown(self) -> list[Row]:
+        """The rows that say something of their own."""
+        by_number = self.base.answers[0].match == "last-number"
+        return [row for row in self.rows if not (by_number and row.name == "right_number")]
+
+    @property
+    def pairs(self) -> list[Pair]:
+        return [Pair(*both) for both in zip(self.base.answers, self.tuned.answers, strict=True)]
+
+    @property
+    def questions(self) -> int:
+        return len({answer.row for answer in self.base.answers})
+
+    def right_less_often(self) -> list[Pair]:
+        """Questions that the tuned model gets right less often than the base, one pair each."""
+        return self._changed(-1)
+
+    def right_more_often(self) -> list[Pair]:
+        """Questions that the tuned model gets right more often than the base, one pair each."""
+        return self._changed(1)
+
+    def _changed(self, sign: int) -> list[Pair]:
+        old, new = (by_question(asked.answers, "right") for asked in (self.base, self.tuned))
+        rows = {row for row in old if (new[row] - old[row]) * sign > 0}
+        telling = [p for p in self.pairs if p.base.row in rows and (p.tuned.right - p.base.right) * sign > 0]
+        return list({pair.base.row: pair for pair in reversed(telling)}.values())[::-1]
+
+    def result(self) -> dict[str, Any]:
+        """Figures for the record: means of ``base``, ``merged`` and ``difference``, their intervals, losses, speed."""
+        of = {"base": "base", "merged": "tuned", "difference": "change"}
+        found = {name: {row.name: getattr(row, attribute) for row in self.rows} for name, attribute in of.items()}
+        return {
+            **{name: {key: figure.mean for key, figure in row.items()} for name, row in found.items()},
+            "intervals": {
+                name: {key: [figure.low, figure.high] for key, figure in row.items()} for name, row in found.items()
+            },
+            "losses": {"base": self.base.losses, "merged": self.tuned.losses},
+            "tokens_per_s": {"base": self.base.tokens_per_s, "merged": self.tuned.tokens_per_s},
+            "questions": self.questions,
+        }
+
+
+def write_comparison(path: Path, compared: Comparison, config: Config) -> None:
+    """Write the page."""
+    worse, better = compared.right_less_often(), compared.right_more_often()
+    write_page(
+        path,
+        "evaluation",
+        TEMPLATE,
+        name=config.run.name,
+        task=config.evaluation,
+        model=config.model.pretrained_model_name_or_path,
+        format=config.merge.format,
+        compared=compared,
+        by_name={row.name: row for row in compared.rows},
+        shares=[row for row in compared.shown if row.is_share],
+        losses=[(label, key) for key, label in LOSSES.items() if key in compared.base.losses],
+        worse=worse,
+        better=better,
+        shown_changes=SHOWN_CHANGES,
+        shown=_spread(compared.pairs),
+    )
+
+
+def _spread(pairs: Sequence[Pair]) -> list[Pair]:
+    """Ten questions, evenly spread, with their first answers."""
+    first = [pair for pair in pairs if pair.base.sample == 0]
+    count = min(SHOWN_QUESTIONS, len(first))
+    return [first[i * len(first) // count] for i in range(count)]

@@ -1,0 +1,93 @@
+"""Questions from a file: read in any form, asked as the training asked; what cannot be used is named."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command import FinishedRun
+
+from ftkit.config.resolve import resolve
+from ftkit.config.schema import Config
+from ftkit.errors import ConfigError, StageError
+from ftkit.evaluation.questions import Question, heldout_questions, task_file, task_questions
+from ftkit.training.model import load_tokenizer
+
+PAIRS = [('ロジャーは"5個"の玉を持っています。', "11"), ("12メートルは何センチメートルですか？", "1,200")]
+
+
+def configured(*overrides: str) -> Config:
+    return resolve(["experiment=tiny", "stage=plan", *overrides])
+
+
+def read(*overrides: str) -> list[Question]:
+    config = configured(*overrides)
+    path = task_file(config.evaluation)
+    assert path is not None
+    return task_questions(path, config, load_tokenizer(config.model))
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "overrides"),
+    [
+        ("q.tsv", lambda: "".join(f"{q}\t{a}\n" for q, a in PAIRS), ["evaluation=mgsm-ja"]),
+        ("q.tsv", lambda: "question\tanswer\n" + "".join(f"{q}\t{a}\n" for q, a in PAIRS), []),
+        ("q.jsonl", lambda: "".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in PAIRS), []),
+        ("q.json", lambda: json.dumps([{"q": q, "a": a} for q, a in PAIRS]),
+         ["evaluation.columns.question=q", "evaluation.columns.answer=a"]),
+        ("q.jsonl.gz", lambda: "".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in PAIRS), []),
+    ],
+    ids=["tsv without a header", "tsv", "jsonl", "json with other names", "gz"],
+)  # fmt: skip
+def test_questions_are_read(name: str, write: Callable[[], str], overrides: list[str], tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(write().encode()) if name.endswith(".gz") else write().encode())
+    found = read(*overrides, f"evaluation.path={path}")
+    assert [(question.question, question.expected) for question in found] == PAIRS
+
+
+def test_a_number_is_an_answer_and_only_so_many_are_read(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text('{"question": "1+1", "answer": 2}\n{"question": "1+2", "answer": 3.5}\n{"bad')
+    found = read(f"evaluation.path={tmp_path}/q.jsonl", "evaluation.questions=2")
+    assert [question.expected for question in found] == ["2", "3.5"]
+
+
+def test_a_question_of_a_file_is_put_as_training_puts_it(finished_run: FinishedRun, tmp_path: Path) -> None:
+    folder = finished_run.outputs / "prepare"
+    held_out = heldout_questions(folder / "apto_reasoning_harmony.parquet", folder / "tokens.parquet", 3)
+    rows = [{"question": question.question, "answer": question.expected} for question in held_out]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read(f"evaluation.path={tmp_path}/q.jsonl")
+    assert [question.prompt for question in found] == [question.prompt for question in held_out]
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "cure"),
+    [
+        ('{"question": "a", "answer": "b"}\n{"question": " ", "answer": "b"}\n', "q.jsonl:2", "mend or remove"),
+        ('{"question": "a", "answer": "b"}\n{"question": "a"\n', "q.jsonl:2", "mend or remove"),
+        ('{"question": "a", "answer": null}\n', "answer is None, not text", "mend or remove"),
+        ('{"frage": "a", "antwort": "b"}\n', "no column 'question'", "evaluation.columns.question="),
+        ("", "the file is empty", "evaluation.path="),
+    ],
+)
+def test_what_cannot_be_used_is_named(text: str, said: str, cure: str, tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text(text)
+    with pytest.raises(StageError) as error:
+        read(f"evaluation.path={tmp_path}/q.jsonl")
+    assert said in f"{error.value.what} {error.value.where}" and cure in error.value.cure
+
+
+def test_mistakes_of_the_configuration_are_found_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "mgsm_ja.tsv").write_text("a\tb\n")
+    with pytest.raises(ConfigError) as error:
+        resolve(
+            ["experiment=tiny", "stage=evaluate", f"evaluation.path={tmp_path}/mgsm-ja.tsv", "evaluation.samples=4"]
+        )
+    problems = {problem.key: problem for problem in error.value.problems}
+    assert problems.keys() == {"evaluation.path", "evaluation.samples"}
+    assert problems["evaluation.path"].cure == f"did you mean {tmp_path}/mgsm_ja.tsv?"
+    assert "evaluation.temperature=1.0" in problems["evaluation.samples"].cure

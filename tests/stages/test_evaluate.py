@@ -1,0 +1,88 @@
+"""stage=evaluate on a file of questions: drawn with seeds, killed and taken up again, and what it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+from command import FinishedRun
+
+DRAWN = (
+    *("evaluation.temperature=2.0", "evaluation.samples=3", "evaluation.batch_size=4"),
+    "evaluation.max_new_tokens=60",
+)
+TIMES = ("seconds",)
+
+
+@pytest.fixture(scope="module")
+def project(finished_run: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """A copy of the finished run beside 12 questions of MGSM's form."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    shutil.copytree(finished_run.folder / "outputs", folder / "outputs", ignore=shutil.ignore_patterns("endpoints"))
+    lines = [f"{n}メートルは何センチメートルですか？\t{n}00\n" for n in range(2, 14)]
+    (folder / "mgsm_ja.tsv").write_text("".join(lines), encoding="utf-8")
+    return FinishedRun(folder, finished_run.all, finished_run.evaluate)
+
+
+def answers(run: FinishedRun) -> list[dict]:
+    """Without times."""
+    lines = (run.outputs / "evaluate" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    for row in rows:
+        for model in ("base", "merged"):
+            row[model] = {key: value for key, value in row[model].items() if key not in TIMES}
+    return rows
+
+
+def evaluate(run: FinishedRun, *arguments: str):
+    done = run.ftkit("stage=evaluate", "evaluation=mgsm-ja", "evaluation.max_new_tokens=60", *arguments)
+    assert done.status == 0, done.err
+    return done
+
+
+def test_a_file_of_questions_is_a_task(project: FinishedRun) -> None:
+    done = evaluate(project)
+    record = json.loads((project.outputs / "evaluate" / "record.json").read_text(encoding="utf-8"))
+    assert "12 questions of mgsm-ja" in done.out and record["result"]["task"] == "mgsm-ja"
+    rows = answers(project)
+    assert len(rows) == 12 and all(row["merged"]["thinks_in_japanese"] for row in rows)
+    assert record["result"]["merged"]["right"] == sum(row["merged"]["right"] for row in rows) / 12
+    assert record["result"]["losses"] == {"base": {}, "merged": {}}
+    assert "right number" not in done.out, "it is the same as right here"
+    task = project.folder / "mgsm_ja.tsv"
+    task.write_text(task.read_text(encoding="utf-8").replace("\t200\n", "\t7\n"), encoding="utf-8")
+    again = evaluate(project)
+    assert "12 of 12 answered before" in again.out, "another expected answer needs no new one"
+    assert next(row for row in answers(project) if row["row"] == 1)["merged"]["right"] is False
+
+
+def test_killed_it_goes_on_with_the_rest_and_ends_as_if_it_had_not_been(project: FinishedRun) -> None:
+    """kill -9 while it answers; drawn answers are the same by their seed, whatever was answered before."""
+    command = [sys.executable, "-m", "ftkit", "experiment=tiny", "stage=evaluate", "evaluation=mgsm-ja", *DRAWN]
+    process = subprocess.Popen(command, cwd=project.folder, env=os.environ.copy(), stdout=subprocess.DEVNULL)
+    folder, deadline = project.outputs / "evaluate", time.monotonic() + 60
+    before = set(folder.glob(".base.*.jsonl"))
+    while not (new := set(folder.glob(".base.*.jsonl")) - before) or new.pop().read_text().count("\n") < 5:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    (kept,) = folder.glob(".base.*.jsonl")
+    with kept.open("a", encoding="utf-8") as stream:
+        stream.write('{"row": 3, "samp')
+    assert not (folder / "record.json").exists()
+    resumed = evaluate(project, *DRAWN)
+    assert "base: " in resumed.out and " of 36 answered before" in resumed.out
+    of_resumed = answers(project)
+    whole = evaluate(project, *DRAWN, "force=true")
+    assert "answered before" not in whole.out
+    assert answers(project) == of_resumed and len(of_resumed) == 36
+    drawn = {}
+    for row in of_resumed:
+        drawn.setdefault(row["row"], set()).add(row["base"]["thinking"])
+    assert any(len(thoughts) > 1 for thoughts in drawn.values()), "samples differ"
