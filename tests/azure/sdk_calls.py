@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,9 @@ def submit(code: str, line: str, settings: dict[str, Any]) -> str:
 def stream(job: str) -> str:
     """Follow a job to its end; its status."""
     client().jobs.stream(job)
-    return status(job)
+    while (reached := status(job)) == "CancelRequested":  # the log ends before the job does
+        time.sleep(0.2)
+    return reached
 
 
 def status(job: str) -> str:

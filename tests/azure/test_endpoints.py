@@ -16,6 +16,8 @@ from project import Project
 from sdk_worker import SdkWorker
 from standin import StandIn
 
+pytestmark = pytest.mark.slow
+
 MODEL = ("compute.nodes=1", "sft.max_steps=2", "registration.model_name=served")
 NAME, SIZE = "ftkit-tiny", "Standard_F4s_v2"
 FAMILY = "standardFSv2Family"

@@ -99,6 +99,7 @@ def test_a_token_that_expires_in_mid_upload(azure: StandIn, tmp_path: Path):
     completes(project)
 
 
+@pytest.mark.slow
 def test_a_connection_cut_during_upload_is_taken_up(azure: StandIn, tmp_path: Path):
     project = other_rows(azure, tmp_path, 102)
     fault = azure.faults.cut("PUT", r"blob\.core.*tokens\.parquet")

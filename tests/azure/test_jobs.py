@@ -14,6 +14,8 @@ from standin import StandIn
 
 from ftkit.assets import asset_path
 
+pytestmark = pytest.mark.slow
+
 SHORT = ("sft.max_steps=6", "sft.save_steps=2", "run.base=tiny-azure")
 CHECKPOINT = "*/checkpoints/*/checkpoint-{}/complete.json"
 
@@ -74,7 +76,7 @@ def test_another_machine_attaches_by_name(azure: StandIn, project: Project, tmp_
 
 def test_an_evicted_spot_job_goes_on_from_its_checkpoint(azure: StandIn, project: Project):
     azure.faults.job_evicted(once_written=CHECKPOINT.format(4))
-    done = project.ftkit("stage=train", "compute.spot=true")
+    done = project.ftkit("stage=train", "compute.spot=true", "sft.max_steps=30")
     assert done.status == 0, str(done)
     (job,) = jobs_of(azure, project)
     assert job.attempts == 2

@@ -60,6 +60,7 @@ def test_a_token_that_expires_in_mid_upload(azure: StandIn, sdk: SdkWorker, rows
     assert sdk("make_data", "expired", "1", rows)
 
 
+@pytest.mark.slow
 def test_a_connection_cut_during_an_upload(azure: StandIn, sdk: SdkWorker, rows: str):
     fault = azure.faults.cut("PUT", r"blob\.core\.windows\.net/.*rows\.bin")
     assert sdk("make_data", "cut", "1", rows)

@@ -61,6 +61,7 @@ def test_a_file_of_questions_is_a_task(project: FinishedRun) -> None:
     assert next(row for row in answers(project) if row["row"] == 1)["merged"]["right"] is False
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_with_the_rest_and_ends_as_if_it_had_not_been(project: FinishedRun) -> None:
     """kill -9 while it answers; drawn answers are the same by their seed, whatever was answered before."""
     command = [sys.executable, "-m", "ftkit", "experiment=tiny", "stage=evaluate", "evaluation=mgsm-ja", *DRAWN]

@@ -166,7 +166,7 @@ def test_what_mxfp4_can_hold_is_exported_exactly(mxfp4_folder: Path, token_file:
     config = small_run(mxfp4_folder, "lora=attention", "merge.format=mxfp4", "sft.max_steps=2")
     train(config, tokens=token_file, out=tmp_path / "train", checkpoints=tmp_path / "checkpoints", say=lambda _: None)
     out = tmp_path / "merged"
-    result = merge(config, adapter=tmp_path / "train" / "adapter", tokens=token_file, out=out, serving=SERVING)
+    result = merge(config, trained=tmp_path / "train" / "adapter", tokens=token_file, out=out, serving=SERVING)
     assert result.rounding == Rounding(0, 0)
     before, after = (load_file(folder / "model.safetensors") for folder in (mxfp4_folder, out))
     unpacked = [
