@@ -62,3 +62,12 @@ def test_the_real_model_s_card_names_base_data_and_rounding(finished_run: Finish
     assert card.data.datasets == ["APTOinc/japanese-reasoning-dataset-sample"] and card.data.eval_results is None
     assert "`openai/gpt-oss-20b` at `abc`, fine-tuned by LoRA on attention and experts" in card.text
     assert "changed their weights by 6 %, logits by 0.27" in card.text and "It has not been evaluated" in card.text
+
+
+def test_a_model_that_was_trained_whole_is_not_said_to_have_adapters(finished_run: FinishedRun, tmp_path: Path) -> None:
+    stages = {name: record(finished_run, name) for name in ("train", "publish", "merge")}
+    whole = resolve(["experiment=tiny", "lora=none"])
+    write_card(tmp_path, whole, trained=stages["train"], data=stages["publish"], merged=stages["merge"].result)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert "lora" not in (card.data.tags or []) and "LoRA" not in card.text
+    assert "fine-tuned in all weights but the router's to reason in Japanese" in card.text
