@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +29,19 @@ def chromium() -> Iterator:
         browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
         yield browser
         browser.close()
+
+
+@contextmanager
+def opened(chromium, path: Path, width: int, scheme: str) -> Iterator:
+    """A page of its own, ``said`` and ``asked`` hold what it wrote to the console and which addresses it fetched."""
+    page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page.said, page.asked = [], []
+    page.on("console", lambda message: page.said.append(message.text))
+    page.on("pageerror", lambda error: page.said.append(str(error)))
+    page.on("request", lambda request: page.asked.append(request.url))
+    page.goto(path.as_uri())
+    yield page
+    page.close()
 
 
 CONTRAST = """e => {

@@ -77,7 +77,7 @@ def cluster(name: str) -> tuple[str, int]:
 
 
 def connection_key(name: str) -> str:
-    return str(client().connections.get(name, populate_secrets=True).credentials.key)  # type: ignore[union-attr]
+    return str(client().connections.get(name, populate_secrets=True).credentials.key)
 
 
 def make_environment(name: str, folder: str) -> str:

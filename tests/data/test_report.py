@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from browser import CONTRAST
+from browser import CONTRAST, opened
 from command import run_ftkit
 from PIL import Image
 
@@ -41,14 +41,8 @@ def made(tmp_path_factory) -> Path:
 @pytest.fixture(params=[("light", 1100), ("dark", 390)], ids=["light", "dark_phone"])
 def page(request, chromium, made: Path):
     scheme, width = request.param
-    page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    page.said, page.asked = [], []
-    page.on("console", lambda message: page.said.append(message.text))
-    page.on("pageerror", lambda error: page.said.append(str(error)))
-    page.on("request", lambda request: page.asked.append(request.url))
-    page.goto((made / "report.html").as_uri())
-    yield page
-    page.close()
+    with opened(chromium, made / "report.html", width, scheme) as page:
+        yield page
 
 
 def test_the_page_needs_nothing_from_outside_and_fits_the_window(page) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import CONTRAST
+from browser import CONTRAST, opened
 from command import FinishedRun, run_ftkit
 from PIL import Image
 
@@ -65,14 +65,8 @@ def as_a_job(outputs: Path, of: str, name: str) -> None:
 @pytest.fixture(params=[("light", 1240), ("dark", 390)], ids=["light", "dark_phone"])
 def page(request, chromium, folder: Path):
     scheme, width = request.param
-    page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    page.said, page.asked = [], []
-    page.on("console", lambda message: page.said.append(message.text))
-    page.on("pageerror", lambda error: page.said.append(str(error)))
-    page.on("request", lambda request: page.asked.append(request.url))
-    page.goto((folder / "outputs" / "_report" / "report.html").as_uri())
-    yield page
-    page.close()
+    with opened(chromium, folder / "outputs" / "_report" / "report.html", width, scheme) as page:
+        yield page
 
 
 def record_of(folder: Path, name: str) -> dict:

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from browser import CONTRAST
+from browser import CONTRAST, opened
 
 from ftkit.config.resolve import resolve
 from ftkit.evaluation.asking import Asked
@@ -45,14 +45,8 @@ def path(compared: Comparison, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(params=[("light", 1240), ("dark", 1240), ("light", 400)], ids=["light", "dark", "phone"])
 def page(request, chromium, path: Path):
     scheme, width = request.param
-    page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    page.said, page.asked = [], []
-    page.on("console", lambda message: page.said.append(message.text))
-    page.on("pageerror", lambda error: page.said.append(str(error)))
-    page.on("request", lambda request: page.asked.append(request.url))
-    page.goto(path.as_uri())
-    yield page
-    page.close()
+    with opened(chromium, path, width, scheme) as page:
+        yield page
 
 
 def test_the_page_needs_nothing_from_outside_and_fits_the_window(page, path: Path) -> None:

@@ -142,7 +142,7 @@ class StandIn:
                 entra.require(request, *entra.ARM_AUDIENCES, entra.ML_AUDIENCE)
             return router(request)
 
-        return site  # type: ignore[return-value]
+        return site
 
     def _checked(self, router: Router) -> Callable[[Request], Response]:
         def site(request: Request) -> Response:
