@@ -1,10 +1,15 @@
-"""The end of a process that is one of several that train together."""
+"""A process that may be one of several that train together: which it is, and how it ends."""
 
 from __future__ import annotations
 
 import os
 import sys
 from typing import NoReturn
+
+
+def first_process() -> bool:
+    """Whether this is rank 0, or the only process."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def one_of_several() -> bool:

@@ -19,8 +19,9 @@ from ftkit.errors import FtkitError, Interrupted
 from ftkit.files import explained, written_aside
 from ftkit.lineage import Origin, context_of, find, folder_of, module_of, origin_of, up_to_date
 from ftkit.platforms.azureml import AzureML
-from ftkit.platforms.azureml.inside import first_process, own_job, read_hub_token
+from ftkit.platforms.azureml.inside import own_job, read_hub_token
 from ftkit.platforms.azureml.work import Work
+from ftkit.processes import first_process
 from ftkit.stages import BY_NAME, Context, Found, Made, Stage
 from ftkit.versions import installed
 

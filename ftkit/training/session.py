@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from ftkit.config.schema import Config
 from ftkit.console import console
 from ftkit.errors import Interrupted, StageError
 from ftkit.files import explained, written_aside
+from ftkit.processes import first_process, one_of_several
 from ftkit.quiet import libraries_to
 from ftkit.training import sharding
 from ftkit.training.checkpoints import newest_complete, saving, step_of
@@ -50,7 +50,7 @@ cut off, and forget on resuming how long it has been patient."""
 
 def run(config: Config, *, tokens: Path, out: Path, checkpoints: Path, say: Say | None = None) -> TrainResult:
     """See ``ftkit.training.train.train``."""
-    first = int(os.environ.get("RANK", "0")) == 0
+    first = first_process()
     say = (say or _print) if first else _silent
     tracked_by = trackers(config)
     config = for_all_weights(config, say)
@@ -120,7 +120,7 @@ def sft_config(config: Config, checkpoints: Path) -> SFTConfig:
         report_to="none",
         disable_tqdm=True,
         use_cpu=cpu,
-        ddp_backend=("gloo" if cpu else "nccl") if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
+        ddp_backend=("gloo" if cpu else "nccl") if one_of_several() else None,
         fsdp_config=dict(sharding.CONFIG) if config.sft.fsdp else None,
         dataloader_pin_memory=not cpu,
     )
@@ -209,7 +209,7 @@ def _collator(config: Config, pad_token_id: int) -> Collator | JoiningCollator:
 def _resume_point(checkpoints: Path, say: Say) -> Path | None:
     """The newest whole checkpoint, the same for all processes; what was cut off is named and removed."""
     found: list[Any] = [None]
-    if int(os.environ.get("RANK", "0")) == 0:
+    if first_process():
         found[0], cut_off = newest_complete(checkpoints)
         for checkpoint in cut_off:
             say(f"{checkpoint} was cut off while it was written; removed")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from ftkit.config.resolve import load_frozen
 from ftkit.errors import FtkitError
 from ftkit.platforms.local_processes import report
-from ftkit.processes import end_now
+from ftkit.processes import end_now, first_process
 from ftkit.training.train import train
 
 
@@ -22,7 +21,7 @@ def main() -> int:
     except FtkitError as error:
         report(result, error)
         return error.exit_status
-    if os.environ["RANK"] == "0":
+    if first_process():
         report(result, asdict(outcome))
     return 0
 

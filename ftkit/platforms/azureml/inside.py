@@ -1,4 +1,4 @@
-"""What a process inside a job has to see to: which rank it is, and the model hub's token, which no job carries."""
+"""What a process inside a job has to see to: which job that is, and the model hub's token, which no job carries."""
 
 from __future__ import annotations
 
@@ -13,11 +13,6 @@ if TYPE_CHECKING:
 
 ARM = "https://management.azure.com"
 API_VERSION = "2024-10-01"
-
-
-def first_process() -> bool:
-    """Whether this is rank 0, or the only process."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def own_job() -> str:
