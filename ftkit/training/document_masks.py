@@ -55,7 +55,7 @@ def _with_document_masks(
     masks: dict[str, Any] = {
         "config": module.config,
         # Only its first two sizes, its dtype and its device are read.
-        "inputs_embeds": module.embed_tokens.weight.new_empty((batch, length, 0)),
+        "inputs_embeds": module.norm.weight.new_empty((batch, length, 0)),
         "attention_mask": None,
         "past_key_values": None,
         "position_ids": position_ids,

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ftkit.config.schema import Config
+from ftkit.training.lora import bare_model
 from ftkit.training.lora_experts import LowRankWrapper, keep_low_rank
 from ftkit.training.mxfp4 import BLOCK
 
@@ -61,6 +62,10 @@ def speed_up(model: nn.Module, config: Config, *, fused: bool) -> None:
         keep_low_rank(model)
         if fused:
             fuse_experts(model)
+    if config.model.weights == "mxfp4" and fused:
+        from ftkit.training.host_embedding import keep_embedding_on_host
+
+        keep_embedding_on_host(bare_model(model))
     if config.model.attn_implementation == "ftkit_sinks" and fused:
         from ftkit.training.fused_layer import fuse_layers
 

@@ -157,7 +157,8 @@ def _weights(config: Config, fused: bool) -> float:
     a, width = config.model.architecture, BYTES[config.model.dtype]
     experts = a.num_hidden_layers * _expert_weights(a)
     if config.model.weights == "mxfp4":
-        return (model_parameters(a) - experts) * width + experts * MXFP4_BYTES
+        on_host = a.vocab_size * a.hidden_size if fused else 0
+        return (model_parameters(a) - experts - on_host) * width + experts * MXFP4_BYTES
     extra = _extra_columns(config)
     up = (a.hidden_size + extra) * (2 * a.intermediate_size + extra)
     down = (a.intermediate_size + extra) * (a.hidden_size + extra)

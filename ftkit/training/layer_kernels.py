@@ -1,4 +1,4 @@
-"""Triton kernels of what is not routed: unpacking MXFP4, norms, rotary embedding, sinks and the loss."""
+"""Triton kernels of what is not routed: unpacking MXFP4, embedding, norms, rotary embedding, sinks and the loss."""
 
 # Triton's language is no Python that a type checker knows.
 # pyright: basic, reportMissingImports=false, reportIndexIssue=false, reportCallIssue=false, reportOperatorIssue=false
@@ -54,6 +54,28 @@ def unpack_mxfp4(blocks: Tensor, scales: Tensor, out: Tensor) -> None:
     _unpack_mxfp4[(triton.cdiv(width, launch["BW"]), triton.cdiv(rows, launch["BM"]), experts)](
         words, scales, out, rows, width, *words.stride()[:2], *scales.stride()[:2], *out.stride()[:2], **launch
     )
+
+
+@triton.jit
+def _gather_rows(table, ids, out, D, BD: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    d = tl.arange(0, BD)
+    values = tl.load(table + tl.load(ids + row) * D + d, mask=d < D)
+    tl.store(out + row * D + d, values, mask=d < D)
+
+
+def gather_rows(table: Tensor, ids: Tensor) -> Tensor:
+    """Rows of a contiguous (N, D) table that the GPU can read, page-locked memory of the host included.
+
+    Args:
+        ids: int64, of any shape (…), on the GPU.
+
+    Returns:
+        (…, D), on the GPU.
+    """
+    out = torch.empty(*ids.shape, table.shape[1], dtype=table.dtype, device=ids.device)
+    _gather_rows[(ids.numel(),)](table, ids.contiguous(), out, table.shape[1], BD=_power(table.shape[1]), num_warps=4)
+    return out
 
 
 @triton.jit
