@@ -21,7 +21,8 @@ class HostEmbedding(nn.Module):
 
     def __init__(self, weight: Tensor):
         super().__init__()
-        self.weight = torch.empty(weight.shape, dtype=weight.dtype, pin_memory=True).copy_(weight)
+        self.weight = torch.empty(weight.shape, dtype=weight.dtype, device="cpu", pin_memory=True)
+        self.weight.copy_(weight)
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids of any shape (…), on the GPU → (…, width) there."""

@@ -68,9 +68,9 @@ def load_packed(
     for name in [name for name in missing if name.endswith(tuple(f".experts.{tensor}" for tensor in TENSORS))]:
         missing |= {f"{name}_blocks", f"{name}_scales"}
         missing.remove(name)
-    unexpected = set()
+    unexpected, where = set(), str(device) if device.type == "cuda" else device.type
     for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt", device=str(device)) as tensors:
+        with safe_open(file, framework="pt", device=where) as tensors:
             for name in tensors.keys():  # noqa: SIM118  (it is no mapping)
                 if name in missing:
                     _place(loaded, name, tensors.get_tensor(name))

@@ -146,6 +146,7 @@ def _set_up(config: Config, args: SFTConfig, tokens: Path, say: Say) -> tuple[Tr
     )
     set_seed(config.sft.seed)
     model, trained = add_lora(base, config.lora) if config.lora else (base, train_all(base))
+    sharding.leave_frozen_alone(model)
     isolate_documents(model)
     speed_up(model, config, fused=plain is None)
     say(f"training {trained}")

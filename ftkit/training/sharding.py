@@ -1,4 +1,4 @@
-"""FSDP2 through accelerate, on CPU processes as well.
+"""Weights over several processes: FSDP2 through accelerate, on CPUs as well, and DDP for what is trained alone.
 
 accelerate (1.15) takes its FSDP plugin on GPUs and other accelerators alone: processes on CPUs train on with DDP, and
 nothing says so. ``tests/training/test_sharding.py`` has a canary that fails when upstream has cured it; then
@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 CONFIG: dict[str, Any] = {
     "version": 2,
@@ -25,3 +27,14 @@ def shard_on_cpus() -> None:
     """Have accelerate shard where the process group is one of CPUs; to be called when it has begun."""
     if not torch.cuda.is_available():
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+def leave_frozen_alone(model: nn.Module) -> None:
+    """Keep DDP from sending frozen weights and buffers: each process has read them from the same files.
+
+    DDP would send all of them as it begins, which the hollow parameters of a base in MXFP4 do not allow, and the
+    buffers, which hold that base, again in every forward pass.
+    """
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    frozen += [name for name, _ in model.named_buffers()]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)

@@ -127,6 +127,17 @@ def test_bfloat16_is_held_to_the_mean(model_folder: Path, token_file: Path, adap
     assert load_file(tmp_path / "merged" / "model.safetensors")["lm_head.weight"].dtype == torch.bfloat16
 
 
+def test_a_difference_that_the_model_has_from_itself_is_not_held_against_bfloat16(model_folder: Path) -> None:
+    """Guard: NOISE in compare, for a model that routes indecisively: 6 % of the spread, and 3.5 % are its own."""
+    config = small_run(model_folder, "merge.format=bf16")
+    meant = torch.randn(8, 1000)
+    others = {"of_base": meant + 1, "meant": meant, "of_merged": meant + 0.06 * meant.std()}
+    result = merging.compare(**others, config=config, noise=lambda: 0.035 * meant.std().item())
+    assert result["mean_difference"] > 0.05 * result["spread"]
+    with pytest.raises(StageError, match=r"tolerance 0\.05 of it, rounding alone 0\.02\d*; it was not kept"):
+        merging.compare(**others, config=config, noise=lambda: 0.02 * meant.std().item())
+
+
 def test_mxfp4_is_written_as_the_published_checkpoint_and_rounds_within_the_format(
     mxfp4_folder: Path, merged: tuple[Path, MergeResult], model_folder: Path, token_file: Path, adapter: Path,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

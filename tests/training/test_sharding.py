@@ -1,4 +1,4 @@
-"""FSDP2 on two gloo processes: it trains as one process does, and goes on after an interruption."""
+"""FSDP2 on two gloo processes: it trains as one process does, and goes on after an interruption; what DDP sends."""
 
 from __future__ import annotations
 
@@ -10,9 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from small_model import save_token_rows, small_run
 from test_train import Run, command
+from torch.nn.parallel import DistributedDataParallel
+
+from ftkit.training.lora import add_lora
+from ftkit.training.model import load_base
+from ftkit.training.sharding import leave_frozen_alone
 
 STEPS = ["sft.packing=true", "sft.max_length=40", "sft.per_device_train_batch_size=1", "sft.max_steps=4",
          "sft.gradient_checkpointing=true", "sft.save_steps=2", "sft.eval_strategy=steps",
@@ -99,3 +105,21 @@ def test_upstream_still_shards_on_gpus_alone() -> None:
         [sys.executable, "-c", UPSTREAM], env=os.environ | group, capture_output=True, text=True, check=False
     )
     assert done.stdout.strip() == "DistributedType.MULTI_CPU", done.stderr
+
+
+def test_ddp_sends_no_frozen_weight_and_no_buffer(mxfp4_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guard: leave_frozen_alone, as session._set_up calls it. NCCL refuses to send the hollow experts of a base in MXFP4;
+    gloo sends them, so that on CPUs a training shows no difference."""
+    config = small_run(mxfp4_folder, "model.weights=mxfp4", "model.experts_implementation=ftkit_lora")
+    assert config.lora
+    model, trained = add_lora(load_base(config.model, training=True), config.lora)
+    leave_frozen_alone(model)
+    sent: list[torch.Tensor] = []
+    monkeypatch.setattr(dist, "_broadcast_coalesced", lambda _group, tensors, *_: sent.extend(tensors))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = DistributedDataParallel(model)
+        assert sum(tensor.numel() for tensor in sent) == trained.parameters
+        assert not wrapped.modules_buffers
+    finally:
+        dist.destroy_process_group()

@@ -368,8 +368,12 @@ def test_new_logging_and_saving_steps_hold_after_resuming(run: Run, model_folder
     assert sorted(p.name for p in other.checkpoints.iterdir()) == ["checkpoint-10", "checkpoint-16"]
 
 
-def test_two_processes_train_as_one_with_twice_the_accumulation(model_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("base", ["model_folder", "mxfp4_folder"])
+def test_two_processes_train_as_one_with_twice_the_accumulation(
+    base: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     """With packing and checkpointing, under DDP; and only the first process prints and writes."""
+    model_folder = request.getfixturevalue(base)
     token_file = save_token_rows(tmp_path / "tokens.parquet", [11, 29] * 8, split=["train"] * 16)
     common = [
         "sft.packing=true",
@@ -378,6 +382,8 @@ def test_two_processes_train_as_one_with_twice_the_accumulation(model_folder: Pa
         "sft.gradient_checkpointing=true",
         "sft.max_steps=4",
     ]
+    if base == "mxfp4_folder":
+        common += ["model.weights=mxfp4", "model.experts_implementation=ftkit_lora"]
     one = Run(small_run(model_folder, *common, "sft.gradient_accumulation_steps=4"), token_file, tmp_path / "one")
     two = Run(small_run(model_folder, *common, "sft.gradient_accumulation_steps=2"), token_file, tmp_path / "two")
     one.train()
