@@ -108,8 +108,8 @@ def test_upstream_still_shards_on_gpus_alone() -> None:
 
 
 def test_ddp_sends_no_frozen_weight_and_no_buffer(mxfp4_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guard: leave_frozen_alone, as session._set_up calls it. NCCL refuses to send the hollow experts of a base in MXFP4;
-    gloo sends them, so that on CPUs a training shows no difference."""
+    """Guard: leave_frozen_alone, as session._set_up calls it. NCCL refuses to send the hollow experts of a base in
+    MXFP4; gloo sends them, so that on CPUs a training shows no difference."""
     config = small_run(mxfp4_folder, "model.weights=mxfp4", "model.experts_implementation=ftkit_lora")
     assert config.lora
     model, trained = add_lora(load_base(config.model, training=True), config.lora)
