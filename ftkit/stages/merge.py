@@ -10,12 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ftkit.data.conversations import system_message
-from ftkit.errors import StageError
 from ftkit.evaluation.card import write_card
 from ftkit.files import tree, tree_digest
 from ftkit.stages import Context, Made
 from ftkit.stages.prepare import TOKENS
 from ftkit.stages.publish import published_rows
+from ftkit.training import require_extra
 
 FOLDER = "merged"
 FIGURES = ("global_step", "last_loss", "eval_loss", "tokens")
@@ -28,12 +28,9 @@ def run(context: Context) -> Made:
     Raises:
         StageError: the reloaded model is not the base with the adapter; no ``merged`` is left then.
     """
-    try:
-        from ftkit.training.merge import merge
-    except ModuleNotFoundError as error:
-        raise StageError(
-            f"merging needs {error.name}, which is not installed", cure="pip install 'ftkit[train]'"
-        ) from error
+    require_extra()
+    from ftkit.training.merge import merge
+
     config, training, published = context.config, context.needs["train"], context.needs["publish"]
     out = context.run_folder / FOLDER
     trained = training.run_folder / training.record.result["folder"]

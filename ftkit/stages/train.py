@@ -7,15 +7,16 @@ python -m ftkit experiment=tiny stage=train compute.gpus_per_node=2
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ftkit.errors import StageError
 from ftkit.files import tree
 from ftkit.platforms import local_processes
 from ftkit.stages import Context, Made
 from ftkit.stages.prepare import TOKENS
 from ftkit.stages.publish import published_rows
+from ftkit.training import require_extra
 from ftkit.training.trained import folder_name
 
 
@@ -42,6 +43,7 @@ def run(context: Context) -> Made:
 
 def _train(context: Context, tokens: Path, checkpoints: Path) -> dict[str, Any]:
     config = context.config
+    require_extra()
     os.environ.update(config.compute.environment_variables)
     if config.processes > 1 and "RANK" not in os.environ:
         return local_processes.train(
@@ -51,12 +53,6 @@ def _train(context: Context, tokens: Path, checkpoints: Path) -> dict[str, Any]:
             checkpoints=checkpoints,
             frozen=context.run_folder / "config.yaml",
         )
-    try:
-        from dataclasses import asdict
+    from ftkit.training.train import train
 
-        from ftkit.training.train import train
-    except ModuleNotFoundError as error:
-        raise StageError(
-            f"training needs {error.name}, which is not installed", cure="pip install 'ftkit[train]'"
-        ) from error
     return asdict(train(config, tokens=tokens, out=context.folder, checkpoints=checkpoints))

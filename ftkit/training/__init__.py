@@ -1,4 +1,4 @@
-"""Training and merging. ``train`` and ``merge`` are the ways in; they import torch only when they are called."""
+"""Training and merging; ``train`` and ``merge`` are the ways in, once ``require_extra`` has found what they import."""
 
 from __future__ import annotations
 

@@ -7,12 +7,46 @@ python -m ftkit experiment=tiny stage=merge
 
 from __future__ import annotations
 
+import gc
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.quantization_config import Mxfp4Config
+
 from ftkit.config.schema import Config
-from ftkit.training import require_extra
+from ftkit.errors import StageError
+from ftkit.files import written_aside
+from ftkit.quiet import libraries_to
+from ftkit.training.checkpoints import saving
+from ftkit.training.dataset import heldout_rows
+from ftkit.training.model import check_complete, for_inference, load_base, load_tokenizer
+from ftkit.training.packed import round_experts, save_packed
+from ftkit.training.trained import check_trained, folder_name
+
+STOPS = ("<|return|>", "<|call|>", "<|endoftext|>")
+"""Tokens that end an answer. ``<|end|>`` is none: it ends the analysis, and a model that stops there never answers."""
+
+ROWS, TOKENS = 4, 128
+"""Rows compared, and tokens of each: at gpt-oss's vocabulary their logits take 0.4 GiB."""
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "mxfp4": "bfloat16"}
+"""Precision of the weights that stay dense, for each ``merge.format``."""
+
+TOLERANCE = {"fp32": 1e-3, "bf16": 0.05, "mxfp4": 0.05}
+"""Greatest difference, as a share of the logits' spread: of the maximum in fp32, of the mean else, where rounding may
+send a token to another expert."""
+
+NOISE = 2
+"""Or else, beside fp32, greatest difference as a multiple of what one model's logits differ by when its experts are
+added up in another order. A model that routes indecisively differs from itself by more than ``TOLERANCE``."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +115,143 @@ def merge(config: Config, *, trained: Path, tokens: Path, out: Path, serving: di
         StageError: the training is unfinished or for another base, the disk is full, or the model that was read back
             is not what was merged; no folder is left then.
     """
-    require_extra()
-    from ftkit.training.merging import run
+    check_trained(trained, config)
+    form = config.merge.format
+    with libraries_to(None):
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        rows = heldout_rows(tokens, limit=ROWS, longest=TOKENS)
+        eager = config.model.model_copy(update={"attn_implementation": "eager"})
+        base = load_base(eager, dtype=DTYPES[form], device=device)
+        tokenizer = load_tokenizer(config.model)
+        of_base = logits(base, rows)
+        if config.lora:
+            with_adapter = PeftModel.from_pretrained(base, str(trained)).eval()
+            of_trained = logits(with_adapter, rows)
+            merged = with_adapter.merge_and_unload()
+            del base, with_adapter
+        else:
+            del base
+            merged = read_back(trained, config, device, packed=False)
+            of_trained = logits(merged, rows)
+        meant, rounding = of_trained, None
+        if form == "mxfp4":
+            before = logits(merged, rows)
+            compare(of_base, of_trained, before, config, partial(noise, merged, rows))
+            error, meant = round_experts(merged), logits(merged, rows)
+            rounding = Rounding(error, (meant - before).abs().mean().item())
+        with saving(out), written_aside(out) as aside:
+            write(merged, tokenizer, aside, serving, packed=rounding is not None)
+            del merged
+            gc.collect()
+            again = read_back(aside, config, device, packed=rounding is not None)
+            result = compare(of_base, meant, logits(again, rows), config, partial(noise, again, rows))
+            parameters = sum(p.numel() for p in again.parameters())
+        return MergeResult(**result, rows=len(rows), parameters=parameters, rounding=rounding)
 
-    return run(config, trained=trained, tokens=tokens, out=out, serving=serving)
+
+def write(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, serving: dict[str, Any], *, packed: bool
+) -> None:
+    """Write the model, the tokenizer with its chat template, the generation defaults and ``ftkit.json``.
+
+    Args:
+        packed: whether the experts go into MXFP4; ``round_experts`` has been called then.
+    """
+    stops = [tokenizer.convert_tokens_to_ids(name) for name in STOPS]
+    if any(stop is None or stop == tokenizer.unk_token_id for stop in stops):
+        raise StageError(f"the tokenizer lacks one of {', '.join(STOPS)}", cure="use a gpt-oss tokenizer")
+    assert model.generation_config is not None
+    model.generation_config.eos_token_id = stops
+    model.generation_config.pad_token_id = stops[-1]
+    model.config.eos_token_id, model.config.pad_token_id = stops[0], stops[-1]
+    model.config.use_cache = True
+    if packed:
+        save_packed(model, folder)
+    else:
+        # By default a model that came from MXFP4 is saved under names that the dense architecture does not find again.
+        model.save_pretrained(folder, save_original_format=False)
+    tokenizer.save_pretrained(folder)
+    (folder / "ftkit.json").write_text(json.dumps(serving, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def read_back(folder: Path, config: Config, device: torch.device, *, packed: bool) -> PreTrainedModel:
+    """Load a whole model from a folder, as any user of it would.
+
+    Args:
+        packed: whether its experts are in MXFP4; they are unpacked.
+
+    Raises:
+        StageError: its files lack weights or hold others.
+    """
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=getattr(torch, DTYPES[config.merge.format]),
+        **({"quantization_config": Mxfp4Config(dequantize=True)} if packed else {}),
+        attn_implementation="eager",
+        experts_implementation=for_inference(config.model).experts_implementation,
+        device_map={"": str(device)} if device.type != "cpu" else None,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # check_complete names them
+    )
+    model, info = loaded
+    check_complete(info, str(folder))
+    return model
+
+
+def compare(
+    of_base: Tensor, meant: Tensor, of_merged: Tensor, config: Config, noise: Callable[[], float]
+) -> dict[str, Any]:
+    """Hold the logits, float32 (positions, vocabulary), against each other.
+
+    Args:
+        of_base: of the base model.
+        meant: of what was trained, or of it with experts that were rounded to MXFP4.
+        of_merged: of the model that was read back.
+        noise: of that model, see ``noise``.
+
+    Raises:
+        StageError: the model that was read back differs from the one meant by more than ``TOLERANCE`` and ``NOISE``,
+            or the training changes nothing.
+    """
+    difference, spread = (of_merged - meant).abs(), meant.std().item()
+    largest, mean, change = difference.max().item(), difference.mean().item(), (meant - of_base).abs().mean().item()
+    form, what = config.merge.format, folder_name(config)
+    kind, measured = ("max", largest) if form == "fp32" else ("mean", mean)
+    if change == 0:
+        raise StageError(f"the {what} changes nothing: its logits are the base model's", cure="stage=train force=true")
+    own = 0.0 if measured <= TOLERANCE[form] * spread or form == "fp32" else noise()
+    if not measured <= max(TOLERANCE[form] * spread, NOISE * own):
+        raise StageError(
+            f"the merged model differs from {'base and adapter' if config.lora else 'what was trained'}: "
+            f"{kind} difference of logits {measured:.3g}, spread {spread:.3g}, tolerance {TOLERANCE[form]:g} of it"
+            + (f", rounding alone {own:.3g}" if own else "")
+            + "; it was not kept",
+            cure="merge.format=fp32" if form != "fp32" else "use the versions in environment/requirements.txt",
+        )
+    return {
+        "format": form,
+        "tokens": len(of_merged),
+        "max_difference": largest,
+        "mean_difference": mean,
+        "mean_change": change,
+        "spread": spread,
+    }
+
+
+def noise(model: PreTrainedModel, rows: list[list[int]]) -> float:
+    """Mean difference of a model's logits when its experts are computed one by one instead."""
+    usual = logits(model, rows)
+    before: Any = model.config._experts_implementation
+    model.set_experts_implementation("eager")
+    difference = (logits(model, rows) - usual).abs().mean().item()
+    model.set_experts_implementation(before)
+    return difference
+
+
+@torch.no_grad()
+def logits(model: nn.Module, rows: list[list[int]]) -> Tensor:
+    """Logits of every position of all rows, one row at a time; float32 on the CPU, (positions, vocabulary)."""
+    device = next(model.parameters()).device
+    return torch.cat(
+        [model(input_ids=torch.tensor([row], device=device), use_cache=False).logits[0].float().cpu() for row in rows]
+    )

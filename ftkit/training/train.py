@@ -1,21 +1,39 @@
-"""Fine-tuning with LoRA: from token rows to an adapter.
+"""Training: from token rows to an adapter, or to a model that was trained whole. Needs the extra ``train``.
 
 python -m ftkit experiment=tiny stage=train
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase, TrainerState
 
 from ftkit.config.schema import Config
-from ftkit.training import require_extra
-
-if TYPE_CHECKING:
-    from ftkit.training.dataset import DataCounts
-    from ftkit.training.lora import Trained
+from ftkit.console import console
+from ftkit.errors import Interrupted, StageError
+from ftkit.files import explained, written_aside
+from ftkit.processes import first_process
+from ftkit.quiet import libraries_to
+from ftkit.training.checkpoints import newest_complete, saving, step_of
+from ftkit.training.dataset import DataCounts
+from ftkit.training.fast_path import for_all_weights
+from ftkit.training.heldout import PARTS, best_step, evaluations, stops_early
+from ftkit.training.lora import Trained
+from ftkit.training.savings import out_of_memory
+from ftkit.training.setup import Say, hardware, set_up, sft_config
+from ftkit.training.tracking import mlflow_tracking, trackers
+from ftkit.training.trained import Origin, folder_name
+from ftkit.training.trainer import Trainer, together
+from ftkit.training.watch import Watch, history, loss_picture
+from ftkit.training.weights import gather_weights, write_weights
 
 
 @dataclass(frozen=True)
@@ -59,9 +77,7 @@ class TrainResult:
     hardware: str
 
 
-def train(
-    config: Config, *, tokens: Path, out: Path, checkpoints: Path, say: Callable[[str], None] | None = None
-) -> TrainResult:
+def train(config: Config, *, tokens: Path, out: Path, checkpoints: Path, say: Say | None = None) -> TrainResult:
     """Train, or go on from the newest whole checkpoint.
 
     Runs as the only process, or as one of several that torchrun or Azure ML has started (RANK, WORLD_SIZE,
@@ -79,7 +95,144 @@ def train(
         ended early.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint of the last step was written.
     """
-    require_extra()
-    from ftkit.training.session import run
+    first = first_process()
+    say = (say or _print) if first else _silent
+    tracked_by = trackers(config)
+    config = for_all_weights(config, say)
+    _make_folders(out, checkpoints)
+    with libraries_to(out / "library.log" if first else None):
+        args = sft_config(config, checkpoints)
+        try:
+            trainer, counts, trained = set_up(config, args, tokens, say)
+        except torch.OutOfMemoryError as error:
+            raise StageError(
+                f"{config.model.name} does not fit into the GPU's memory, or something else lies there: "
+                + str(error).split(". Of the allocated")[0],
+                cure="stage=plan shows what it needs; nvidia-smi shows what else runs on the GPU",
+            ) from error
+        watch = Watch(out, say, tensorboard="tensorboard" in tracked_by)
+        if first:
+            trainer.add_callback(watch)
+            if "mlflow" in tracked_by and (mlflow := mlflow_tracking(config.run.name, say)):
+                trainer.add_callback(mlflow)
+        resumed = _resume_point(checkpoints, say)
+        try:
+            max_steps = _to_the_end(config, trainer, counts, resumed, checkpoints, say)
+        finally:
+            watch.close()
+        kept = _save(config, trainer, out, checkpoints, max_steps, say)
+        trainer.accelerator.end_training()  # a process group that is left open can abort a process as it ends
+    lines = history(trainer.state.log_history)
+    evaluated = {log["step"]: log for log in evaluations(trainer.state.log_history)}
+    return TrainResult(
+        global_step=trainer.state.global_step,
+        max_steps=max_steps,
+        first_loss=lines[0]["loss"],
+        last_loss=lines[-1]["loss"],
+        **{name: evaluated.get(kept, {}).get(name) for name in PARTS},
+        best_step=best_step(trainer.state.log_history),
+        seconds=lines[-1]["seconds"],
+        tokens=lines[-1]["tokens"],
+        tokens_per_s=lines[-1]["tokens"] / lines[-1]["seconds"],
+        peak_gib=max(line["peak_gib"] for line in lines),
+        counts=counts,
+        trained=trained,
+        resumed_from=step_of(resumed) if resumed else None,
+        hardware=hardware(args),
+    )
 
-    return run(config, tokens=tokens, out=out, checkpoints=checkpoints, say=say)
+
+def _resume_point(checkpoints: Path, say: Say) -> Path | None:
+    """The newest whole checkpoint, the same for all processes; what was cut off is named and removed."""
+    found: list[Any] = [None]
+    if first_process():
+        found[0], cut_off = newest_complete(checkpoints)
+        for checkpoint in cut_off:
+            say(f"{checkpoint} was cut off while it was written; removed")
+            shutil.rmtree(checkpoint, ignore_errors=True)
+    return broadcast_object_list(found)[0]
+
+
+def _to_the_end(
+    config: Config, trainer: Trainer, counts: DataCounts, resumed: Path | None, checkpoints: Path, say: Say
+) -> int:
+    """Train to the end; returns the number of steps, fewer than asked for where it stopped early."""
+    done = 0
+    if resumed:
+        state = json.loads((resumed / "trainer_state.json").read_text(encoding="utf-8"))
+        done, planned = state["global_step"], state["max_steps"]
+        say(f"resuming from step {done} of {planned} ({resumed})")
+        trainer.resume_counts(state["log_history"])
+        if done >= planned or stops_early(state["log_history"], trainer.patience):
+            _load_finished(trainer, resumed)
+            return done
+    try:
+        with trainer.stop.listening(say is not _silent):
+            trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    except KeyboardInterrupt as error:
+        newest, _ = newest_complete(checkpoints)
+        raise Interrupted(
+            f"interrupted; the same command goes on from {f'step {step_of(newest)}' if newest else 'the start'}"
+        ) from error
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(config, trainer.state.global_step + 1, counts.longest) from error
+    step, max_steps = trainer.state.global_step, trainer.state.max_steps
+    if step < max_steps and trainer.stop.agreed:
+        stopped = Interrupted(f"stopped after step {step} of {max_steps}; the same command goes on from there")
+        stopped.exit_status = 128 + trainer.stop.agreed
+        raise stopped
+    if step < max_steps and stops_early(trainer.state.log_history, trainer.patience):
+        say(f"no lower held-out loss in {trainer.patience} evaluations: ended at step {step} of {max_steps}")
+        return step
+    if step < max_steps:
+        raise StageError(
+            f"training ended at step {step} of {max_steps}", where=str(checkpoints), cure="run it again to go on"
+        )
+    return max_steps
+
+
+def _load_finished(trainer: Trainer, checkpoint: Path) -> None:
+    """Everything was trained, and the run was cut off before it could save the adapter."""
+    trainer.load_weights(checkpoint)
+    trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
+
+
+def _save(config: Config, trainer: Trainer, out: Path, checkpoints: Path, max_steps: int, say: Say) -> int:
+    """Write what was trained and the picture, aside first. Returns the step that the weights are of."""
+    step, best, kind = trainer.state.global_step, best_step(trainer.state.log_history), folder_name(config)
+    if config.sft.load_best_model_at_end and best not in (None, step):
+        say(f"the {kind} is that of step {best}, which had the lowest held-out loss")
+        step = best
+        trainer.load_weights(checkpoints / f"checkpoint-{best}")
+    model: Any = trainer.model
+    weights = gather_weights(model)
+
+    def write() -> None:
+        assert isinstance(trainer.processing_class, PreTrainedTokenizerBase)
+        with saving(out / kind), written_aside(out / kind) as aside:
+            write_weights(model, aside, weights)
+            trainer.processing_class.save_pretrained(aside)
+            Origin.of(config, global_step=trainer.state.global_step, max_steps=max_steps).write(aside)
+        with written_aside(out / "loss.png") as aside:
+            log_history = trainer.state.log_history
+            loss_picture(history(log_history), evaluations(log_history), config.run.name, aside)
+
+    together(write if trainer.args.should_save else lambda: None)
+    return step
+
+
+def _make_folders(*folders: Path) -> None:
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise explained(error, folder) from error
+
+
+def _print(line: str) -> None:
+    console().print(Text(f"{'':13}{line}"), soft_wrap=True)
+
+
+def _silent(line: str) -> None:
+    """What the other processes say."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -139,3 +141,16 @@ def test_outputs_that_cannot_be_written_are_an_error(ftkit, tmp_path: Path):
     (tmp_path / "outputs").write_text("a file where the folder should be")
     done = ftkit("experiment=tiny", "stage=prepare")
     assert done.status == 1 and "run.outputs=" in done.err and "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("stage", ["train", "merge"])
+def test_a_stage_whose_packages_are_missing_names_the_command_that_installs_them(
+    finished_run: FinishedRun, tmp_path: Path, stage: str
+):
+    """Guard: require_extra in the stage, before anything that needs torch is imported."""
+    shutil.copytree(finished_run.folder / "outputs", tmp_path / "outputs")
+    hide = "import sys; sys.modules['trl'] = None; from ftkit.__main__ import main; main()"
+    command = [sys.executable, "-c", hide, "experiment=tiny", f"stage={stage}", "force=true"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "needs trl, which is not installed" in done.stderr and "pip install 'ftkit[train]'" in done.stderr

@@ -15,7 +15,7 @@ from transformers import GptOssForCausalLM
 
 from ftkit.config.resolve import resolve
 from ftkit.errors import StageError
-from ftkit.training import session
+from ftkit.training import setup
 from ftkit.training.collator import Collator
 from ftkit.training.document_masks import isolate_documents
 from ftkit.training.footprint import GIB, footprint, model_parameters
@@ -55,8 +55,8 @@ def test_packed_documents_are_compared_with_each_alone(
 def test_a_run_whose_documents_see_each_other_stops_before_its_first_step(
     model_folder: Path, token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Guard: check_packing in session._set_up. The masks' own line is taken out."""
-    monkeypatch.setattr(session, "isolate_documents", lambda model: None)
+    """Guard: check_packing in set_up. The masks' own line is taken out."""
+    monkeypatch.setattr(setup, "isolate_documents", lambda model: None)
     run = Run(small_run(model_folder, *PACKED), token_file, tmp_path / "run")
     with pytest.raises(StageError, match="packed documents see each other"):
         run.train()
@@ -74,7 +74,7 @@ def test_a_packed_run_says_that_it_was_checked(model_folder: Path, token_file: P
 def test_an_adapter_that_does_not_move_stops_the_run_and_is_named(
     model_folder: Path, token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_out: str
 ) -> None:
-    """Guard: WeightsMove, added in session._set_up. A hook does what a kernel without a backward pass would."""
+    """Guard: WeightsMove, added in set_up. A hook does what a kernel without a backward pass would."""
 
     def without_gradient(*args):
         model, trained = add_lora(*args)
@@ -83,7 +83,7 @@ def test_an_adapter_that_does_not_move_stops_the_run_and_is_named(
                 parameter.register_hook(torch.zeros_like)
         return model, trained
 
-    monkeypatch.setattr(session, "add_lora", without_gradient)
+    monkeypatch.setattr(setup, "add_lora", without_gradient)
     run = Run(small_run(model_folder), token_file, tmp_path)
     with pytest.raises(StageError, match=r"1 of 12 adapters have not moved in two steps") as caught:
         run.train()
@@ -94,14 +94,14 @@ def test_an_adapter_that_does_not_move_stops_the_run_and_is_named(
 def test_a_weight_that_does_not_move_stops_full_fine_tuning_and_is_named(
     model_folder: Path, token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Guard: WeightsMove, added in session._set_up; a sink whose attention gives it no gradient, for instance."""
+    """Guard: WeightsMove, added in set_up; a sink whose attention gives it no gradient, for instance."""
 
     def without_gradient(model: GptOssForCausalLM) -> Trained:
         trained = train_all(model)
         model.model.layers[1].self_attn.sinks.register_hook(torch.zeros_like)
         return trained
 
-    monkeypatch.setattr(session, "train_all", without_gradient)
+    monkeypatch.setattr(setup, "train_all", without_gradient)
     run = Run(small_run(model_folder, "lora=none"), token_file, tmp_path)
     with pytest.raises(StageError, match=r"1 of 33 weights have not moved .*: model.layers.1.self_attn.sinks"):
         run.train()
@@ -110,7 +110,7 @@ def test_a_weight_that_does_not_move_stops_full_fine_tuning_and_is_named(
 def test_out_of_memory_is_answered_with_what_saves_most_cheaply(
     model_folder: Path, token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Guard: the OutOfMemoryError in session._train."""
+    """Guard: the OutOfMemoryError in train._to_the_end."""
 
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -173,7 +173,7 @@ def test_a_model_that_does_not_fit_is_named(
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. Of the allocated memory …")
 
-    monkeypatch.setattr(session, "load_base", full)
+    monkeypatch.setattr(setup, "load_base", full)
     with pytest.raises(StageError, match="tiny does not fit into the GPU's memory") as caught:
         Run(small_run(model_folder), token_file, tmp_path).train()
     assert "stage=plan" in caught.value.cure
@@ -189,7 +189,7 @@ def test_a_gradient_that_is_no_number_stops_the_run(
         next(p for name, p in model.named_parameters() if ".lora_B." in name).register_hook(lambda g: g + float("inf"))
         return model, trained
 
-    monkeypatch.setattr(session, "add_lora", with_infinite_gradient)
+    monkeypatch.setattr(setup, "add_lora", with_infinite_gradient)
     with pytest.raises(StageError, match="the gradient of step 1 is not finite"):
         Run(small_run(model_folder), token_file, tmp_path).train()
 

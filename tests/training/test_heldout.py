@@ -162,7 +162,7 @@ def test_training_ends_when_patience_does_and_the_best_checkpoint_stays(rising: 
 
 
 def test_the_adapter_of_the_best_evaluation_is_kept_if_asked_for(rising: Run) -> None:
-    """Guard: load_best_model_at_end in session._save."""
+    """Guard: load_best_model_at_end in train._save."""
     run = with_sft(rising, load_best_model_at_end=True)
     result, said = run.train()
     assert result.global_step == 32 and result.best_step is not None and result.best_step < 32

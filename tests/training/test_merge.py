@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GptOssForCausalLM,
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from ftkit.errors import StageError
-from ftkit.training import merging, packed
+from ftkit.training import merge as merging
+from ftkit.training import packed
 from ftkit.training.merge import MergeResult, Rounding, merge
 from ftkit.training.model import load_base
 from ftkit.training.train import train
@@ -56,7 +57,7 @@ def test_the_merged_model_is_the_base_with_the_adapter(
 
 
 def test_the_folder_has_all_that_serving_needs(merged: tuple[Path, MergeResult]) -> None:
-    """Answers do not end after their thinking. Guard: STOPS in merging."""
+    """Answers do not end after their thinking. Guard: STOPS in merge."""
     folder, _ = merged
     config = json.loads((folder / "config.json").read_text())
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -94,7 +95,7 @@ def test_a_model_that_was_trained_whole_is_written_and_compared_as_a_merged_one(
 ) -> None:
     """Every weight but the router's has moved; what is written is what was trained.
 
-    Guards: save_original_format=False in write_weights, the router in train_all, for_all_weights in session.run.
+    Guards: save_original_format=False in write_weights, the router in train_all, for_all_weights in train.train.
     """
     ours = ("model.attn_implementation=ftkit_sinks", "model.experts_implementation=ftkit_lora")
     config = small_run(mxfp4_folder, *ours, "lora=none", "sft.max_steps=3", f"merge.format={form}")

@@ -61,7 +61,7 @@ def same(sharded: Run, one: Run, file: str) -> None:
 def test_full_fine_tuning_that_is_sharded_and_interrupted_is_that_of_one_process(
     model_folder: Path, tokens: Path, tmp_path: Path
 ) -> None:
-    """Guards: shard_on_cpus in session._set_up, and the late list of weights in trainer._visit_less."""
+    """Guards: shard_on_cpus in set_up, and the late list of weights in trainer._visit_less."""
     one = Run(small_run(model_folder, *STEPS, *FULL, ONE), tokens, tmp_path / "one")
     one.train()
     two = Run(small_run(model_folder, *STEPS, *FULL, *SHARDED), tokens, tmp_path / "two")
@@ -108,7 +108,7 @@ def test_upstream_still_shards_on_gpus_alone() -> None:
 
 
 def test_ddp_sends_no_frozen_weight_and_no_buffer(mxfp4_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guard: leave_frozen_alone, as session._set_up calls it. NCCL refuses to send the hollow experts of a base in
+    """Guard: leave_frozen_alone, as set_up calls it. NCCL refuses to send the hollow experts of a base in
     MXFP4; gloo sends them, so that on CPUs a training shows no difference."""
     config = small_run(mxfp4_folder, "model.weights=mxfp4", "model.experts_implementation=ftkit_lora")
     assert config.lora

@@ -144,7 +144,7 @@ def test_libraries_keep_quiet(run: Run, capfd: pytest.CaptureFixture) -> None:
 def test_the_loss_is_the_mean_over_the_loss_tokens_of_each_document_alone(
     model_folder: Path, token_file: Path, tmp_path: Path, packing: str, accumulation: int
 ) -> None:
-    """Guards: isolate_documents in session._set_up for packing, TRL's count of loss tokens for accumulation."""
+    """Guards: isolate_documents in set_up for packing, TRL's count of loss tokens for accumulation."""
     batch = 16 // accumulation
     overrides = [
         f"sft.packing={packing}",
@@ -215,7 +215,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
 
 
 def test_a_run_that_was_cut_off_before_it_saved_the_adapter_only_saves_it(run: Run, model_folder: Path) -> None:
-    """Guard: ``done >= planned`` in session._train; the trainer would take one more step, in the middle of an epoch."""
+    """Guard: ``done >= planned`` in train._to_the_end; else the trainer takes one more step, amid an epoch."""
     run = replace(run, config=small_run(model_folder, "sft.max_steps=10"))
     first, _ = run.train()
     weights, metrics = run.weights, run.metrics
@@ -230,7 +230,7 @@ def test_a_run_that_was_cut_off_before_it_saved_the_adapter_only_saves_it(run: R
 def test_a_signal_saves_the_step_and_the_next_run_goes_on_from_there(
     run: Run, whole: tuple[Run, TrainResult, list[str]], number: signal.Signals
 ) -> None:
-    """A run that was stopped is no finished run. Guards: stop.listening in session._train, and _Guard.on_step_end."""
+    """A stopped run is no finished run. Guards: stop.listening in train._to_the_end, and _Guard.on_step_end."""
 
     def say(line: str) -> None:
         if line.startswith("step  4/"):
@@ -257,7 +257,7 @@ def test_a_second_ctrl_c_stops_at_once(run: Run) -> None:
 
 
 def test_training_that_ends_early_is_no_success(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guard: the comparison of global_step with max_steps in session._train."""
+    """Guard: the comparison of global_step with max_steps in train._to_the_end."""
     from ftkit.training.trainer import Trainer
 
     monkeypatch.setattr(

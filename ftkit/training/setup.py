@@ -1,0 +1,180 @@
+"""What a training needs, set up from the configuration: model with adapters, rows, held-out rows, trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import IntervalStrategy, PrinterCallback, set_seed
+from trl.trainer.sft_config import SFTConfig
+
+from ftkit.config.schema import Config
+from ftkit.errors import StageError
+from ftkit.processes import one_of_several
+from ftkit.training import sharding
+from ftkit.training.collator import Collator, JoiningCollator
+from ftkit.training.dataset import DataCounts, training_rows
+from ftkit.training.document_masks import isolate_documents
+from ftkit.training.fast_path import speed_up, why_plain
+from ftkit.training.guards import WeightsMove, check_packing
+from ftkit.training.heldout import HeldOut, Marks
+from ftkit.training.lora import Trained, add_lora, train_all
+from ftkit.training.model import load_base, load_tokenizer
+from ftkit.training.trainer import Trainer
+
+Say = Callable[[str], None]
+OURS = {
+    *("max_length", "packing", "verify_packing", "save_total_limit", "save_minutes"),
+    *("early_stopping_patience", "load_best_model_at_end"),
+}
+"""Keys of ``sft`` that ftkit acts on itself: TRL would cut rows, pack without masks, count checkpoints that were
+cut off, and forget on resuming how long it has been patient."""
+
+
+def sft_config(config: Config, checkpoints: Path) -> SFTConfig:
+    """TRL's arguments: every key of ``config.sft`` under its own name, but for ``OURS``."""
+    cpu = not torch.cuda.is_available()
+    given = {key: value for key, value in config.sft.model_dump().items() if key not in OURS}
+    shape = given["lr_scheduler_kwargs"].items()
+    given["lr_scheduler_kwargs"] = {name: value for name, value in shape if value is not None}
+    if not given["gradient_checkpointing"]:
+        given["gradient_checkpointing_kwargs"] = None
+    return SFTConfig(
+        **given,
+        output_dir=str(checkpoints),
+        max_length=None,
+        packing=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        save_total_limit=None,
+        save_only_model=False,
+        ignore_data_skip=False,
+        logging_nan_inf_filter=False,
+        average_tokens_across_devices=True,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=cpu,
+        ddp_backend=("gloo" if cpu else "nccl") if one_of_several() else None,
+        fsdp_config=dict(sharding.CONFIG) if config.sft.fsdp else None,
+        dataloader_pin_memory=not cpu,
+    )
+
+
+def set_up(config: Config, args: SFTConfig, tokens: Path, say: Say) -> tuple[Trainer, DataCounts, Trained]:
+    device = args.device  # starts the process group
+    if config.sft.fsdp:
+        sharding.shard_on_cpus()
+    if config.model.attn_implementation == "flex_attention" and device.type != "cuda":
+        raise StageError("flex_attention needs a CUDA GPU, and there is none", cure="model.attn_implementation=eager")
+    plain = why_plain(config, device)
+    say(_what_computes(config, args, plain))
+    tokenizer = load_tokenizer(config.model)
+    rows, counts = training_rows(tokens, config, vocab_size=config.model.architecture.vocab_size)
+    say(_what_is_read(counts, config, args))
+    base = load_base(
+        config.model,
+        dtype=None if config.lora else "float32",
+        device=torch.device("cpu") if config.sft.fsdp else device,  # sharding takes it to the devices, layer by layer
+        router_aux_loss_coef=config.sft.router_aux_loss_coef,
+        training=True,
+    )
+    set_seed(config.sft.seed)
+    model, trained = add_lora(base, config.lora) if config.lora else (base, train_all(base))
+    sharding.leave_frozen_alone(model)
+    isolate_documents(model)
+    speed_up(model, config, fused=plain is None)
+    say(f"training {trained}")
+    assert isinstance(tokenizer.pad_token_id, int)
+    collate = _collator(config, tokenizer.pad_token_id)
+    heldout = _held_out(config, args, tokens, say)
+    size = args.per_device_train_batch_size
+    evaluated = None if heldout is None else HeldOut(heldout, collate, size, Marks.of(tokenizer))
+    trainer = Trainer(
+        model=model,
+        args=args,
+        train_dataset=rows,
+        eval_dataset=heldout,
+        data_collator=collate,
+        processing_class=tokenizer,
+        save_total_limit=config.sft.save_total_limit,
+        save_minutes=config.sft.save_minutes,
+        heldout=evaluated,
+        patience=config.sft.early_stopping_patience,
+    )
+    if config.sft.fsdp and not trainer.is_fsdp_enabled:
+        raise StageError("sft.fsdp is true, and accelerate does not shard these processes", cure="sft.fsdp=false")
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(WeightsMove())
+    if config.sft.packing and config.sft.verify_packing:
+        with trainer.accelerator.autocast():
+            _say_packing(check_packing(model, rows, collate), say)
+    return trainer, counts, trained
+
+
+def _held_out(config: Config, args: SFTConfig, tokens: Path, say: Say) -> Dataset | None:
+    """The held-out rows, packed as the others; None, with ``args`` changed, where there are none or none are wanted."""
+    sft = config.sft
+    if sft.eval_strategy == "no":
+        return None
+    try:
+        return training_rows(tokens, config, vocab_size=config.model.architecture.vocab_size, split="heldout")[0]
+    except StageError as error:
+        if sft.early_stopping_patience or sft.load_best_model_at_end:
+            raise
+        say(f"no evaluation: {error.what}")
+        args.eval_strategy = IntervalStrategy.NO
+        return None
+
+
+def _say_packing(compared: tuple[int, float] | None, say: Say) -> None:
+    if compared:
+        documents, share = compared
+        say(f"{documents} packed documents give the logits of each alone, to {share:.1e} of their spread")
+
+
+def _collator(config: Config, pad_token_id: int) -> Collator | JoiningCollator:
+    attention, sft = config.model.attn_implementation, config.sft
+    if attention == "ftkit_sinks":
+        return JoiningCollator(pad_token_id)
+    # flex_attention is compiled anew for another length.
+    pad_to = sft.max_length if attention == "flex_attention" and sft.packing else None
+    return Collator(pad_token_id, sft.packing, pad_to)
+
+
+def _what_computes(config: Config, args: SFTConfig, plain: str | None) -> str:
+    """Attention, experts, precision and device in use, and why."""
+    model, where = config.model, hardware(args)
+    if args.device.type != "cuda":
+        where += " (no CUDA GPU)"
+    compute = "products in bfloat16" if config.sft.bf16 else "no mixed precision"
+    weights = model.dtype if model.weights == "dense" else f"{model.dtype}, experts in {model.weights}"
+    line = (
+        f"{model.attn_implementation} attention, {model.experts_implementation} experts (as model.* says), "
+        f"weights {weights}, {compute}, on {where}"
+    )
+    if "ftkit_" in line:
+        line += f"; not fused: {plain}" if plain else "; fused, the first step compiles the kernels"
+    return line
+
+
+def hardware(args: SFTConfig) -> str:
+    """``2 × NVIDIA H100 80GB HBM3``, ``CPU, 2 threads``."""
+    threads = torch.get_num_threads()
+    cpu = f"CPU, {threads} {'thread' if threads == 1 else 'threads'}"
+    device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else cpu
+    return f"{args.world_size} × {device}" if args.world_size > 1 else device
+
+
+def _what_is_read(counts: DataCounts, config: Config, args: SFTConfig) -> str:
+    text = f"{counts.rows:,} rows, {counts.tokens:,} tokens, {counts.loss_tokens:,} with loss"
+    if counts.overlength:
+        text += f"; {counts.overlength:,} rows left out: longer than sft.max_length={config.sft.max_length}"
+    if counts.truncated:
+        text += f"; {counts.truncated:,} rows cut at the end of their thinking"
+    if counts.fill is not None:
+        text += f"; packed into {counts.trained:,} rows, {counts.fill:.1%} full"
+    if args.world_size > 1 and (short := -counts.trained % (args.world_size * args.per_device_train_batch_size)):
+        text += f"; {short} of them come twice in an epoch, so that every process has as many"
+    return text
