@@ -137,10 +137,10 @@ def _joined(table: pa.Table, bins: list[list[int]], path: Path, vocab_size: int)
         raise StageError(
             f"row {numbers[with_loss == 0][0]} has no token that carries loss", where=str(path), cure="stage=prepare"
         )
-    if ids.max() >= vocab_size or ids.min() < 0:
-        where = int(numbers[np.searchsorted(starts, np.argmax(ids), side="right") - 1])
+    if (unknown := np.flatnonzero((ids < 0) | (ids >= vocab_size))).size:
+        where = int(numbers[np.searchsorted(starts, unknown[0], side="right") - 1])
         raise StageError(
-            f"row {where} holds token {ids.max()}, and the model has {vocab_size}: made for another model",
+            f"row {where} holds token {ids[unknown[0]]}, and the model has {vocab_size}: made for another model",
             where=str(path),
             cure="stage=prepare,train",
         )

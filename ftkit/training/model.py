@@ -43,20 +43,17 @@ def load_base(
     *,
     dtype: str | None = None,
     device: torch.device | None = None,
-    router_aux_loss_coef: float = 0.0,
     training: bool = False,
 ) -> PreTrainedModel:
     """The base model.
 
     An MXFP4 checkpoint is unpacked to ``dtype``, but for training with ``model.weights=mxfp4``. ftkit's own attention
-    and experts are for training only; else the model gets ones that generate. Published gpt-oss configurations carry
-    ``router_aux_loss_coef`` 0.9, which TRL would add to the loss; it is set to what is asked for.
+    and experts are for training only; else the model gets ones that generate.
 
     Args:
         model: which one, and how it computes.
         dtype: precision of the weights; ``model.dtype`` if not given.
         device: where the weights go; the CPU if not given.
-        router_aux_loss_coef: weight of the router's balance loss.
         training: whether it will be trained.
 
     Raises:
@@ -87,7 +84,7 @@ def load_base(
                 "model.weights=mxfp4, but this checkpoint's experts are dense", where=path, cure="model.weights=dense"
             )
         with _explained(model):
-            config.router_aux_loss_coef, config.use_cache = router_aux_loss_coef, False
+            config.use_cache = False
             loaded, info = load_packed(path, source, config, model, device or torch.device("cpu"))
         check_complete(info, path)
         return loaded
@@ -100,9 +97,9 @@ def load_base(
             attn_implementation=model.attn_implementation,
             experts_implementation=model.experts_implementation,
             device_map={"": str(device)} if device is not None and device.type != "cpu" else None,
-            router_aux_loss_coef=router_aux_loss_coef,
             use_cache=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # check_complete names them
             **options,
         )
     loaded, info = pair
@@ -131,18 +128,16 @@ def check_complete(info: dict[str, Any], path: str) -> None:
         path: what was loaded, for the message.
 
     Raises:
-        StageError: weights are missing, unexpected, of another shape or could not be converted.
+        StageError: weights are missing, unexpected or of another shape.
     """
     for kind, said in (
         ("missing_keys", "missing"),
         ("unexpected_keys", "unexpected"),
         ("mismatched_keys", "of another shape"),
     ):
-        if names := sorted(map(str, info.get(kind) or ())):
+        if names := sorted(key if isinstance(key, str) else key[0] for key in info.get(kind) or ()):
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise StageError(f"weights are {said}: {names[0]}{more}", where=path, cure="download the model again")
-    if errors := info.get("error_msgs"):
-        raise StageError(f"weights cannot be read: {errors[0]}", where=path, cure="download the model again")
 
 
 def check_architecture(model: Model, config: Any) -> None:
@@ -213,6 +208,7 @@ def _explained(model: Model) -> Iterator[None]:
     from safetensors import SafetensorError
 
     name, download = model.pretrained_model_name_or_path, f"{KEY}=<a folder that holds the model>"
+    damaged = f"the weights of {name} cannot be read: the download was cut off or the file is damaged"
     kinds: tuple[tuple[tuple[type[Exception], ...], str, str], ...] = (
         (
             (errors.GatedRepoError,),
@@ -235,11 +231,7 @@ def _explained(model: Model) -> Iterator[None]:
             + ("HF_HUB_OFFLINE forbids to fetch it" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"),
             ("unset HF_HUB_OFFLINE, or " if constants.HF_HUB_OFFLINE else "") + download,
         ),
-        (
-            (SafetensorError,),
-            f"the weights of {name} cannot be read: the download was cut off or the file is damaged",
-            "download the model again",
-        ),
+        ((SafetensorError,), damaged, "download the model again"),
     )
     try:
         yield
@@ -251,6 +243,10 @@ def _explained(model: Model) -> Iterator[None]:
         raise StageError(
             f"the model cannot be loaded: {str(error).splitlines()[0]}", where=name, cure=download
         ) from error
+    except RuntimeError as error:
+        if "conversion of the weights" not in str(error):  # memory may be full, for instance
+            raise
+        raise StageError(damaged, where=name, cure="download the model again") from error
 
 
 def _is_about_transport(error: Exception) -> bool:

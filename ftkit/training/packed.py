@@ -85,13 +85,18 @@ def load_packed(
 def _place(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
     owner, _, last = name.rpartition(".")
     module = model.get_submodule(owner)
+    weight, _, kind = last.rpartition("_")
     if tensor.dtype == torch.uint8:
-        module.register_buffer(last, tensor.flatten(-2) if last.endswith("_blocks") else tensor, persistent=False)
+        experts, width, out = getattr(module, weight).shape
+        shape = (experts, out, width // BLOCK, *((BLOCK // 2,) if kind == "blocks" else ()))
     else:
-        wanted = getattr(module, last)
-        if tensor.shape != wanted.shape:
-            raise ValueError(f"{name} is {tuple(tensor.shape)}, and the model has {tuple(wanted.shape)}")
-        setattr(module, last, nn.Parameter(tensor.to(wanted.dtype), requires_grad=False))
+        shape = tuple(getattr(module, last).shape)
+    if tensor.shape != shape:
+        raise ValueError(f"{name} is {tuple(tensor.shape)}, and the model has {shape}")
+    if tensor.dtype == torch.uint8:
+        module.register_buffer(last, tensor.flatten(-2) if kind == "blocks" else tensor, persistent=False)
+    else:
+        setattr(module, last, nn.Parameter(tensor.to(getattr(module, last).dtype), requires_grad=False))
 
 
 @torch.no_grad()

@@ -77,7 +77,6 @@ def set_up(config: Config, args: SFTConfig, tokens: Path, say: Say) -> tuple[Tra
         config.model,
         dtype=None if config.lora else "float32",
         device=torch.device("cpu") if config.sft.fsdp else device,  # sharding takes it to the devices, layer by layer
-        router_aux_loss_coef=config.sft.router_aux_loss_coef,
         training=True,
     )
     set_seed(config.sft.seed)

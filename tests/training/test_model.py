@@ -1,8 +1,10 @@
-"""Loading the base: no router loss unless asked for, no weight that is missing and so drawn at random."""
+"""Loading the base: no weight that is missing and so drawn at random, nothing of another shape or kind."""
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -17,14 +19,6 @@ from ftkit.config.schema import Model
 from ftkit.errors import StageError
 from ftkit.training.model import load_base, load_tokenizer
 from ftkit.training.mxfp4 import dequantize_mxfp4
-
-
-def test_the_router_loss_of_the_checkpoint_is_not_taken_over(model_folder: Path) -> None:
-    """Guard: router_aux_loss_coef in load_base; the folder's config.json carries 0.9, as the published ones do."""
-    assert '"router_aux_loss_coef": 0.9' in (model_folder / "config.json").read_text()
-    loaded = load_base(small_run(model_folder).model)
-    assert loaded.config.router_aux_loss_coef == 0.0 and loaded.router_aux_loss_coef == 0.0
-    assert load_base(small_run(model_folder).model, router_aux_loss_coef=0.01).router_aux_loss_coef == 0.01
 
 
 def test_it_computes_as_the_configuration_says(model_folder: Path) -> None:
@@ -60,20 +54,97 @@ def test_another_shape_than_the_checkpoint_is_refused(model_folder: Path, key: s
         load_base(other)
 
 
-@pytest.mark.parametrize("change", ["missing", "unexpected"])
-def test_weights_that_are_missing_or_unexpected_are_refused(model_folder: Path, tmp_path: Path, change: str) -> None:
-    """Guard: check_complete; without it transformers fills what is missing with random numbers."""
-    folder = Path(shutil.copytree(model_folder, tmp_path / "m"))
+def changed(model: Path, folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+    """A copy of a model with other weights."""
+    shutil.copytree(model, folder)
     weights = load_file(folder / "model.safetensors")
-    name = "model.layers.1.mlp.experts.down_proj"
-    tensor = weights.pop(name)
-    save_file(
-        weights | ({"other": tensor, name: tensor.clone()} if change == "unexpected" else {}),
-        folder / "model.safetensors",
-        {"format": "pt"},
-    )
-    with pytest.raises(StageError, match=f"weights are {change}: {'other' if change == 'unexpected' else name}"):
+    change(weights)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+EXPERTS = "model.layers.1.mlp.experts.down_proj"
+SINKS = "model.layers.1.self_attn.sinks"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda weights: weights.pop(EXPERTS), f"weights are missing: {EXPERTS}"),
+        (lambda weights: weights.update(other=torch.zeros(1)), "weights are unexpected: other"),
+        (lambda weights: weights.update({SINKS: torch.zeros(3)}), f"weights are of another shape: {SINKS}"),
+    ],
+    ids=["missing", "unexpected", "mismatched"],
+)
+def test_weights_that_are_not_the_model_s_are_refused(
+    model_folder: Path, tmp_path: Path, change: Callable, said: str
+) -> None:
+    """Guard: check_complete in load_base; without it transformers fills what is missing with random numbers."""
+    folder = changed(model_folder, tmp_path / "m", change)
+    with pytest.raises(StageError, match=said) as caught:
         load_base(small_run(folder).model)
+    assert (caught.value.where, caught.value.cure) == (str(folder), "download the model again")
+
+
+BLOCKS, SCALES = f"{EXPERTS}_blocks", f"{EXPERTS}_scales"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda weights: weights.update(other=weights.pop(SCALES)), f"weights are missing: {SCALES}"),
+        (lambda weights: weights.update(other=torch.zeros(1)), "weights are unexpected: other"),
+        (lambda weights: weights.update({SINKS: torch.zeros(3)}), rf"{SINKS} is \(3,\), and the model has \(2,\)"),
+        (
+            lambda weights: weights.update({BLOCKS: weights[BLOCKS][:, :16].contiguous()}),
+            rf"{BLOCKS} is \(4, 16, 1, 16\), and the model has \(4, 32, 1, 16\)",
+        ),
+        (
+            lambda weights: weights.update({SCALES: weights[SCALES][:2].contiguous()}),
+            rf"{SCALES} is \(2, 32, 1\), and the model has \(4, 32, 1\)",
+        ),
+    ],
+    ids=["missing", "unexpected", "sinks", "blocks", "scales"],
+)
+def test_packed_weights_that_are_not_the_model_s_are_refused(
+    mxfp4_folder: Path, tmp_path: Path, change: Callable, said: str
+) -> None:
+    """Guards: check_complete in load_base, and the shape in packed._place."""
+    folder = changed(mxfp4_folder, tmp_path / "m", change)
+    config = small_run(folder, "model.weights=mxfp4", "model.experts_implementation=ftkit_lora")
+    with pytest.raises(StageError, match=said):
+        load_base(config.model, training=True)
+
+
+def test_packed_weights_that_cannot_be_unpacked_are_refused(mxfp4_folder: Path, tmp_path: Path) -> None:
+    """Guard: the RuntimeError in model._explained, which is transformers'."""
+
+    def halve(weights: dict[str, torch.Tensor]) -> None:
+        weights[BLOCKS] = weights[BLOCKS][:, :16].contiguous()
+
+    with pytest.raises(StageError, match="cannot be read: the download was cut off or the file is damaged"):
+        load_base(small_run(changed(mxfp4_folder, tmp_path / "m", halve)).model)
+
+
+def test_other_errors_of_running_out_pass(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that is full is answered where the run is set up."""
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        load_base(small_run(model_folder).model)
+
+
+def test_weights_in_another_format_are_refused(model_folder: Path, tmp_path: Path) -> None:
+    """Guard: the comparison of quant_method in load_base."""
+    folder = Path(shutil.copytree(model_folder, tmp_path / "m"))
+    config = json.loads((folder / "config.json").read_text()) | {"quantization_config": {"quant_method": "fp8"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(StageError, match="its weights are in fp8; ftkit reads dense weights and MXFP4") as caught:
+        load_base(small_run(folder).model)
+    assert caught.value.cure == "model.pretrained_model_name_or_path=…"
 
 
 def test_a_download_that_was_cut_off_is_named(model_folder: Path, tmp_path: Path) -> None:
