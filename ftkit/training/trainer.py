@@ -367,8 +367,6 @@ class _Guard(TrainerCallback):
             control.should_save = control.should_training_stop = True
         if self._trainer.saving_is_due:
             control.should_save = True
-        if args.eval_strategy == "steps" and state.global_step >= state.max_steps:
-            control.should_evaluate = True
         # So a checkpoint carries the metrics up to its step, and a resumed run's windows begin where they began before.
         control.should_log = control.should_log or control.should_save or control.should_evaluate
 

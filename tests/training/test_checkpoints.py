@@ -6,6 +6,7 @@ import errno
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 from small_model import small_run
 
 from ftkit.errors import StageError
@@ -62,12 +63,44 @@ def test_nothing_is_deleted_while_no_checkpoint_is_whole(tmp_path: Path) -> None
     assert left.is_dir()
 
 
+def test_a_deletion_that_is_cut_off_leaves_nothing_that_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guard: the marker goes first in keep_newest."""
+    old = checkpoint(tmp_path, 10)
+    checkpoint(tmp_path, 20)
+
+    def killed(folder: Path, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ftkit.training.checkpoints.shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        keep_newest(tmp_path, 1)
+    assert old.is_dir() and not is_complete(old)
+
+
+def test_a_checkpoint_that_is_written_again_does_not_count_meanwhile(
+    model_folder: Path, token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its step first, then with the best evaluation of the epoch. Guard: rmtree at first in _save_checkpoint."""
+    written: list[str] = []
+
+    def seal(checkpoint: Path) -> None:
+        assert not (checkpoint / MARKER).exists()
+        written.append(checkpoint.name)
+        mark_complete(checkpoint)
+
+    monkeypatch.setattr(trainer, "mark_complete", seal)
+    config = small_run(model_folder, "sft.eval_strategy=epoch", "sft.save_steps=8", "sft.num_train_epochs=1")
+    train(config, tokens=token_file, out=tmp_path, checkpoints=tmp_path / "c", say=lambda _: None)
+    assert written == ["checkpoint-8"] * 2
+
+
 @pytest.mark.parametrize(
     "error",
     [
         OSError(errno.ENOSPC, "No space left on device"),
         RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 64 vs 0"),
         RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+        SafetensorError(f"Error while serializing: I/O error: No space left on device (os error {errno.ENOSPC})"),
     ],
     ids=str,
 )

@@ -68,6 +68,7 @@ def test_the_first_token_of_a_document_carries_no_loss(tmp_path: Path) -> None:
     [
         ({"labels": [[-100, -100], [6, 5]]}, "row 1 has no token that carries loss"),
         ({"input_ids": [[9, 8], [300, 5]]}, "row 2 holds token 300, and the model has 288"),
+        ({"input_ids": [[9, 8], [6, -5]]}, "row 2 holds token -5, and the model has 288"),
         ({"labels": [[9], [6, 5]]}, "differ in length"),
         ({"split": ["heldout"] * 2}, "no row to train on"),
         ({"input_ids": [[9] * 99, [8] * 99], "labels": [[9] * 99, [8] * 99]}, "all 2 training rows are longer"),
@@ -93,6 +94,13 @@ def test_models_are_compared_on_held_out_rows_or_else_on_training_rows(tmp_path:
     assert heldout_rows(path, limit=4, longest=8) == [rows_of(path)[5]["input_ids"][:8]]
     path = save_token_rows(tmp_path / "u.parquet", [10, 11], split=["train", "train"])
     assert [len(row) for row in heldout_rows(path, limit=4, longest=100)] == [10, 11]
+
+
+def test_without_any_row_there_is_nothing_to_compare_models_on(tmp_path: Path) -> None:
+    path = save_token_rows(tmp_path / "t.parquet", [10], split=["other"])
+    with pytest.raises(StageError, match="no row to compare the models on") as caught:
+        heldout_rows(path, limit=4, longest=8)
+    assert caught.value.cure == "stage=prepare with more rows"
 
 
 @given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1, max_size=4), st.booleans())

@@ -15,7 +15,7 @@ from transformers import GptOssForCausalLM
 
 from ftkit.config.resolve import resolve
 from ftkit.errors import StageError
-from ftkit.training import setup
+from ftkit.training import guards, setup
 from ftkit.training.collator import Collator
 from ftkit.training.document_masks import isolate_documents
 from ftkit.training.footprint import GIB, footprint, model_parameters
@@ -50,6 +50,33 @@ def test_packed_documents_are_compared_with_each_alone(
     compared = check_packing(wrapped, rows, collate)
     assert compared is not None and compared[0] == 3 and compared[1] < (1e-5 if dtype == torch.float32 else 0.05)
     assert check_packing(wrapped, rows_of(packed(documents(((9,),))), [9]), collate) is None
+
+
+def test_the_comparison_is_made_without_dropout_and_leaves_the_model_in_training(model: GptOssForCausalLM) -> None:
+    """Guards: ``eval`` and ``train`` in check_packing."""
+    wrapped, _ = add_lora(model, lora(target_parameters=None, lora_dropout=0.5, init_lora_weights=False))
+    isolate_documents(wrapped)
+    wrapped.train()
+    sizes = [19, 5]
+    compared = check_packing(wrapped, rows_of(packed(documents((tuple(sizes),))), sizes), Collator(0, packed=True))
+    assert compared is not None and compared[1] < 1e-5 and wrapped.training
+
+
+def test_logits_that_are_no_numbers_are_refused(model: GptOssForCausalLM) -> None:
+    """Guard: ``not share <= explained`` in check_packing."""
+    torch.nn.init.constant_(model.model.norm.weight, float("nan"))
+    isolate_documents(model)
+    rows = rows_of(packed(documents(((19, 5),))), [19, 5])
+    with pytest.raises(StageError, match="differ from those of each document alone by nan%"):
+        check_packing(model, rows, Collator(0, packed=True))
+
+
+def test_a_run_in_mixed_precision_is_held_to_bfloat16_s_rounding(
+    model_folder: Path, token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards: autocast around check_packing in set_up, and ``mixed`` in it; float32's tolerance is out of reach."""
+    monkeypatch.setitem(guards.TOLERANCE, "float32", -1.0)
+    assert Run(small_run(model_folder, *PACKED, "sft.bf16=true"), token_file, tmp_path).train()[0].global_step == 2
 
 
 def test_a_run_whose_documents_see_each_other_stops_before_its_first_step(

@@ -109,6 +109,17 @@ def test_a_run_that_is_evaluated_trains_as_one_that_is_not(
     assert [line["step"] for line in evaluations(epoch)] == [9, 10]
 
 
+def test_an_evaluation_at_the_end_of_an_epoch_comes_after_a_line_of_training(
+    model_folder: Path, harmony_rows: Path, tmp_path: Path
+) -> None:
+    """Its checkpoint carries the metrics up to its step. Guard: _Guard.on_epoch_end."""
+    options = ["sft.eval_strategy=epoch", "sft.logging_steps=4", "sft.max_steps=10", "sft.save_steps=100"]
+    run = Run(small_run(model_folder, *options), harmony_rows, tmp_path)
+    run.train()
+    kinds = [(line["step"], "eval_loss" in line) for line in run.metrics]
+    assert kinds == [(4, False), (8, False), (9, False), (9, True), (10, False), (10, True)]
+
+
 def test_a_killed_run_goes_on_with_the_same_evaluations(model_folder: Path, harmony_rows: Path, tmp_path: Path) -> None:
     config = small_run(model_folder, *EVALUATED, "sft.max_steps=10")
     whole, cut = Run(config, harmony_rows, tmp_path / "whole"), Run(config, harmony_rows, tmp_path / "cut")

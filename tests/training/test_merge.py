@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from small_model import SHAPE, save_small_model, small_run
+from small_model import SHAPE, small_run
 from transformers import AutoModelForCausalLM, AutoTokenizer, GptOssForCausalLM, Mxfp4Config
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
@@ -189,23 +192,6 @@ def test_what_mxfp4_can_hold_is_exported_exactly(mxfp4_folder: Path, token_file:
     assert torch.equal(unpacked[0], unpacked[1]) and torch.equal(unpacked[2], unpacked[3])
 
 
-def test_a_packed_model_that_reads_back_otherwise_is_not_kept(
-    model_folder: Path, token_file: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Guard: compare with the rounded model, after reading back."""
-    write = merging.write
-
-    def damaged(model: Any, tokenizer: Any, folder: Path, *arguments: Any, **named: Any) -> None:
-        write(model, tokenizer, folder, *arguments, **named)
-        weights = load_file(folder / "model.safetensors")
-        weights["model.layers.0.mlp.experts.down_proj_scales"] += 1
-        save_file(weights, folder / "model.safetensors", {"format": "pt"})
-
-    monkeypatch.setattr(merging, "write", damaged)
-    config, out = small_run(model_folder, "merge.format=mxfp4"), tmp_path / "merged"
-    refused(config, "differs from base and adapter", trained=adapter, tokens=token_file, out=out)
-
-
 def refused(config: Any, said: str, **arguments: Any) -> StageError:
     with pytest.raises(StageError, match=said) as caught:
         merge(config, serving=SERVING, **arguments)
@@ -214,55 +200,83 @@ def refused(config: Any, said: str, **arguments: Any) -> StageError:
     return caught.value
 
 
+Weights = dict[str, torch.Tensor]
+
+
+def changed(file: Path, change: Callable[[Weights], None]) -> None:
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file, {"format": "pt"})
+
+
+DOWN = "model.layers.0.mlp.experts.down_proj"
+
+
+@pytest.mark.parametrize(
+    ("form", "change", "said"),
+    [
+        ("fp32", lambda weights: weights["model.layers.0.self_attn.o_proj.weight"].mul_(1.05), "max difference"),
+        ("fp32", lambda weights: weights["lm_head.weight"][9].mul_(1.05), "max difference"),
+        ("bf16", lambda weights: weights["lm_head.weight"].mul_(1.2), "mean difference"),
+        ("bf16", lambda weights: weights["lm_head.weight"].fill_(torch.nan), "mean difference of logits nan"),
+        ("mxfp4", lambda weights: weights[f"{DOWN}_scales"].add_(1), "mean difference"),
+        ("fp32", lambda weights: weights.update({f"{DOWN}_blocks": weights.pop(DOWN)}), f"are missing: {DOWN}"),
+    ],
+    ids=["a layer", "one logit", "all logits", "no numbers", "packed", "another name"],
+)
 def test_a_model_that_reads_back_otherwise_is_not_kept(
-    model_folder: Path, token_file: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Guard: compare, after reading back."""
+    model_folder: Path, token_file: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    form: str, change: Callable[[Weights], None], said: str,
+) -> None:  # fmt: skip
+    """Guards: compare with what was meant, and check_complete, both after reading back."""
     write = merging.write
 
     def damaged(model: Any, tokenizer: Any, folder: Path, *arguments: Any, **named: Any) -> None:
         write(model, tokenizer, folder, *arguments, **named)
-        weights = load_file(folder / "model.safetensors")
-        weights["model.layers.0.self_attn.o_proj.weight"] *= 1.05
-        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        changed(folder / "model.safetensors", change)
 
     monkeypatch.setattr(merging, "write", damaged)
-    refused(
-        small_run(model_folder),
-        "differs from base and adapter",
-        trained=adapter,
-        tokens=token_file,
-        out=tmp_path / "merged",
-    )
+    config = small_run(model_folder, f"merge.format={form}")
+    refused(config, said, trained=adapter, tokens=token_file, out=tmp_path / "merged")
 
 
-def test_a_model_that_reads_back_with_holes_is_not_kept(
+def test_a_tokenizer_without_the_tokens_that_end_an_answer_is_refused(
     model_folder: Path, token_file: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Missing weights are an error. Guard: check_complete in read_back."""
-    write = merging.write
-
-    def renamed(model: Any, tokenizer: Any, folder: Path, *arguments: Any, **named: Any) -> None:
-        write(model, tokenizer, folder, *arguments, **named)
-        weights = load_file(folder / "model.safetensors")
-        weights["model.layers.0.mlp.experts.down_proj_blocks"] = weights.pop("model.layers.0.mlp.experts.down_proj")
-        save_file(weights, folder / "model.safetensors", {"format": "pt"})
-
-    monkeypatch.setattr(merging, "write", renamed)
-    refused(small_run(model_folder), "weights are missing", trained=adapter, tokens=token_file, out=tmp_path / "merged")
+    """Guard: the comparison of STOPS with the vocabulary in ``write``."""
+    monkeypatch.setattr(merging, "STOPS", ("<|return|>", "<|none|>"))
+    config, out = small_run(model_folder), tmp_path / "merged"
+    refused(config, "the tokenizer lacks one of", trained=adapter, tokens=token_file, out=out)
 
 
-def test_an_adapter_that_changes_nothing_is_refused(
-    model_folder: Path, token_file: Path, adapter: Path, tmp_path: Path
+def test_a_disk_that_is_full_is_named(
+    model_folder: Path, token_file: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    idle = Path(shutil.copytree(adapter, tmp_path / "adapter"))
-    weights = load_file(idle / "adapter_model.safetensors")
-    save_file(
-        {k: v * 0 if "lora_B" in k else v for k, v in weights.items()},
-        idle / "adapter_model.safetensors",
-        {"format": "pt"},
-    )
-    refused(small_run(model_folder), "changes nothing", trained=idle, tokens=token_file, out=tmp_path / "merged")
+    """Guard: ``saving`` in merge, whichever library meets it."""
+
+    def full(*arguments: Any, **named: Any) -> None:
+        raise SafetensorError(f"I/O error: No space left on device (os error {errno.ENOSPC})")
+
+    monkeypatch.setattr(merging, "write", full)
+    out = tmp_path / "merged"
+    error = refused(small_run(model_folder), "the disk is full", trained=adapter, tokens=token_file, out=out)
+    assert error.where == str(out)
+
+
+@pytest.mark.parametrize("form", ["fp32", "mxfp4"])
+def test_an_adapter_that_changes_nothing_is_refused(
+    model_folder: Path, token_file: Path, adapter: Path, tmp_path: Path, form: str
+) -> None:
+    """Rounding to MXFP4 would change something: it is compared before that as well. Guards: both calls of compare."""
+
+    def idle(weights: Weights) -> None:
+        for name in weights:
+            weights[name] *= "lora_B" not in name
+
+    folder = Path(shutil.copytree(adapter, tmp_path / "adapter"))
+    changed(folder / "adapter_model.safetensors", idle)
+    config, out = small_run(model_folder, f"merge.format={form}"), tmp_path / "merged"
+    refused(config, "changes nothing", trained=folder, tokens=token_file, out=out)
 
 
 def test_an_earlier_merged_model_stays_when_the_new_one_fails(
@@ -279,20 +293,22 @@ def test_an_earlier_merged_model_stays_when_the_new_one_fails(
     assert (folder / "model.safetensors").is_file() and list(folder.parent.iterdir()) == [folder]
 
 
+@pytest.mark.parametrize(
+    ("key", "other"),
+    [
+        ("model.pretrained_model_name_or_path", "openai/gpt-oss-20b"),
+        ("model.revision", "v2"),
+        ("model.architecture.num_local_experts", 2 * SHAPE["num_local_experts"]),
+    ],
+)
 def test_an_adapter_for_another_base_is_refused(
-    model_folder: Path, token_file: Path, adapter: Path, tmp_path: Path
+    model_folder: Path, token_file: Path, adapter: Path, tmp_path: Path, key: str, other: object
 ) -> None:
-    other = save_small_model(tmp_path / "other")
-    error = refused(small_run(other), "was made for", trained=adapter, tokens=token_file, out=tmp_path / "merged")
-    assert "model.pretrained_model_name_or_path" in error.what
-    architecture = f"model.architecture.num_local_experts={SHAPE['num_local_experts'] * 2}"
-    refused(
-        small_run(model_folder, architecture),
-        "num_local_experts",
-        trained=adapter,
-        tokens=token_file,
-        out=tmp_path / "merged",
-    )
+    """Guard: the names that check_trained compares; nothing has been loaded then."""
+    config, out = small_run(model_folder, f"{key}={other}"), tmp_path / "merged"
+    error = refused(config, "the adapter was made for model.", trained=adapter, tokens=token_file, out=out)
+    assert key.startswith(error.what.partition("was made for ")[2].partition("=")[0])
+    assert error.cure == "stage=train,merge"
 
 
 def test_an_adapter_that_is_unfinished_or_missing_is_refused(

@@ -41,10 +41,12 @@ def in_two_processes(run: Run, stop_at: str = "never") -> subprocess.CompletedPr
     script, *arguments = command(run, stop_at)
     text = Path(script).read_text()
     Path(script).write_text(text.replace("signal.pause()", "signal.raise_signal(signal.SIGTERM)"))
+    return by_torchrun(script, *arguments)
+
+
+def by_torchrun(*script: str) -> subprocess.CompletedProcess[str]:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    return subprocess.run(
-        [*torchrun, script, *arguments], capture_output=True, text=True, timeout=200, check=False
-    )  # fmt: skip
+    return subprocess.run([*torchrun, *script], capture_output=True, text=True, timeout=200, check=False)
 
 
 def same(sharded: Run, one: Run, file: str) -> None:
@@ -89,6 +91,41 @@ def test_sharded_adapters_are_those_of_one_process(model_folder: Path, tokens: P
     assert done.returncode == 0 and "; not fused: " in done.stdout, done.stderr
     same(two, one, "adapter/adapter_model.safetensors")
     assert len(list(two.checkpoints.iterdir())) == 4, "every process finds its last checkpoint old enough"
+
+
+def test_processes_that_would_not_be_sharded_are_refused(model_folder: Path, tokens: Path, tmp_path: Path) -> None:
+    """Guard: ``is_fsdp_enabled`` in set_up; shard_on_cpus is taken out."""
+    script, *arguments = command(Run(small_run(model_folder, *STEPS, *FULL, *SHARDED), tokens, tmp_path))
+    with_out = "from ftkit.training import sharding\nsharding.shard_on_cpus = lambda: None\n"
+    Path(script).write_text(with_out + Path(script).read_text())
+    done = by_torchrun(script, *arguments)
+    assert done.returncode != 0 and "accelerate does not shard these processes" in done.stderr, done.stderr
+
+
+TOGETHER = """
+import os
+from accelerate import PartialState
+from ftkit.errors import StageError
+from ftkit.training.trainer import together
+
+state = PartialState(cpu=True)
+def work():
+    if os.environ["RANK"] == "0":
+        raise StageError("the disk is full")
+try:
+    together(work)
+except StageError as error:
+    print(os.environ["RANK"], error.what, flush=True)
+state.destroy_process_group()
+"""
+
+
+def test_what_fails_on_one_process_fails_on_all(tmp_path: Path) -> None:
+    """Guard: ``failed`` in trainer.together; a process that goes on alone waits for ever at the next step."""
+    (tmp_path / "together.py").write_text(TOGETHER)
+    done = by_torchrun(str(tmp_path / "together.py"))
+    said = sorted(done.stdout.splitlines())
+    assert said[0] == "0 the disk is full" and said[1].startswith("1 another process reports: the disk is full"), done
 
 
 UPSTREAM = """

@@ -26,6 +26,7 @@ from transformers import GptOssForCausalLM
 from ftkit.config.resolve import freeze
 from ftkit.config.schema import Config
 from ftkit.errors import Interrupted, StageError
+from ftkit.training import train as training
 from ftkit.training.checkpoints import MARKER, newest_complete
 from ftkit.training.train import TrainResult, train
 
@@ -165,16 +166,20 @@ def test_the_loss_is_the_mean_over_the_loss_tokens_of_each_document_alone(
     assert result.first_loss == pytest.approx(total / count, rel=1e-5)
 
 
-def test_the_router_is_not_trained_towards_balance(model_folder: Path, token_file: Path, tmp_path: Path) -> None:
-    """The router loss, in the trainer: with a coefficient the loss is another; guarded by load_base and sft_config."""
+@pytest.mark.parametrize("kind", [("eager", "grouped_mm"), ("ftkit_sinks", "ftkit_lora")], ids=" and ".join)
+def test_the_router_is_not_trained_towards_balance(
+    model_folder: Path, token_file: Path, tmp_path: Path, kind: tuple[str, str]
+) -> None:
+    """Unless asked for; the checkpoint carries 0.9, as the published ones do.
+
+    Guards: sft.router_aux_loss_coef in sft_config, and ``aux_loss_enabled`` in Trainer.compute_loss.
+    """
+    assert '"router_aux_loss_coef": 0.9' in (model_folder / "config.json").read_text()
+    ours = [f"model.attn_implementation={kind[0]}", f"model.experts_implementation={kind[1]}", "sft.max_steps=1"]
     losses = {}
     for coefficient in ("0.0", "0.9"):
-        run = Run(
-            small_run(model_folder, "sft.max_steps=1", f"sft.router_aux_loss_coef={coefficient}"),
-            token_file,
-            tmp_path / coefficient,
-        )
-        losses[coefficient] = run.train()[0].first_loss
+        config = small_run(model_folder, *ours, f"sft.router_aux_loss_coef={coefficient}")
+        losses[coefficient] = Run(config, token_file, tmp_path / coefficient).train()[0].first_loss
     assert losses["0.9"] > losses["0.0"] + 0.5
 
 
@@ -193,7 +198,7 @@ def test_accumulating_gives_the_same_losses_as_larger_batches(
 def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
     run: Run, whole: tuple[Run, TrainResult, list[str]]
 ) -> None:
-    """Killed in the second epoch. Guards: save_only_model and ignore_data_skip in sft_config."""
+    """Killed in the second epoch. Guards: save_only_model and ignore_data_skip in sft_config, and _resume_point."""
     process = subprocess.Popen([sys.executable, *command(run, "step 11/")], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     while not process.stdout.readline().startswith("step 11/"):
@@ -204,7 +209,14 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
     (run.checkpoints / "checkpoint-10" / MARKER).unlink()
     assert not (run.out / "adapter").exists()
 
-    result, said = run.train()
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        if line.startswith("resuming"):
+            assert not (run.checkpoints / "checkpoint-10").exists(), "it takes room that the next one may need"
+
+    result = train(run.config, tokens=run.tokens, out=run.out, checkpoints=run.checkpoints, say=say)
     assert f"{run.checkpoints / 'checkpoint-10'} was cut off while it was written; removed" in said
     assert f"resuming from step 9 of 16 ({run.checkpoints / 'checkpoint-9'})" in said
     assert (result.resumed_from, result.global_step, result.tokens) == (9, 16, whole[1].tokens)
@@ -324,6 +336,23 @@ def test_the_last_good_checkpoint_stays_until_the_next_one_is_marked(
     assert newest_complete(one.checkpoints) == (one.checkpoints / "checkpoint-3", [])
 
 
+def test_an_adapter_that_cannot_be_written_whole_is_not_there(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk fills up after the last step. Guards: ``saving`` and ``written_aside`` in train._save."""
+    write = training.write_weights
+
+    def full(model: torch.nn.Module, folder: Path, *arguments: object) -> None:
+        write(model, folder, *arguments)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(training, "write_weights", full)
+    with pytest.raises(StageError, match="the disk is full") as caught:
+        run.train()
+    assert caught.value.where == str(run.out / "adapter")
+    assert not [path for path in run.out.iterdir() if "adapter" in path.name]
+    monkeypatch.undo()
+    assert run.train()[0].resumed_from == 16
+
+
 def test_folders_that_cannot_be_written_are_named(run: Run) -> None:
     run.folder.mkdir()
     run.out.write_text("a file where a folder should be")
@@ -372,7 +401,7 @@ def test_new_logging_and_saving_steps_hold_after_resuming(run: Run, model_folder
 def test_two_processes_train_as_one_with_twice_the_accumulation(
     base: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """With packing and checkpointing, under DDP; and only the first process prints and writes."""
+    """With packing and checkpointing, under DDP; only the first process prints and writes; resumed to the last bit."""
     model_folder = request.getfixturevalue(base)
     token_file = save_token_rows(tmp_path / "tokens.parquet", [11, 29] * 8, split=["train"] * 16)
     common = [
@@ -400,3 +429,11 @@ def test_two_processes_train_as_one_with_twice_the_accumulation(
     }
     for name, tensor in two.weights.items():
         torch.testing.assert_close(tensor, one.weights[name], rtol=1e-3, atol=1e-4)
+
+    rest = replace(two, folder=tmp_path / "rest")
+    shutil.copytree(two.checkpoints, rest.checkpoints)
+    shutil.rmtree(rest.checkpoints / "checkpoint-4")
+    again = subprocess.run([*torchrun, *command(rest)], capture_output=True, text=True, timeout=120, check=False)
+    assert again.returncode == 0 and again.stdout.count("resuming from step 3 of 4") == 1, again.stderr
+    assert all(torch.equal(tensor, two.weights[name]) for name, tensor in rest.weights.items())
+    assert [line["loss"] for line in rest.metrics] == [line["loss"] for line in two.metrics]
