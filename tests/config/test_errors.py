@@ -65,6 +65,20 @@ def test_names_of_other_kits_and_typos_lead_to_the_key(typed: str, meant: str):
     assert meant in problems(typed, "stage=plan")[typed.partition("=")[0]].cure
 
 
+def test_the_nearest_of_a_key_s_values_is_named():
+    assert problems("model.dtype=bfloat", "stage=plan")["model.dtype"].cure == "did you mean model.dtype=bfloat16?"
+
+
+def test_an_option_of_the_user_s_own_that_lacks_keys_is_told_where_to_take_them_from(in_empty_folder: Path):
+    """A group's own files begin with ``defaults``; it is easily forgotten."""
+    folder = in_empty_folder / "conf" / "sft"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("packing: true\n")
+    problem = problems("sft=mine", "stage=plan")["sft.max_length"]
+    assert problem.what == "is missing" and "sft.max_length=…" in problem.cure
+    assert "defaults: [default, _self_]" in problem.cure
+
+
 def test_japanese_needs_no_extra_quotes():
     config = resolve(["experiment=tiny", "stage=invoke", "invoke.prompt=オーストラリアの首都は、どこ？"])
     assert config.invoke.prompt == "オーストラリアの首都は、どこ？"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,15 @@ def test_loss_gradients_and_weights_are_those_of_one_row_at_a_time(runs: dict[st
     assert losses[2] < losses[0] - 0.01, "the weights have moved"
     for name, tensor in other.weights.items():
         torch.testing.assert_close(tensor, one.weights[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_each_step_has_gradients_of_its_own(runs: dict[str, Run], tmp_path: Path) -> None:
+    """With weights that hardly move, those of the same rows are as long at each step.
+
+    Guard: the weights whose gradients trainer._visit_less takes away.
+    """
+    run = replace(runs["8 × 1"], folder=tmp_path)
+    still = run.config.sft.model_copy(update={"learning_rate": 1e-6})
+    run = replace(run, config=run.config.model_copy(update={"sft": still}))
+    run.train()
+    assert [line["grad_norm"] for line in run.metrics] == pytest.approx([run.metrics[0]["grad_norm"]] * 3, rel=1e-3)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from transformers import GptOssForCausalLM
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
+from ftkit.config.resolve import resolve
 from ftkit.errors import StageError
-from ftkit.training import sink_attention
+from ftkit.training import fast_path, sink_attention
 from ftkit.training.collator import Collator, JoiningCollator
 from ftkit.training.dataset import training_rows
 from ftkit.training.document_masks import isolate_documents
@@ -215,3 +216,26 @@ def test_a_dense_checkpoint_cannot_be_kept_in_mxfp4(model_folder: Path) -> None:
     with pytest.raises(StageError, match="experts are dense") as caught:
         load_base(config.model, training=True)
     assert caught.value.cure == "model.weights=dense"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "capability", "triton", "why"),
+    [
+        ([], (9, 0), True, None),
+        ([], (7, 5), True, "Tesla T4 is older than Ampere"),
+        ([], (9, 0), False, "triton is not installed"),
+        (["model.dtype=float32"], (9, 0), True, "it is not in bfloat16"),
+        (["sft.bf16=false"], (9, 0), True, "it is not in bfloat16"),
+        (["lora=none"], (9, 0), True, "all weights are trained (lora=none)"),
+        (["sft.fsdp=true", "compute=h100x2"], (9, 0), True, "weights are sharded (sft.fsdp)"),
+        (["lora=attention", "lora.lora_dropout=0.1"], (9, 0), True, "lora.lora_dropout is 0.1"),
+        (["model.architecture.head_dim=48"], (9, 0), True, "of the model's shape"),
+    ],
+)
+def test_a_gpu_that_cannot_run_fused_says_why(
+    overrides: list[str], capability: tuple[int, int], triton: bool, why: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    monkeypatch.setattr(fast_path, "find_spec", lambda name: object() if triton else None)
+    assert fast_path.why_plain(resolve([*overrides, "stage=plan"]), torch.device("cuda")) == why

@@ -44,7 +44,12 @@ def test_parameters_are_the_published_ones(model: str, published: int):
 
 @pytest.mark.parametrize(
     ("lora", "attention", "experts"),
-    [("experts", 3_981_312, 88_473_600), ("attention", 3_981_312, 0), ("cookbook", 3_981_312, 11_059_200)],
+    [
+        ("experts", 3_981_312, 88_473_600),
+        ("attention", 3_981_312, 0),
+        ("cookbook", 3_981_312, 11_059_200),
+        ("none", 0, 0),
+    ],
 )
 def test_adapter_parameters(lora: str, attention: int, experts: int):
     adapter = adapter_parameters(resolve([f"lora={lora}", "stage=plan"]))

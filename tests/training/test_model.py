@@ -12,7 +12,7 @@ import pytest
 import torch
 from huggingface_hub import errors
 from safetensors.torch import load_file, save_file
-from small_model import SHAPE, save_small_model, small_run
+from small_model import SHAPE, save_small_model, small_run, small_tokenizer
 
 from ftkit.config.resolve import resolve
 from ftkit.config.schema import Model
@@ -199,6 +199,36 @@ def test_what_the_hub_refuses_is_explained(
     with pytest.raises(StageError) as caught:
         load_base(model)
     assert what in caught.value.what and cure in caught.value.cure
+
+
+@pytest.mark.parametrize(("weights", "hub_answers"), [("dense", True), ("dense", False), ("mxfp4", False)])
+def test_a_model_in_the_hub_s_cache_is_read_from_there(
+    mxfp4_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str, hub_answers: bool
+) -> None:
+    def model_info(*_: object, **__: object) -> None:
+        if not hub_answers:
+            raise httpx.ConnectError("no route")
+
+    cached = tmp_path / "models--small--gpt-oss"
+    shutil.copytree(mxfp4_folder, cached / "snapshots" / "1")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("1")
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    kind = [f"model.weights={weights}", "model.experts_implementation=ftkit_lora"]
+    loaded, expected = (
+        load_base(small_run(path, *kind).model, training=True) for path in (Path("small/gpt-oss"), mxfp4_folder)
+    )
+    ids = torch.arange(10, 30)[None]
+    assert torch.equal(loaded(ids).logits, expected(ids).logits)
+
+
+def test_the_tokenizer_may_lie_elsewhere_and_gets_a_token_to_pad_with(tmp_path: Path) -> None:
+    tokenizer = small_tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    loaded = load_tokenizer(small_run(tmp_path / "none", f"model.tokenizer={tmp_path / 'tokenizer'}").model)
+    assert loaded.pad_token == "<|endoftext|>" and loaded.vocab == tokenizer.vocab
 
 
 def test_a_smaller_vocabulary_is_another_shape(tmp_path: Path) -> None:

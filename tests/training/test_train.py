@@ -18,6 +18,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from small_model import save_token_rows, small_run
 from torch.nn.functional import cross_entropy
@@ -126,6 +127,27 @@ def test_a_run_leaves_adapter_metrics_events_and_a_picture(whole: tuple[Run, Tra
     assert (run.out / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert len(list((run.out / "tensorboard").iterdir())) == 1
     assert sorted(p.name for p in run.checkpoints.iterdir()) == ["checkpoint-15", "checkpoint-16"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["sft.max_length=30"], "16 rows, 220 tokens, 150 with loss; 5 rows left out: longer than sft.max_length=30"),
+        (["sft.max_length=45", "sft.packing=true"], "packed into 10 rows, 87.3% full"),
+    ],
+)
+def test_a_run_accounts_for_its_rows(
+    model_folder: Path, token_file: Path, tmp_path: Path, overrides: list[str], said: str
+) -> None:
+    _, lines = Run(small_run(model_folder, *overrides, "sft.max_steps=1"), token_file, tmp_path).train()
+    assert said in lines[1]
+
+
+def test_a_packed_run_without_two_documents_in_a_row_has_nothing_to_compare(model_folder: Path, tmp_path: Path) -> None:
+    tokens = save_token_rows(tmp_path / "tokens.parquet", [40] * 4, split=["train"] * 4)
+    config = small_run(model_folder, "sft.packing=true", "sft.max_length=64", "sft.max_steps=1")
+    result, said = Run(config, tokens, tmp_path / "run").train()
+    assert result.global_step == 1 and not any("packed documents" in line for line in said)
 
 
 def test_libraries_keep_quiet(run: Run, capfd: pytest.CaptureFixture) -> None:
@@ -342,7 +364,7 @@ def test_an_adapter_that_cannot_be_written_whole_is_not_there(run: Run, monkeypa
 
     def full(model: torch.nn.Module, folder: Path, *arguments: object) -> None:
         write(model, folder, *arguments)
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise SafetensorError(f"I/O error: No space left on device (os error {errno.ENOSPC})")
 
     monkeypatch.setattr(training, "write_weights", full)
     with pytest.raises(StageError, match="the disk is full") as caught:
