@@ -100,7 +100,7 @@ def test_a_checkpoint_that_is_written_again_does_not_count_meanwhile(
         OSError(errno.ENOSPC, "No space left on device"),
         RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 64 vs 0"),
         RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
-        SafetensorError(f"Error while serializing: I/O error: No space left on device (os error {errno.ENOSPC})"),
+        SafetensorError(f"Error while serializing: I/O error: Disk quota exceeded (os error {errno.EDQUOT})"),
     ],
     ids=str,
 )
