@@ -15,6 +15,8 @@ from pathlib import Path
 from random import Random
 
 from ftkit.data import vocabulary as words
+from ftkit.errors import StageError
+from ftkit.files import written_aside
 
 MISSES = 2000
 """A kind counts as exhausted after so many draws in a row that gave nothing new."""
@@ -347,9 +349,8 @@ SHARES = {"arithmetic": 4, "date": 4, "unit": 3, "comparison": 3, "logic": 4, "k
 def write(path: Path, rows: int, seed: int) -> None:
     """Write ``rows`` rows as JSON lines in UTF-8; the file appears only when it is whole."""
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in generate(rows, seed)]
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text("".join(lines), encoding="utf-8", newline="\n")
-    aside.replace(path)
+    with written_aside(path) as aside:
+        aside.write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
 def main() -> None:
@@ -362,7 +363,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         write(arguments.out, arguments.rows, arguments.seed)
-    except (OSError, ValueError) as error:
+    except (StageError, ValueError) as error:
         parser.error(str(error))
 
 
