@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small_model import SPECIAL, save_token_rows, small_run
-from test_train import Run, command
+from test_train import Run, command, kill_at
 from torch.nn.functional import cross_entropy
 from transformers import GptOssForCausalLM
 
@@ -124,12 +124,7 @@ def test_a_killed_run_goes_on_with_the_same_evaluations(model_folder: Path, harm
     config = small_run(model_folder, *EVALUATED, "sft.max_steps=10")
     whole, cut = Run(config, harmony_rows, tmp_path / "whole"), Run(config, harmony_rows, tmp_path / "cut")
     whole.train()
-    process = subprocess.Popen([sys.executable, *command(cut, "step  7/")], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    while not process.stdout.readline().startswith("step  7/"):
-        assert process.poll() is None
-    process.kill()
-    process.wait()
+    kill_at(cut, "step  7/")
     result, said = cut.train()
     assert result.resumed_from == 6 and any(line.startswith("step 8  held-out loss") for line in said)
     assert evaluations(cut) == evaluations(whole)

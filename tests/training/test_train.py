@@ -18,6 +18,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from command import read_until
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from small_model import save_token_rows, small_run
@@ -84,6 +85,14 @@ def command(run: Run, stop_at: str = "never") -> list[str]:
     script.write_text(WORKER)
     freeze(run.config, frozen)
     return [str(script), str(frozen), str(run.tokens), str(run.out), str(run.checkpoints), stop_at]
+
+
+def kill_at(run: Run, line: str) -> None:
+    """Train in a process of its own, and kill it when it has printed a line."""
+    process = subprocess.Popen([sys.executable, *command(run, line)], stdout=subprocess.PIPE, text=True)
+    read_until(process, line)
+    process.kill()
+    process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -221,12 +230,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
     run: Run, whole: tuple[Run, TrainResult, list[str]]
 ) -> None:
     """Killed in the second epoch. Guards: save_only_model and ignore_data_skip in sft_config, and _resume_point."""
-    process = subprocess.Popen([sys.executable, *command(run, "step 11/")], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    while not process.stdout.readline().startswith("step 11/"):
-        assert process.poll() is None
-    process.kill()
-    process.wait()
+    kill_at(run, "step 11/")
     shutil.copytree(run.checkpoints / "checkpoint-9", run.checkpoints / "checkpoint-10")
     (run.checkpoints / "checkpoint-10" / MARKER).unlink()
     assert not (run.out / "adapter").exists()
