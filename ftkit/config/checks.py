@@ -48,6 +48,16 @@ def compute_fits_its_platform(config: Config) -> Iterator[Problem]:
         )
 
 
+def trackio_stays_on_this_machine(config: Config) -> Iterator[Problem]:
+    if config.compute.platform == "azureml" and "trackio" in config.trackers:
+        yield Problem(
+            "tracking",
+            "trackio, which keeps metrics in a folder of this machine, and training runs in an Azure ML job",
+            "",
+            "tracking=auto: the job's metrics go to the workspace's MLflow",
+        )
+
+
 def deployment_fits_its_platform(config: Config) -> Iterator[Problem]:
     deployment, compute = config.deployment, config.compute
     if deployment.platform == "azureml" and not deployment.instance_type:
@@ -365,6 +375,7 @@ def runs_as_job(stage: str, config: Config) -> bool:
 CHECKS: tuple[Check, ...] = (
     stage_exists,
     compute_fits_its_platform,
+    trackio_stays_on_this_machine,
     deployment_fits_its_platform,
     server_has_its_image,
     rollout_ends_at_100,

@@ -25,7 +25,7 @@ PATTERNS = {
 """Each pattern in words, for error messages."""
 
 Name = Annotated[str, Field(pattern=RUN_NAME)]
-Tracker = Literal["tensorboard", "mlflow"]
+Tracker = Literal["tensorboard", "mlflow", "trackio"]
 AssetName = Annotated[str, Field(pattern=ASSET_NAME)]
 EndpointName = Annotated[str, Field(pattern=ENDPOINT_NAME)]
 
@@ -435,7 +435,7 @@ class Config(Group):
     attach: str | None
     """Name of an Azure ML job under way, to follow instead of submitting a new one."""
     tracking: Tracker | Literal["auto", "none"] | list[Tracker]
-    """Who gets metrics besides metrics.jsonl: one, a list or none; auto is both, MLflow where its URI is set."""
+    """Who gets metrics besides metrics.jsonl: one, a list, none; auto is TensorBoard, and MLflow if its URI is set."""
     run: Run
     workspace: Workspace
     environment: Environment
@@ -460,6 +460,11 @@ class Config(Group):
         names = dict.fromkeys(name for word in asked for name in (STAGES if word == "all" else (word,)))
         order = (*STAGES[:MERGED], "evaluate", *STAGES[MERGED:], *SIDE_STAGES)
         return tuple(sorted(names, key=lambda name: order.index(name) if name in order else len(order)))
+
+    @property
+    def trackers(self) -> set[str]:
+        """The words of ``tracking``."""
+        return {self.tracking} if isinstance(self.tracking, str) else set(self.tracking)
 
     @property
     def processes(self) -> int:

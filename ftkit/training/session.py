@@ -32,7 +32,7 @@ from ftkit.training.heldout import PARTS, HeldOut, Marks, best_step, evaluations
 from ftkit.training.lora import Trained, add_lora, train_all
 from ftkit.training.model import load_base, load_tokenizer
 from ftkit.training.savings import out_of_memory
-from ftkit.training.tracking import mlflow_tracking, trackers
+from ftkit.training.tracking import trackers, tracking_callbacks
 from ftkit.training.train import TrainResult
 from ftkit.training.trained import Origin, folder_name
 from ftkit.training.trainer import Trainer, together
@@ -68,8 +68,8 @@ def run(config: Config, *, tokens: Path, out: Path, checkpoints: Path, say: Say 
         watch = Watch(out, say, tensorboard="tensorboard" in tracked_by)
         if first:
             trainer.add_callback(watch)
-            if "mlflow" in tracked_by and (mlflow := mlflow_tracking(config.run.name, say)):
-                trainer.add_callback(mlflow)
+            for callback in tracking_callbacks(config, tracked_by, say):
+                trainer.add_callback(callback)
         resumed = _resume_point(checkpoints, say)
         try:
             max_steps = _train(config, trainer, counts, resumed, checkpoints, say)
