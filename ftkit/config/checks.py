@@ -277,9 +277,13 @@ def hub_token_has_one_place(config: Config) -> Iterator[Problem]:
 def gate_can_be_read(config: Config) -> Iterator[Problem]:
     for rule in config.deployment.gate:
         try:
-            parse(rule)
+            against = parse(rule).against
         except ValueError as error:
             yield Problem("deployment.gate", f"{rule!r}: {error}", "", 'for instance ["thinks_in_japanese >= 0.95"]')
+            continue
+        if against == "adapter" and not config.evaluation.adapter:
+            what = f"{rule!r}, and evaluate does not ask the adapter"
+            yield Problem("deployment.gate", what, "", "evaluation.adapter=true, or a rule against base")
 
 
 def dataset_files_exist(config: Config) -> Iterator[Problem]:
@@ -327,6 +331,16 @@ def task_file_exists(config: Config) -> Iterator[Problem]:
     close = nearest(str(path), neighbours)
     what = f"{path} is none that can be read" if path.exists() else f"no such file: {path}"
     yield Problem("evaluation.path", what, "", f"did you mean {close}?" if close else kinds)
+
+
+def adapter_is_there_to_ask(config: Config) -> Iterator[Problem]:
+    if config.evaluation.adapter and config.lora is None:
+        yield Problem(
+            "evaluation.adapter",
+            "true, but lora=none trains no adapter",
+            "",
+            "evaluation.adapter=false, or lora=experts",
+        )
 
 
 def several_samples_need_a_temperature(config: Config) -> Iterator[Problem]:
@@ -397,6 +411,7 @@ CHECKS: tuple[Check, ...] = (
     dataset_files_exist,
     columns_say_where_the_chat_is,
     task_file_exists,
+    adapter_is_there_to_ask,
     several_samples_need_a_temperature,
     invoke_has_one_request,
 )

@@ -399,6 +399,8 @@ class Evaluation(Group):
     header: list[str] | None
     """Names of a .tsv's or .csv's columns; null takes them from its first line."""
     columns: TaskColumns
+    adapter: bool
+    """true asks the base with its unmerged adapter as well: it shows what merging and its rounding have changed."""
     match: Literal["exact", "last-number", "contains"]
     """When an answer is right. exact: the same text, widths and white space aside. last-number: its last number is the
     expected one's last. contains: the expected text stands somewhere in it."""

@@ -38,6 +38,8 @@ def test_ddp_with_expert_lora(reentrant: str, find_unused: str) -> None:
     ("arguments", "key", "cure"),
     [
         ("tracking=[trackio,tensorboard]", "tracking", "tracking=auto"),
+        ("lora=none evaluation.adapter=true", "evaluation.adapter", "evaluation.adapter=false"),
+        ('deployment.gate=["right>=adapter"]', "deployment.gate", "evaluation.adapter=true"),
         ("lora.lora_dropout=0.1", "lora.lora_dropout", "lora.lora_dropout=0.0"),
         ("lora.lora_dropout=0.1", "lora.lora_dropout", "lora=attention"),
         ("lora.target_parameters=[mlp.expert.gate_up_proj]", "lora.target_parameters", "mlp.experts.gate_up_proj"),
