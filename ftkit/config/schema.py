@@ -30,10 +30,10 @@ AssetName = Annotated[str, Field(pattern=ASSET_NAME)]
 EndpointName = Annotated[str, Field(pattern=ENDPOINT_NAME)]
 
 STAGES = ("environment", "prepare", "publish", "train", "merge", "register", "deploy", "invoke")
-"""The life cycle in order; ``stage=all`` runs these."""
+"""The life cycle in order."""
 
-MERGED = STAGES.index("merge") + 1
-"""Where evaluate comes when it is asked for together with others: before the model is registered."""
+EVALUATED = (*STAGES[: STAGES.index("register")], "evaluate", *STAGES[STAGES.index("register") :])
+"""The same with evaluate: before the model is registered, whose gate and card take its figures."""
 
 SIDE_STAGES = ("plan", "evaluate", "report", "teardown")
 """Stages that are run on their own, beside the life cycle."""
@@ -459,9 +459,14 @@ class Config(Group):
     def stages(self) -> tuple[str, ...]:
         """The stages asked for, in the order of the life cycle; empty when none is."""
         asked = [self.stage] if isinstance(self.stage, str) else list(self.stage or [])
-        names = dict.fromkeys(name for word in asked for name in (STAGES if word == "all" else (word,)))
-        order = (*STAGES[:MERGED], "evaluate", *STAGES[MERGED:], *SIDE_STAGES)
+        names = dict.fromkeys(name for word in asked for name in (self.life_cycle if word == "all" else (word,)))
+        order = (*EVALUATED, *SIDE_STAGES)
         return tuple(sorted(names, key=lambda name: order.index(name) if name in order else len(order)))
+
+    @property
+    def life_cycle(self) -> tuple[str, ...]:
+        """What ``stage=all`` runs: evaluate is among it where ``deployment.gate`` asks for figures."""
+        return EVALUATED if self.deployment.gate else STAGES
 
     @property
     def trackers(self) -> set[str]:

@@ -26,7 +26,7 @@ def project(finished_run: FinishedRun, tmp_path_factory: pytest.TempPathFactory)
     shutil.copytree(finished_run.folder / "outputs", folder / "outputs", ignore=shutil.ignore_patterns("endpoints"))
     lines = [f"{n}メートルは何センチメートルですか？\t{n}00\n" for n in range(2, 14)]
     (folder / "mgsm_ja.tsv").write_text("".join(lines), encoding="utf-8")
-    return FinishedRun(folder, finished_run.all, finished_run.evaluate)
+    return FinishedRun(folder, finished_run.all)
 
 
 def answers(run: FinishedRun) -> list[dict]:
