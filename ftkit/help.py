@@ -38,7 +38,8 @@ def print_overview() -> None:
     )
     out.print(Text("python -m ftkit stage=… [group=option …] [key=value …] [-m]\n", style="bold"))
     _print_rows(out, "stages", [(stage.name, stage.does) for stage in STAGES])
-    out.print(Text("stage=all runs the first eight in order; stage=prepare,publish runs several.\n", style="dim"))
+    several = "stage=all runs the first eight, and evaluate where a gate needs it; stage=prepare,publish runs two.\n"
+    out.print(Text(several, style="dim"))
     _print_rows(out, "groups", [(group, ", ".join(options(group))) for group in groups()])
     _print_rows(out, "examples", EXAMPLES)
     out.print(Text("--help says more; --help sft (or any group or option) lists its keys.", style="dim"))

@@ -39,11 +39,10 @@ def run_ftkit(*arguments: str, cwd: Path, timeout: float = 240, **environment: s
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A life cycle that has been run: the working directory, and two commands' output."""
+    """A life cycle that has been run: the working directory, and the command's output."""
 
     folder: Path
     all: Command
-    evaluate: Command
 
     @property
     def outputs(self) -> Path:

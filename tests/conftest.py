@@ -36,13 +36,12 @@ def workspace_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory):
-    """The eight stages of ``experiment=tiny`` and its evaluation, run once: folder, and what each command printed."""
+    """The eight stages of ``experiment=tiny`` and its evaluation, run once: folder, and what the command printed."""
     folder = tmp_path_factory.mktemp("life-cycle")
     tiny = ("experiment=tiny", "deployment.port=0")
     try:
-        commands = {stage: run_ftkit(*tiny, f"stage={stage}", cwd=folder) for stage in ("all", "evaluate")}
-        for stage, done in commands.items():
-            assert done.status == 0, f"stage={stage}\n{done.out}\n{done.err}"
-        yield FinishedRun(folder, commands["all"], commands["evaluate"])
+        done = run_ftkit(*tiny, "stage=all,evaluate", cwd=folder)
+        assert done.status == 0, done
+        yield FinishedRun(folder, done)
     finally:
         run_ftkit(*tiny, "stage=teardown", "yes=true", cwd=folder)

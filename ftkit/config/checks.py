@@ -48,6 +48,16 @@ def compute_fits_its_platform(config: Config) -> Iterator[Problem]:
         )
 
 
+def trackio_stays_on_this_machine(config: Config) -> Iterator[Problem]:
+    if config.compute.platform == "azureml" and "trackio" in config.trackers:
+        yield Problem(
+            "tracking",
+            "trackio, which keeps metrics in a folder of this machine, and training runs in an Azure ML job",
+            "",
+            "tracking=auto: the job's metrics go to the workspace's MLflow",
+        )
+
+
 def deployment_fits_its_platform(config: Config) -> Iterator[Problem]:
     deployment, compute = config.deployment, config.compute
     if deployment.platform == "azureml" and not deployment.instance_type:
@@ -267,9 +277,13 @@ def hub_token_has_one_place(config: Config) -> Iterator[Problem]:
 def gate_can_be_read(config: Config) -> Iterator[Problem]:
     for rule in config.deployment.gate:
         try:
-            parse(rule)
+            against = parse(rule).against
         except ValueError as error:
             yield Problem("deployment.gate", f"{rule!r}: {error}", "", 'for instance ["thinks_in_japanese >= 0.95"]')
+            continue
+        if against == "adapter" and not config.evaluation.adapter:
+            what = f"{rule!r}, and evaluate does not ask the adapter"
+            yield Problem("deployment.gate", what, "", "evaluation.adapter=true, or a rule against base")
 
 
 def dataset_files_exist(config: Config) -> Iterator[Problem]:
@@ -319,6 +333,16 @@ def task_file_exists(config: Config) -> Iterator[Problem]:
     yield Problem("evaluation.path", what, "", f"did you mean {close}?" if close else kinds)
 
 
+def adapter_is_there_to_ask(config: Config) -> Iterator[Problem]:
+    if config.evaluation.adapter and config.lora is None:
+        yield Problem(
+            "evaluation.adapter",
+            "true, but lora=none trains no adapter",
+            "",
+            "evaluation.adapter=false, or lora=experts",
+        )
+
+
 def several_samples_need_a_temperature(config: Config) -> Iterator[Problem]:
     evaluation = config.evaluation
     if evaluation.samples > 1 and evaluation.temperature == 0:
@@ -365,6 +389,7 @@ def runs_as_job(stage: str, config: Config) -> bool:
 CHECKS: tuple[Check, ...] = (
     stage_exists,
     compute_fits_its_platform,
+    trackio_stays_on_this_machine,
     deployment_fits_its_platform,
     server_has_its_image,
     rollout_ends_at_100,
@@ -386,6 +411,7 @@ CHECKS: tuple[Check, ...] = (
     dataset_files_exist,
     columns_say_where_the_chat_is,
     task_file_exists,
+    adapter_is_there_to_ask,
     several_samples_need_a_temperature,
     invoke_has_one_request,
 )

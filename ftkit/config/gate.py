@@ -13,7 +13,8 @@ MEASURES = (
     *("right", "right_number", "thinking_tokens", "tokens"),
 )
 RULE = re.compile(
-    r"^(?P<measure>\w+) *(?P<compare>>=|<=|>|<) *(?:(?P<base>base)(?: *(?P<margin>[+-] *[\d.]+))?|(?P<value>[\d.]+))$"
+    r"^(?P<measure>\w+) *(?P<compare>>=|<=|>|<) *"
+    r"(?:(?P<against>base|adapter)(?: *(?P<margin>[+-] *[\d.]+))?|(?P<value>[\d.]+))$"
 )
 COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
@@ -31,28 +32,28 @@ class Rule:
         text: as it was written.
         measure: one of ``MEASURES``.
         compare: how the merged model's figure is held against the bound.
-        against_base: whether the bound is the base model's figure plus ``value``, or ``value`` itself.
+        against: ``base`` or ``adapter``, whose figure plus ``value`` is the bound; empty where ``value`` itself is.
         value: bound or margin.
     """
 
     text: str
     measure: str
     compare: str
-    against_base: bool
+    against: str
     value: float
 
     def broken(self, measured: Mapping[str, Mapping[str, float]]) -> str:
         """What breaks the rule, in words; empty if it holds.
 
         Args:
-            measured: figures by name of ``base`` and ``merged``.
+            measured: figures by name of ``merged`` and of ``against``.
         """
         figure = measured["merged"][self.measure]
-        bound = self.value + (measured["base"][self.measure] if self.against_base else 0)
-        if COMPARISONS[self.compare](figure, bound):
+        other = measured[self.against][self.measure] if self.against else 0
+        if COMPARISONS[self.compare](figure, other + self.value):
             return ""
-        base = f", the base has {measured['base'][self.measure]:.2f}" if self.against_base else ""
-        return f"{self.text}: the merged model has {figure:.2f}{base}"
+        has = f", the {self.against} has {other:.2f}" if self.against else ""
+        return f"{self.text}: the merged model has {figure:.2f}{has}"
 
 
 def parse(text: str) -> Rule:
@@ -63,11 +64,11 @@ def parse(text: str) -> Rule:
     """
     found = RULE.match(text.strip())
     if found is None:
-        raise ValueError("a rule is a measure, one of >= <= > <, and a number, base, or base - 0.05")
+        raise ValueError("a rule is a measure, one of >= <= > <, and a number, base, adapter, or base - 0.05")
     if found["measure"] not in MEASURES:
         raise ValueError(f"no measure {found['measure']!r}; there are {', '.join(MEASURES)}")
     number = found["value"] or (found["margin"] or "0").replace(" ", "")
-    return Rule(text.strip(), found["measure"], found["compare"], found["base"] is not None, float(number))
+    return Rule(text.strip(), found["measure"], found["compare"], found["against"] or "", float(number))
 
 
 def broken_rules(rules: Sequence[str], measured: Mapping[str, Any]) -> list[str]:

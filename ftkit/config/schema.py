@@ -25,15 +25,15 @@ PATTERNS = {
 """Each pattern in words, for error messages."""
 
 Name = Annotated[str, Field(pattern=RUN_NAME)]
-Tracker = Literal["tensorboard", "mlflow"]
+Tracker = Literal["tensorboard", "mlflow", "trackio"]
 AssetName = Annotated[str, Field(pattern=ASSET_NAME)]
 EndpointName = Annotated[str, Field(pattern=ENDPOINT_NAME)]
 
 STAGES = ("environment", "prepare", "publish", "train", "merge", "register", "deploy", "invoke")
-"""The life cycle in order; ``stage=all`` runs these."""
+"""The life cycle in order."""
 
-MERGED = STAGES.index("merge") + 1
-"""Where evaluate comes when it is asked for together with others: before the model is registered."""
+EVALUATED = (*STAGES[: STAGES.index("register")], "evaluate", *STAGES[STAGES.index("register") :])
+"""The same with evaluate: before the model is registered, whose gate and card take its figures."""
 
 SIDE_STAGES = ("plan", "evaluate", "report", "teardown")
 """Stages that are run on their own, beside the life cycle."""
@@ -399,6 +399,8 @@ class Evaluation(Group):
     header: list[str] | None
     """Names of a .tsv's or .csv's columns; null takes them from its first line."""
     columns: TaskColumns
+    adapter: bool
+    """true asks the base with its unmerged adapter as well: it shows what merging and its rounding have changed."""
     match: Literal["exact", "last-number", "contains"]
     """When an answer is right. exact: the same text, widths and white space aside. last-number: its last number is the
     expected one's last. contains: the expected text stands somewhere in it."""
@@ -435,7 +437,7 @@ class Config(Group):
     attach: str | None
     """Name of an Azure ML job under way, to follow instead of submitting a new one."""
     tracking: Tracker | Literal["auto", "none"] | list[Tracker]
-    """Who gets metrics besides metrics.jsonl: one, a list or none; auto is both, MLflow where its URI is set."""
+    """Who gets metrics besides metrics.jsonl: one, a list, none; auto is TensorBoard, and MLflow if its URI is set."""
     run: Run
     workspace: Workspace
     environment: Environment
@@ -457,9 +459,19 @@ class Config(Group):
     def stages(self) -> tuple[str, ...]:
         """The stages asked for, in the order of the life cycle; empty when none is."""
         asked = [self.stage] if isinstance(self.stage, str) else list(self.stage or [])
-        names = dict.fromkeys(name for word in asked for name in (STAGES if word == "all" else (word,)))
-        order = (*STAGES[:MERGED], "evaluate", *STAGES[MERGED:], *SIDE_STAGES)
+        names = dict.fromkeys(name for word in asked for name in (self.life_cycle if word == "all" else (word,)))
+        order = (*EVALUATED, *SIDE_STAGES)
         return tuple(sorted(names, key=lambda name: order.index(name) if name in order else len(order)))
+
+    @property
+    def life_cycle(self) -> tuple[str, ...]:
+        """What ``stage=all`` runs: evaluate is among it where ``deployment.gate`` asks for figures."""
+        return EVALUATED if self.deployment.gate else STAGES
+
+    @property
+    def trackers(self) -> set[str]:
+        """The words of ``tracking``."""
+        return {self.tracking} if isinstance(self.tracking, str) else set(self.tracking)
 
     @property
     def processes(self) -> int:

@@ -20,7 +20,7 @@ from ftkit.files import whole_lines, written_aside
 from ftkit.serving.endpoint.harmony import Harmony
 
 Say = Callable[[str], None]
-SAME_ANSWERS = ("path", "folder", "name", "header", "columns", "match", "questions")
+SAME_ANSWERS = ("path", "folder", "name", "header", "columns", "match", "questions", "adapter")
 """Of the evaluation's settings, those that change no answer to a given prompt."""
 SAY_EVERY_S = 10.0
 """Seconds between two lines that say how far it has come."""
@@ -64,13 +64,14 @@ class Asking:
     folder: Path
     say: Say
 
-    def ask(self, name: str, model: Model, of: str) -> Asked:
+    def ask(self, name: str, model: Model, of: str, adapter: Path | None = None) -> Asked:
         """Put all questions to a model, but for those that it has answered before.
 
         Args:
-            name: ``base`` or ``merged``.
+            name: ``base``, ``adapter`` or ``merged``.
             model: how it is loaded.
             of: tells it apart from other models.
+            adapter: folder of an adapter that the model answers with, unmerged.
         """
         kept = self._kept(name, of)
         (losses, answers), match = _read(kept), self.config.evaluation.match
@@ -85,19 +86,28 @@ class Asking:
         if len(done) < len(places):
             with written_aside(kept) as aside:  # without a line that was cut off
                 aside.write_text("".join(map(_line, [{"losses": losses}, *map(asdict, done.values())])), "utf-8")
-            losses = self._ask_rest(name, model, kept, losses, done)
+            losses = self._ask_rest(name, model, adapter, kept, losses, done)
         return Asked([done[place] for place in range(len(places))], losses or {})
 
     def _ask_rest(
-        self, name: str, model: Model, kept: Path, losses: dict[str, float] | None, done: dict[int, Answer]
+        self,
+        name: str,
+        model: Model,
+        adapter: Path | None,
+        kept: Path,
+        losses: dict[str, float] | None,
+        done: dict[int, Answer],
     ) -> dict[str, float] | None:
         """Fill in ``done``; returns the losses."""
+        from peft import PeftModel
+
         from ftkit.training.heldout import losses_on
         from ftkit.training.model import load_base, load_tokenizer
 
         tokenizer, asked, task = load_tokenizer(model), self._asked(), self.config.evaluation
         harmony = Harmony(tokenizer)
-        loaded = load_base(model, device=_device()).eval()
+        loaded: Any = load_base(model, device=_device())
+        loaded = (PeftModel.from_pretrained(loaded, str(adapter)) if adapter else loaded).eval()
         said = time.monotonic()
         with kept.open("a", encoding="utf-8") as stream:
             if losses is None and self.tokens:

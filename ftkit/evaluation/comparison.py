@@ -1,4 +1,4 @@
-"""Base and tuned model side by side: their figures, what has changed, and the page that shows it."""
+"""Base and tuned model side by side, the unmerged adapter between them if asked: figures, changes, and their page."""
 
 from __future__ import annotations
 
@@ -28,13 +28,15 @@ LOSSES = {
 
 @dataclass(frozen=True)
 class Row:
-    """One measure of both models.
+    """One measure of the models.
 
     Attributes:
         name: one of ``MEASURES``.
         label: how it is called.
         base, tuned: of the models.
         change: tuned − base, paired question by question.
+        adapter: of the base with its unmerged adapter; None where it was not asked.
+        merging: tuned − adapter, paired.
     """
 
     name: str
@@ -42,6 +44,8 @@ class Row:
     base: Figure
     tuned: Figure
     change: Figure
+    adapter: Figure | None
+    merging: Figure | None
 
     @property
     def is_share(self) -> bool:
@@ -65,17 +69,23 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What both models made of the same questions; ``base.answers[i]`` and ``tuned.answers[i]`` belong together."""
+    """What the models made of the same questions; ``base.answers[i]`` and ``tuned.answers[i]`` belong together."""
 
     base: Asked
     tuned: Asked
+    adapter: Asked | None = None
 
     @cached_property
     def rows(self) -> list[Row]:
         """A row for each of ``MEASURES``."""
         before, after = self.base.answers, self.tuned.answers
         old, new, change = figures(before), figures(after), differences(before, after)
-        return [Row(name, MEASURES[name], old[name], new[name], change[name]) for name in MEASURES]
+        unmerged = figures(self.adapter.answers) if self.adapter else {}
+        merging = differences(self.adapter.answers, after) if self.adapter else {}
+        return [
+            Row(name, MEASURES[name], old[name], new[name], change[name], unmerged.get(name), merging.get(name))
+            for name in MEASURES
+        ]
 
     @property
     def shown(self) -> list[Row]:
@@ -106,16 +116,22 @@ class Comparison:
         return list({pair.base.row: pair for pair in reversed(telling)}.values())[::-1]
 
     def result(self) -> dict[str, Any]:
-        """Figures for the record: means of ``base``, ``merged`` and ``difference``, their intervals, losses, speed."""
+        """Figures for the record: means of ``base``, ``merged`` and ``difference``, their intervals, losses, speed.
+
+        Where the adapter was asked, also of ``adapter`` and of ``merging``, which is what merging has changed.
+        """
         of = {"base": "base", "merged": "tuned", "difference": "change"}
+        asked = {"base": self.base, "merged": self.tuned}
+        if self.adapter:
+            of, asked = of | {"adapter": "adapter", "merging": "merging"}, asked | {"adapter": self.adapter}
         found = {name: {row.name: getattr(row, attribute) for row in self.rows} for name, attribute in of.items()}
         return {
             **{name: {key: figure.mean for key, figure in row.items()} for name, row in found.items()},
             "intervals": {
                 name: {key: [figure.low, figure.high] for key, figure in row.items()} for name, row in found.items()
             },
-            "losses": {"base": self.base.losses, "merged": self.tuned.losses},
-            "tokens_per_s": {"base": self.base.tokens_per_s, "merged": self.tuned.tokens_per_s},
+            "losses": {name: answered.losses for name, answered in asked.items()},
+            "tokens_per_s": {name: answered.tokens_per_s for name, answered in asked.items()},
             "questions": self.questions,
         }
 
@@ -132,6 +148,7 @@ def write_comparison(path: Path, compared: Comparison, config: Config) -> None:
         model=config.model.pretrained_model_name_or_path,
         format=config.merge.format,
         compared=compared,
+        models=[asked for asked in (compared.base, compared.adapter, compared.tuned) if asked],
         by_name={row.name: row for row in compared.rows},
         shares=[row for row in compared.shown if row.is_share],
         losses=[(label, key) for key, label in LOSSES.items() if key in compared.base.losses],

@@ -86,7 +86,7 @@ STAGES = (
         "evaluate",
         "ask base and merged model, compare their answers in a page",
         "evaluate/report.html",
-        ("merge", "publish"),
+        ("train", "merge", "publish"),
         ("evaluation", "-evaluation.folder", "model", "-model.folder", "-model.tokenizer", "-model.license"),
     ),
     Stage("report", "compare runs in a page: settings, curves, figures", "_report/report.html", always=True),

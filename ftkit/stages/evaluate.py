@@ -1,6 +1,7 @@
 """stage=evaluate: put questions to the base and to the merged model; show what has changed, for better and for worse.
 
 python -m ftkit experiment=tiny stage=evaluate
+python -m ftkit experiment=tiny stage=evaluate evaluation.adapter=true
 python -m ftkit experiment=tiny stage=evaluate evaluation.temperature=1.0 evaluation.samples=4
 """
 
@@ -15,15 +16,15 @@ from rich.text import Text
 
 from ftkit.config.schema import Config
 from ftkit.console import console
+from ftkit.errors import StageError
 from ftkit.evaluation.asking import Asking
 from ftkit.evaluation.card import write_card
 from ftkit.evaluation.comparison import Comparison, Pair, Row, write_comparison
 from ftkit.evaluation.measures import MEASURES, Answer
 from ftkit.evaluation.questions import Question, heldout_questions, task_file, task_questions
 from ftkit.files import sha256, written_aside
-from ftkit.lineage import find
 from ftkit.quiet import libraries_to
-from ftkit.stages import BY_NAME, Context, Made
+from ftkit.stages import Context, Made
 from ftkit.stages.prepare import TOKENS
 from ftkit.stages.publish import published_rows
 
@@ -39,10 +40,10 @@ def outside_inputs(config: Config) -> dict[str, str]:
 
 
 def run(context: Context) -> Made:
-    """Ask both models, write every answer and the page, print figures and one example.
+    """Ask the models, write every answer and the page, print figures and one example.
 
     Raises:
-        StageError: no row is held out, or the file of questions cannot be used.
+        StageError: no row is held out, the file of questions cannot be used, or the adapter is not here.
     """
     config, merged = context.config, context.needs["merge"]
     context.folder.mkdir(parents=True, exist_ok=True)
@@ -53,26 +54,39 @@ def run(context: Context) -> Made:
             "folder": None,
         }
     )
+    adapter = _adapter(context) if config.evaluation.adapter else None
     with libraries_to(context.folder / LIBRARY_LOG):
         questions = _questions(context)
         tokens = None if config.evaluation.path else published_rows(context) / TOKENS
         asking = Asking(questions, config, tokens, context.folder, context.say)
+        base = config.model.model_dump_json(exclude={"folder", "tokenizer", "license"})
+        digest = merged.record.result["digest"]
         compared = Comparison(
-            asking.ask("base", config.model, config.model.model_dump_json(exclude={"folder", "tokenizer", "license"})),
-            asking.ask("merged", tuned, merged.record.result["digest"]),
+            base=asking.ask("base", config.model, base),
+            adapter=asking.ask("adapter", config.model, f"{base} {digest}", adapter) if adapter else None,
+            tuned=asking.ask("merged", tuned, digest),
         )
     _print(compared, config)
     with written_aside(context.folder / ANSWERS) as aside:
-        _write(aside, compared.pairs)
+        _write(aside, compared)
     write_comparison(context.folder / PAGE, compared, config)
     result = {"task": config.evaluation.name, **compared.result()}
     if merged.run_folder == context.run_folder:  # not where a job finds a model that an earlier one has made
-        train = find(config, BY_NAME["train"], "evaluate").record
-        model, data = merged.run_folder / merged.record.result["folder"], context.needs["publish"].record
+        train, data = context.needs["train"].record, context.needs["publish"].record
+        model = merged.run_folder / merged.record.result["folder"]
         write_card(model, config, trained=train, data=data, merged=merged.record.result, evaluated=result)
     shares = f"{result['base']['thinks_in_japanese']:.2f} → {result['merged']['thinks_in_japanese']:.2f}"
     summary = f"{_asked(compared, config)}: thinking in Japanese {shares}; {context.folder / PAGE}"
     return Made(summary, [context.folder / ANSWERS, context.folder / PAGE], result)
+
+
+def _adapter(context: Context) -> Path:
+    train = context.needs["train"]
+    folder = train.run_folder / train.record.result["folder"]
+    if not folder.is_dir():
+        cure = "evaluation.adapter=false, or stage=train,merge,evaluate in one job"
+        raise StageError("the adapter was made by another job and is not here", where=str(folder), cure=cure)
+    return folder
 
 
 def _questions(context: Context) -> list[Question]:
@@ -93,11 +107,13 @@ def _asked(compared: Comparison, config: Config) -> str:
 
 def _print(compared: Comparison, config: Config) -> None:
     table = Table(box=None, padding=(0, 3, 0, 13), header_style="dim")
-    for heading in (_asked(compared, config), "before", "after", "change, 95 % interval"):
+    unmerged = ["adapter"] if compared.adapter else []
+    for heading in (_asked(compared, config), "before", *unmerged, "after", "change, 95 % interval"):
         table.add_column(heading)
     for row in compared.shown:
         style = "" if row.change.low <= 0 <= row.change.high else "bold"
-        table.add_row(row.label, f"{row.base.mean:.2f}", f"{row.tuned.mean:.2f}", Text(_change(row), style=style))
+        means = [f"{figure.mean:.2f}" for figure in (row.base, row.adapter, row.tuned) if figure]
+        table.add_row(row.label, *means, Text(_change(row), style=style))
     console().print(table)
     pair = _example(compared.pairs)
     for label, text in (
@@ -121,11 +137,13 @@ def _example(pairs: Sequence[Pair]) -> Pair:
     return next((pair for pair in pairs if pair.tuned.right and pair.tuned.thinks_in_japanese), pairs[0])
 
 
-def _write(path: Path, pairs: Sequence[Pair]) -> None:
+def _write(path: Path, compared: Comparison) -> None:
     with path.open("w", encoding="utf-8") as stream:
-        for pair in pairs:
+        for place, pair in enumerate(compared.pairs):
             asked = {name: getattr(pair.base, name) for name in ("row", "sample", "question", "expected")}
             made = {"base": _shown(pair.base), "merged": _shown(pair.tuned)}
+            if compared.adapter:
+                made["adapter"] = _shown(compared.adapter.answers[place])
             stream.write(json.dumps(asked | made, ensure_ascii=False) + "\n")
 
 

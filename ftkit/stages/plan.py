@@ -16,7 +16,6 @@ from rich.text import Text
 
 from ftkit import records
 from ftkit.config.checks import place_of
-from ftkit.config.schema import STAGES as LIFE_CYCLE
 from ftkit.config.schema import Config
 from ftkit.console import console
 from ftkit.errors import FtkitError, StageError
@@ -76,7 +75,7 @@ def _stage_table(config: Config) -> Table:
     table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, header_style="dim")
     for heading in ("stage", "where", "makes", "now"):
         table.add_column(heading, overflow="fold")
-    for name in LIFE_CYCLE:
+    for name in config.life_cycle:
         stage = BY_NAME[name]
         table.add_row(Text(name, style="bold"), _where(stage, config), _makes(stage, config), _status(config, stage))
     return table
@@ -87,7 +86,7 @@ def _where(stage: Stage, config: Config) -> str:
     if place != "azureml":
         several = stage.name == "train" and config.processes > 1
         return f"this machine, {config.processes} processes" if several else "this machine"
-    if stage.name in ("train", "merge"):
+    if stage.name in ("train", "merge", "evaluate"):
         return f"azureml  {config.compute.nodes} × {config.compute.instance_type}"
     if stage.name == "deploy":
         return f"azureml  {config.deployment.instance_count} × {config.deployment.instance_type}"

@@ -1,10 +1,13 @@
-"""Who gets the metrics; among them an MLflow server: the workspace's own inside an Azure ML job, or another one."""
+"""Who gets the metrics: TensorBoard, trackio's folder here, an MLflow server (the workspace's own in a job)."""
 
 from __future__ import annotations
 
+import io
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -28,27 +31,72 @@ def trackers(config: Config) -> set[str]:
     """Who gets the metrics, as ``tracking`` and the environment say.
 
     Raises:
-        StageError: MLflow is asked for by name, and no server is named or its package is missing.
+        StageError: MLflow or trackio is asked for by name and its package is missing, or no MLflow server is named.
     """
-    asked = [config.tracking] if isinstance(config.tracking, str) else config.tracking
+    asked = config.trackers
     if "auto" in asked:
         return {"tensorboard", "mlflow"} if URI in os.environ else {"tensorboard"}
+    if "trackio" in asked:
+        require("trackio", ["trackio"], "tracking=trackio")
     if "mlflow" in asked:
         require("job", ["mlflow"], "tracking=mlflow")
         if URI not in os.environ:
             raise StageError(
                 f"tracking=mlflow, but {URI} names no server", cure=f"export {URI}=…, or tracking=tensorboard"
             )
-    return set(asked) - {"none"}
+    return asked - {"none"}
 
 
-def mlflow_tracking(run_name: str, say: Callable[[str], None]) -> TrainerCallback | None:
-    """The callback that logs to the server that MLFLOW_TRACKING_URI names; None where the package is missing."""
-    try:
-        return MlflowTracking(os.environ[URI], run_name, say)
-    except ImportError:
-        say("metrics do not go to MLflow: pip install 'ftkit[job]'")
-        return None
+def tracking_callbacks(config: Config, names: set[str], say: Callable[[str], None]) -> Iterator[TrainerCallback]:
+    """The callbacks that log to MLflow's server and to trackio's folder; a missing package of MLflow's is said."""
+    if "trackio" in names:
+        yield TrackioTracking(config, say)
+    if "mlflow" in names:
+        try:
+            yield MlflowTracking(os.environ[URI], config.run.name, say)
+        except ImportError:
+            say("metrics do not go to MLflow: pip install 'ftkit[job]'")
+
+
+class TrackioTracking(TrainerCallback):
+    """Logs each line of metrics to the folder ``TRACKIO_DIR``, which holds all runs below the same ``run.outputs``.
+
+    transformers' own callback takes up any earlier run of the same name, so that two trainings would make one curve.
+
+    Args:
+        config: the whole configuration; its groups that a training depends on go with the run.
+        say: prints a line.
+    """
+
+    def __init__(self, config: Config, say: Callable[[str], None]):
+        os.environ.setdefault("TRACKIO_DIR", str(Path(config.run.outputs, "_trackio").resolve()))
+        import trackio  # reads TRACKIO_DIR once and for all
+
+        self._trackio, self._config = trackio, config
+        say(f"metrics go to trackio: TRACKIO_DIR={os.environ['TRACKIO_DIR']} trackio show --project {EXPERIMENT}")
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        with redirect_stdout(io.StringIO()):
+            self._trackio.init(
+                project=EXPERIMENT,
+                name=self._config.run.name,
+                config=self._config.model_dump(include={"model", "dataset", "lora", "sft"}),
+                resume="allow" if state.global_step else "never",
+                embed=False,
+            )
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if line := line_of({"step": state.global_step, **kwargs["logs"]}):
+            step = line.pop("step")
+            self._trackio.log({name: value for name, value in line.items() if value is not None}, step=step)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        with redirect_stdout(io.StringIO()):
+            self._trackio.finish()
 
 
 class MlflowTracking(TrainerCallback):

@@ -29,7 +29,7 @@ from ftkit.training.heldout import PARTS, best_step, evaluations, stops_early
 from ftkit.training.lora import Trained
 from ftkit.training.savings import out_of_memory
 from ftkit.training.setup import Say, hardware, set_up, sft_config
-from ftkit.training.tracking import mlflow_tracking, trackers
+from ftkit.training.tracking import trackers, tracking_callbacks
 from ftkit.training.trained import Origin, folder_name
 from ftkit.training.trainer import Trainer, together
 from ftkit.training.watch import Watch, history, loss_picture
@@ -113,8 +113,8 @@ def train(config: Config, *, tokens: Path, out: Path, checkpoints: Path, say: Sa
         watch = Watch(out, say, tensorboard="tensorboard" in tracked_by)
         if first:
             trainer.add_callback(watch)
-            if "mlflow" in tracked_by and (mlflow := mlflow_tracking(config.run.name, say)):
-                trainer.add_callback(mlflow)
+            for callback in tracking_callbacks(config, tracked_by, say):
+                trainer.add_callback(callback)
         resumed = _resume_point(checkpoints, say)
         try:
             max_steps = _to_the_end(config, trainer, counts, resumed, checkpoints, say)

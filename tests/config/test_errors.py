@@ -88,6 +88,9 @@ def test_stages_as_a_list_come_in_the_order_of_the_life_cycle():
     assert resolve(["experiment=tiny", "stage=train,prepare"]).stages == ("prepare", "train")
     assert resolve(["experiment=tiny", "stage=[merge,train]"]).stages == ("train", "merge")
     assert len(resolve(["experiment=tiny", "stage=all"]).stages) == 8
+    gated = resolve(["experiment=tiny", "stage=all", 'deployment.gate=["parses >= base"]']).stages
+    assert gated[4:7] == ("merge", "evaluate", "register") and len(gated) == 9
+    assert resolve(["experiment=tiny", "stage=all,evaluate"]).stages == gated
 
 
 @pytest.mark.usefixtures("workspace_named")

@@ -36,12 +36,19 @@ def test_after_the_evaluation_the_card_has_its_figures_and_the_lineage(finished_
         assert told in card.text, told
 
 
+def test_the_registered_version_has_the_card_with_the_figures(finished_run: FinishedRun) -> None:
+    """evaluate comes before register, whose versions cannot change."""
+    registered = Path(finished_run.folder, record(finished_run, "register").result["path"], "README.md")
+    assert ModelCard.load(registered).data.eval_results
+    assert registered.read_text("utf-8") == (finished_run.outputs / "merged" / "README.md").read_text("utf-8")
+
+
 def test_a_card_written_anew_is_no_new_version_and_no_reason_to_merge_again(
     finished_run: FinishedRun, tmp_path: Path
 ) -> None:
     """Guard: ``besides`` in local_store.register."""
     shutil.copytree(finished_run.folder / "outputs", tmp_path / "outputs", ignore=shutil.ignore_patterns("endpoints"))
-    run = FinishedRun(tmp_path, finished_run.all, finished_run.evaluate)
+    run = FinishedRun(tmp_path, finished_run.all)
     first = run.ftkit("stage=register", "force=true")
     with (run.outputs / "merged" / "README.md").open("a", encoding="utf-8") as card:
         card.write("\nMore about it.\n")

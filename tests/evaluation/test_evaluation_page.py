@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -116,6 +117,35 @@ def test_text_can_be_read_on_its_background(page) -> None:
         for element in page.locator(chosen).all()[:3]:
             if element.is_visible():
                 assert element.evaluate(CONTRAST) >= 4.5, chosen
+
+
+def test_an_adapter_that_was_asked_stands_between_base_and_tuned(
+    chromium, compared: Comparison, tmp_path: Path
+) -> None:
+    """On a phone's width too; the change by merging has a column of its own."""
+    adapter = Asked([replace(a, thinking="We think.") for a in compared.tuned.answers], LOSSES)
+    three = replace(compared, adapter=adapter)
+    write_comparison(tmp_path / "report.html", three, resolve(["experiment=tiny", "stage=plan"]))
+    with opened(chromium, tmp_path / "report.html", 400, "light") as page:
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert page.locator("#figures thead th").all_inner_texts() == [
+            "",
+            "base",
+            "adapter",
+            "tuned",
+            "change",
+            "merging",
+        ]
+        rows = {row.locator("th").inner_text(): row.locator("td") for row in page.locator("#figures tbody tr").all()}
+        assert [text.split("\n")[0] for text in rows["thinks in Japanese"].all_inner_texts()] == [
+            *("0 %", "0 %", "100 %", "+100", "+100")
+        ]
+        assert rows["right answer (word for word)"].last.inner_text() == "0"
+        losses = rows["loss on the held-out rows"].all_inner_texts()
+        assert losses == ["0.719", "0.719", "0.359", "−0.359", "−0.359"]
+        assert {row.count() for row in rows.values()} == {5}
+    result = three.result()
+    assert result["merging"]["thinks_in_japanese"] == 1 and result["adapter"]["right"] == result["merged"]["right"]
 
 
 def test_the_record_has_the_same_figures(compared: Comparison) -> None:

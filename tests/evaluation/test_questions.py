@@ -13,6 +13,7 @@ from command import FinishedRun
 from ftkit.config.resolve import resolve
 from ftkit.config.schema import Config
 from ftkit.errors import ConfigError, StageError
+from ftkit.evaluation.measures import MATCHES
 from ftkit.evaluation.questions import Question, heldout_questions, task_file, task_questions
 from ftkit.training.model import load_tokenizer
 
@@ -47,6 +48,27 @@ def test_questions_are_read(name: str, write: Callable[[], str], overrides: list
     path.write_bytes(gzip.compress(write().encode()) if name.endswith(".gz") else write().encode())
     found = read(*overrides, f"evaluation.path={path}")
     assert [(question.question, question.expected) for question in found] == PAIRS
+
+
+@pytest.mark.parametrize(("end", "mark"), [("\n", ""), ("\r\n", "\ufeff")], ids=["as published", "through Excel"])
+def test_a_file_as_mgsm_s_is_read_and_judged_as_it_lies_here(end: str, mark: str, in_empty_folder: Path) -> None:
+    """No header, a number for an answer, commas in thousands, quotation marks as they are, no end to the last line."""
+    lines = [
+        "りんごが１箱に8個あります。15箱では何個ですか？\t120",
+        '店主は"特売"と書いて、1個350円の品を1,200個売りました。売り上げは何円ですか？\t420,000',
+        "気温が2度から5度下がりました。何度ですか？\t-3",
+        "3人で5.25リットルを等しく分けると、1人何リットルですか？\t1.75",
+    ]
+    (in_empty_folder / "mgsm_ja.tsv").write_bytes((mark + end.join(lines)).encode())
+    found = read("evaluation=mgsm-ja")
+    assert [question.question for question in found] == [line.partition("\t")[0] for line in lines]
+    assert [question.expected for question in found] == ["120", "420,000", "-3", "1.75"]
+    match = MATCHES[configured("evaluation=mgsm-ja").evaluation.match]
+    right = ["8×15=120なので、120個です。", "売り上げは４２０，０００円です。", "答え: -3度", "1.750リットル"]
+    assert all(match(said, question.expected) for said, question in zip(right, found, strict=True))
+    wrong = ["15箱で12個です。", "420円です。", "3度です。", "分かりません。"]
+    assert not any(match(said, question.expected) for said, question in zip(wrong, found, strict=True))
+    assert found[1].question in load_tokenizer(configured().model).decode(found[1].prompt)
 
 
 def test_a_number_is_an_answer_and_only_so_many_are_read(tmp_path: Path) -> None:

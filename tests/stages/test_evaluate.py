@@ -26,7 +26,7 @@ def project(finished_run: FinishedRun, tmp_path_factory: pytest.TempPathFactory)
     shutil.copytree(finished_run.folder / "outputs", folder / "outputs", ignore=shutil.ignore_patterns("endpoints"))
     lines = [f"{n}メートルは何センチメートルですか？\t{n}00\n" for n in range(2, 14)]
     (folder / "mgsm_ja.tsv").write_text("".join(lines), encoding="utf-8")
-    return FinishedRun(folder, finished_run.all, finished_run.evaluate)
+    return FinishedRun(folder, finished_run.all)
 
 
 def answers(run: FinishedRun) -> list[dict]:
@@ -34,7 +34,7 @@ def answers(run: FinishedRun) -> list[dict]:
     lines = (run.outputs / "evaluate" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     for row in rows:
-        for model in ("base", "merged"):
+        for model in row.keys() & {"base", "adapter", "merged"}:
             row[model] = {key: value for key, value in row[model].items() if key not in TIMES}
     return rows
 
@@ -59,6 +59,26 @@ def test_a_file_of_questions_is_a_task(project: FinishedRun) -> None:
     again = evaluate(project)
     assert "12 of 12 answered before" in again.out, "another expected answer needs no new one"
     assert next(row for row in answers(project) if row["row"] == 1)["merged"]["right"] is False
+
+
+def test_the_unmerged_adapter_is_asked_as_well(project: FinishedRun) -> None:
+    """In fp32 merging changes no answer, and the adapter's are not the base's."""
+    evaluate(project)
+    done = evaluate(project, "evaluation.adapter=true")
+    assert all(f"{name}: 12 of 12 answered before" in done.out for name in ("base", "merged"))
+    assert "adapter: 12 of 12" not in done.out and "adapter" in done.out.splitlines()[3]
+    rows = answers(project)
+    told = [
+        [{k: row[name][k] for k in ("thinking", "output")} for row in rows] for name in ("base", "adapter", "merged")
+    ]
+    assert told[1] == told[2] != told[0]
+    result = json.loads((project.outputs / "evaluate" / "record.json").read_text(encoding="utf-8"))["result"]
+    assert result["adapter"] == result["merged"] and set(result["merging"].values()) == {0}
+    asked = ("evaluation=mgsm-ja", "evaluation.max_new_tokens=60", "evaluation.adapter=true")
+    gate = 'deployment.gate=["thinks_in_japanese >= adapter", "tokens < adapter - 5"]'
+    refused = project.ftkit("stage=register", *asked, gate)
+    assert refused.status == 1 and "the gate is closed: tokens < adapter - 5: the merged model has" in refused.err
+    assert f", the adapter has {result['adapter']['tokens']:.2f}" in refused.err
 
 
 @pytest.mark.slow

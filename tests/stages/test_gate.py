@@ -53,8 +53,11 @@ def test_a_rule_that_cannot_be_read_is_a_configuration_error(evaluated: Finished
         ("right >= base", 0.4, 0.5, False),
         ("right >= base - 0.1", 0.4, 0.5, True),
         ("tokens<=base+10", 60, 50, True),
+        ("right >= adapter - 0.1", 0.4, 0.5, True),
+        ("right > adapter", 0.5, 0.5, False),
     ],
 )
 def test_rules(rule: str, merged: float, base: float, holds: bool):
     measure = parse(rule).measure
-    assert (parse(rule).broken({"merged": {measure: merged}, "base": {measure: base}}) == "") is holds
+    measured = {"merged": {measure: merged}, "base": {measure: base}, "adapter": {measure: base}}
+    assert (parse(rule).broken(measured) == "") is holds

@@ -22,7 +22,7 @@ TINY = ("experiment=tiny", "deployment.port=0")
 def prepared(finished_run: FinishedRun, tmp_path: Path) -> FinishedRun:
     """A copy of the finished run's files, in a folder of the test's own."""
     shutil.copytree(finished_run.folder / "outputs", tmp_path / "outputs")
-    return FinishedRun(tmp_path, finished_run.all, finished_run.evaluate)
+    return FinishedRun(tmp_path, finished_run.all)
 
 
 def start(folder: Path, *arguments: str, **options) -> subprocess.Popen[str]:

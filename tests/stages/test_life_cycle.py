@@ -62,7 +62,7 @@ def test_the_model_learns_to_think_in_japanese(finished_run: FinishedRun):
     assert result["merged"]["thinks_in_japanese"] >= 0.9
     for model in ("base", "merged"):
         assert result[model]["parses"] == result[model]["finished"] == 1.0
-    assert "before" in finished_run.evaluate.out and "after" in finished_run.evaluate.out
+    assert "before" in finished_run.all.out and "after" in finished_run.all.out
 
 
 def test_the_second_command_skips_what_is_up_to_date(finished_run: FinishedRun):
@@ -110,7 +110,7 @@ def test_a_predecessor_made_with_other_settings_is_refused(finished_run: Finishe
 def copied_run(finished_run: FinishedRun, tmp_path: Path) -> FinishedRun:
     """The run's files in a folder of the test's own, for tests that break them."""
     shutil.copytree(finished_run.folder / "outputs", tmp_path / "outputs")
-    return FinishedRun(tmp_path, finished_run.all, finished_run.evaluate)
+    return FinishedRun(tmp_path, finished_run.all)
 
 
 def test_a_record_whose_files_are_gone_is_refused_and_made_again(copied_run: FinishedRun):

@@ -1,8 +1,12 @@
-"""What a run shows on a terminal, and what arrives at an MLflow server."""
+"""What a run shows on a terminal, and what arrives at an MLflow server and in trackio's folder."""
 
 from __future__ import annotations
 
 import io
+import json
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,9 +15,10 @@ from rich.console import Console
 from small_model import small_run
 from test_train import Run
 
-from ftkit.errors import StageError
+from ftkit.errors import Interrupted, StageError
 from ftkit.training import watch
 from ftkit.training.tracking import trackers
+from ftkit.training.train import train
 
 SHORT = ["sft.max_steps=4", "sft.eval_strategy=steps", "sft.eval_steps=2", "sft.save_steps=2"]
 
@@ -65,6 +70,49 @@ def test_metrics_and_evaluations_arrive_at_mlflow(
     assert held_out == {line["step"]: line["eval_loss"] for line in run.metrics if "eval_loss" in line}
 
 
+def test_trainings_of_all_runs_arrive_in_trackios_folder(
+    model_folder: Path, token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    """One that was stopped and resumed is one run; the same training again, under the same name, is another."""
+    monkeypatch.setenv("TRACKIO_DIR", "")
+    monkeypatch.delenv("TRACKIO_DIR")
+    config = small_run(model_folder, *SHORT, "tracking=trackio", f"run.outputs={tmp_path / 'outputs'}")
+    stopped, again = (Run(config, token_file, tmp_path / name) for name in ("stopped", "again"))
+
+    def stop(line: str) -> None:
+        if line.startswith("step 1/"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        train(config, tokens=token_file, out=stopped.out, checkpoints=stopped.checkpoints, say=stop)
+    _, said = stopped.train()
+    again.train()
+    assert capfd.readouterr().out == "", "trackio's own lines are not ftkit's"
+    folder = tmp_path / "outputs" / "_trackio"
+    assert f"metrics go to trackio: TRACKIO_DIR={folder} trackio show --project ftkit" in said
+
+    from trackio import Api
+    from trackio.sqlite_storage import SQLiteStorage
+
+    runs = list(Api().runs("ftkit"))
+    assert [run.name for run in runs] == ["tiny", "tiny"] and folder.is_dir()
+    assert all(run.config and run.config["sft"]["learning_rate"] == config.sft.learning_rate for run in runs)
+    for run, logged in zip((stopped, again), sorted(runs, key=lambda run: run.config["_Created"]), strict=True):
+        logs = SQLiteStorage.get_logs("ftkit", run=logged.name, run_id=logged.id)
+        for name in ("loss", "eval_loss"):
+            assert {line["step"]: line[name] for line in logs if name in line} == {
+                line["step"]: line[name] for line in run.metrics if name in line
+            }
+    command = [sys.executable, "-m", "trackio.cli", "get", "metric", "--project", "ftkit", "--run", "tiny"]
+    shown = subprocess.run(
+        [*command, "--metric", "loss", "--json"],
+        env=os.environ | {"TRACKIO_DIR": str(folder)},
+        capture_output=True,
+        check=True,
+    )
+    assert json.loads(shown.stdout)
+
+
 def test_trackers_are_those_asked_for(model_folder: Path, token_file: Path, tmp_path: Path, monkeypatch) -> None:
     """Asked for by name, MLflow is no option; by default it is."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -78,9 +126,11 @@ def test_trackers_are_those_asked_for(model_folder: Path, token_file: Path, tmp_
     assert "tracking=tensorboard" in caught.value.cure
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert asked("auto") == asked("tensorboard,mlflow") == {"tensorboard", "mlflow"} and asked("mlflow") == {"mlflow"}
-    monkeypatch.setitem(sys.modules, "mlflow", None)
-    with pytest.raises(StageError, match="tracking=mlflow needs mlflow"):
-        asked("mlflow")
+    for name, extra in (("mlflow", "job"), ("trackio", "trackio")):
+        monkeypatch.setitem(sys.modules, name, None)
+        with pytest.raises(StageError, match=f"tracking={name} needs {name}") as caught:
+            asked(name)
+        assert caught.value.cure == f"pip install 'ftkit[{extra}]'"
     quiet = Run(small_run(model_folder, *SHORT, "tracking=none"), token_file, tmp_path / "run")
     _, said = quiet.train()
     assert not (quiet.out / "tensorboard").exists() and not any("MLflow" in line for line in said)
