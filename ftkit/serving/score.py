@@ -10,6 +10,7 @@ Request   {"messages": [{"role": "user", "content": "…"}], "max_new_tokens": 5
 Answer    {"output", "thinking", "usage": {"prompt_tokens", "completion_tokens"}, "finish_reason": "stop" | "length"},
           and "note" when something is missing. A bad request gets a 4xx with {"error": {"message", "field", …}}.
           GET gives the OpenAPI document of all this.
+Adapters  of PEFT in adapters/<name>/ beside the weights are loaded as well; "model" names one, or the model itself.
 Settings  FTKIT_MAX_NEW_TOKENS, FTKIT_MAX_INPUT_TOKENS, FTKIT_MAX_CONCURRENT_REQUESTS, FTKIT_BATCH_SIZE,
           SCORING_TIMEOUT_MS.
 """
@@ -59,7 +60,8 @@ def run(request: HttpRequest) -> AMLResponse:
     if request.method == "OPTIONS":
         return AMLResponse("", 200)
     if request.method == "GET":
-        return _json(document(_served.limits))
+        models = request.path.endswith("/models")
+        return _json(_served.adapters.listing() if models else document(_served.limits))
     try:
         answering = _served.begin(parse_request(_content(request), _served.limits, _served.trained))
         connection = request.environ["gunicorn.socket"]  # request itself is gone once a stream has begun

@@ -86,8 +86,9 @@ class Limits(NamedTuple):
 
 
 class TrainedWith(NamedTuple):
-    """What the training put around a question, from ``ftkit.json`` beside the weights; a raw prompt gets the same."""
+    """What ``ftkit.json`` beside the weights tells: what the training put around a question; a prompt gets the same."""
 
+    name: str = ""  # of the model
     system: str = ""
     reasoning_effort: str = "medium"
     current_date: str = ""  # YYYY-MM-DD; today if empty
