@@ -29,7 +29,7 @@ from ftkit.errors import StageError
 from ftkit.extras import require
 from ftkit.files import explained, written_aside
 from ftkit.serving.endpoint.model import check_weights, find_model
-from ftkit.serving.endpoint.requests import ModelError
+from ftkit.serving.endpoint.requests import SPARE_THREADS, ModelError
 from ftkit.serving.server_log import reason
 
 if TYPE_CHECKING:
@@ -39,8 +39,6 @@ HOST = "127.0.0.1"
 APPLICATION = "ftkit.serving.local_app:app"
 PACKAGE = Path(__file__).parents[1]
 SERVING, STARTING = "endpoint.json", "starting.json"
-SPARE_THREADS = 8
-"""For health, and to turn those away that are too many."""
 NEEDED = ("azureml_inference_server_http", "gunicorn", "httpx", "psutil", "torch", "transformers")
 
 _FOREIGN = re.compile(r"^(AML_|AZURE|GUNICORN|SCORING_|HUGGING_FACE)|TOKEN$|SECRET|PASSWORD|API_?KEY|CREDENTIAL", re.I)
