@@ -65,13 +65,6 @@ def deployment_fits_its_platform(config: Config) -> Iterator[Problem]:
             "",
             f"deployment={other}",
         )
-    if deployment.platform == "local" and deployment.instance_count > 1:
-        yield Problem(
-            "deployment.instance_count",
-            f"{deployment.instance_count}, but one server runs here",
-            "",
-            "deployment.instance_count=1",
-        )
 
 
 def server_has_its_image(config: Config) -> Iterator[Problem]:

@@ -354,7 +354,7 @@ class Deployment(Group):
     instance_type: str | None
     """VM size on Azure ML; null on the local platform."""
     instance_count: PositiveInt
-    """Instances behind the endpoint."""
+    """Instances behind the endpoint; on the local platform processes behind one port, each with the whole model."""
     adapters: dict[AssetName, str]
     """Local platform: serve the base model and adapters of runs in place of the merged model; requests name one in
     ``model``. By name, a run's folder or an adapter's: {ja: outputs/ja, law: outputs/law}."""

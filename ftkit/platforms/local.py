@@ -42,6 +42,7 @@ class Local:
             port=settings.port,
             startup_timeout_s=settings.startup_timeout_s,
             request_timeout_ms=settings.request_timeout_ms,
+            instance_count=settings.instance_count,
             max_concurrent_requests=settings.max_concurrent_requests_per_instance,
             model=served,
             progress=say,

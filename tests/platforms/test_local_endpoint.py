@@ -189,6 +189,19 @@ def test_a_worker_that_is_killed_under_load_is_replaced_and_its_clients_told(kep
     assert ask(kept, max_new_tokens=20) == right
 
 
+def test_each_of_two_instances_behind_the_port_answers_alone(start, kept: Endpoint):
+    two = start(endpoint_name="two", instance_count=2)
+    workers = psutil.Process(two.pid).children()
+    assert len(workers) == 2
+    for other in workers:
+        other.suspend()
+        assert ask(two) == ask(kept)
+        assert httpx.get(two.health_uri, timeout=60, trust_env=False).text == "Healthy"
+        other.resume()
+    stop(two)
+    assert not is_running(two.token)
+
+
 def test_a_port_in_use_is_named_and_the_running_endpoint_left_alone(kept: Endpoint, start, options: dict[str, Any]):
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = other.getsockname()[1]
