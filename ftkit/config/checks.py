@@ -75,13 +75,6 @@ def deployment_fits_its_platform(config: Config) -> Iterator[Problem]:
             "",
             f"deployment={other}",
         )
-    if deployment.platform == "local" and deployment.instance_count > 1:
-        yield Problem(
-            "deployment.instance_count",
-            f"{deployment.instance_count}, but one server runs here",
-            "",
-            "deployment.instance_count=1",
-        )
 
 
 def server_has_its_image(config: Config) -> Iterator[Problem]:
@@ -97,6 +90,22 @@ def server_has_its_image(config: Config) -> Iterator[Problem]:
         )
     if deployment.server == "vllm" and deployment.platform == "local":
         yield Problem("deployment.server", "vllm, which runs on Azure ML alone", "", "deployment.server=score")
+
+
+def adapters_are_served_here(config: Config) -> Iterator[Problem]:
+    deployment, key = config.deployment, "deployment.adapters"
+    if not deployment.adapters:
+        return
+    names = ", ".join(deployment.adapters)
+    if (deployment.platform, deployment.server) != ("local", "score"):
+        said = f"{names}, but only score.py on the local platform serves adapters by name"
+        yield Problem(key, said, "", "deployment=local, or deployment.adapters={}")
+    if deployment.gate:
+        said = f"{names}, but deployment.gate judges the merged model, which is not served beside adapters"
+        yield Problem(key, said, "", "deployment.gate=[], or deployment.adapters={}")
+    if config.model.name in deployment.adapters:
+        said = f"{config.model.name} is the name of the base model itself"
+        yield Problem(key, said, "", f"another name than {config.model.name}")
 
 
 def rollout_ends_at_100(config: Config) -> Iterator[Problem]:
@@ -392,6 +401,7 @@ CHECKS: tuple[Check, ...] = (
     trackio_stays_on_this_machine,
     deployment_fits_its_platform,
     server_has_its_image,
+    adapters_are_served_here,
     rollout_ends_at_100,
     workspace_is_named,
     reentrant_checkpointing_under_ddp,

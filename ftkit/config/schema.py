@@ -354,7 +354,10 @@ class Deployment(Group):
     instance_type: str | None
     """VM size on Azure ML; null on the local platform."""
     instance_count: PositiveInt
-    """Instances behind the endpoint."""
+    """Instances behind the endpoint; on the local platform processes behind one port, each with the whole model."""
+    adapters: dict[AssetName, str]
+    """Local platform: serve the base model and adapters of runs in place of the merged model; requests name one in
+    ``model``. By name, a run's folder or an adapter's: {ja: outputs/ja, law: outputs/law}."""
     port: Annotated[int, Field(ge=0, le=65535)]
     """Port on 127.0.0.1 for the local platform; 0 takes a free one."""
     startup_timeout_s: PositiveInt
@@ -378,6 +381,8 @@ class Invoke(Group):
     """A JSON file with the whole request body."""
     max_new_tokens: PositiveInt
     """Longest answer in tokens, thinking included."""
+    model: str | None
+    """Name of one of deployment.adapters, or of the model itself; null asks the model."""
     stream: bool | None
     """true prints thinking and answer as they come, false when all is there; null streams to a terminal."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from ftkit.config.schema import Config
 from ftkit.platforms import Asset, Deployed, Running, Say, Target, local_endpoint, local_store
+from ftkit.platforms.adapted import find_adapters, lay_out
 
 
 class Local:
@@ -31,22 +33,37 @@ class Local:
 
     def deploy(self, model: Mapping[str, Any], say: Say) -> Deployed:
         settings = self._config.deployment
-        found = local_store.get(self._store, "models", model["name"], model["version"])
+        served, model_dir = self._served(model)
         endpoint = local_endpoint.start(
             endpoint_name=settings.endpoint_name,
             deployment_name=settings.deployment_name,
-            model_dir=Path(found.path),
+            model_dir=model_dir,
             state_dir=self._endpoints,
             port=settings.port,
             startup_timeout_s=settings.startup_timeout_s,
             request_timeout_ms=settings.request_timeout_ms,
+            instance_count=settings.instance_count,
             max_concurrent_requests=settings.max_concurrent_requests_per_instance,
-            model=found.id,
+            model=served,
             progress=say,
         )
         share = f"{endpoint.traffic[endpoint.deployment_name]} % of the traffic"
-        summary = f"{endpoint.deployment_name} serves {found.id} with {share} at {endpoint.scoring_uri}"
+        summary = f"{endpoint.deployment_name} serves {served} with {share} at {endpoint.scoring_uri}"
+        for folder in self._with_adapters().glob("*"):
+            if folder != model_dir:
+                shutil.rmtree(folder)
         return Deployed(summary, asdict(endpoint))
+
+    def _served(self, model: Mapping[str, Any]) -> tuple[str, Path]:
+        """What is served, in words, and the folder that holds its folder."""
+        if adapters := find_adapters(self._config):
+            folder = lay_out(self._config, adapters, self._with_adapters())
+            return f"{self._config.model.name} with the adapters {', '.join(adapters)}", folder
+        found = local_store.get(self._store, "models", model["name"], model["version"])
+        return found.id, Path(found.path)
+
+    def _with_adapters(self) -> Path:
+        return self._endpoints / self._config.deployment.endpoint_name / "with-adapters"
 
     def serves(self, deployed: Mapping[str, Any]) -> bool:
         endpoint = self._endpoint()

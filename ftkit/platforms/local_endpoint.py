@@ -29,7 +29,7 @@ from ftkit.errors import StageError
 from ftkit.extras import require
 from ftkit.files import explained, written_aside
 from ftkit.serving.endpoint.model import check_weights, find_model
-from ftkit.serving.endpoint.requests import ModelError
+from ftkit.serving.endpoint.requests import SPARE_THREADS, ModelError
 from ftkit.serving.server_log import reason
 
 if TYPE_CHECKING:
@@ -39,12 +39,13 @@ HOST = "127.0.0.1"
 APPLICATION = "ftkit.serving.local_app:app"
 PACKAGE = Path(__file__).parents[1]
 SERVING, STARTING = "endpoint.json", "starting.json"
-SPARE_THREADS = 8
-"""For health, and to turn those away that are too many."""
 NEEDED = ("azureml_inference_server_http", "gunicorn", "httpx", "psutil", "torch", "transformers")
 
 _FOREIGN = re.compile(r"^(AML_|AZURE|GUNICORN|SCORING_|HUGGING_FACE)|TOKEN$|SECRET|PASSWORD|API_?KEY|CREDENTIAL", re.I)
 """Environment variables that an endpoint does not inherit: settings of other servers, secrets it has no use for."""
+
+_LOADED = re.compile(r"serving \S.* loaded in ")
+"""What score.py says in the log of each process when it is ready."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class Endpoint:
         port: on 127.0.0.1.
         startup_timeout_s: seconds that loading may take.
         request_timeout_ms: milliseconds that a request may take.
-        max_concurrent_requests: requests that are taken at a time; a further one gets a 429.
+        max_concurrent_requests: requests that an instance takes at a time; a further one gets a 429.
+        instance_count: processes that serve, each with the whole model.
         pid: process id of gunicorn's master, which leads a session of its own.
         token: a word in that process's command line by which it is known again.
         log: path of the server's log.
@@ -77,6 +79,7 @@ class Endpoint:
     startup_timeout_s: int
     request_timeout_ms: int
     max_concurrent_requests: int
+    instance_count: int = 1
     pid: int = 0
     token: str = ""
     log: str = ""
@@ -103,6 +106,7 @@ def start(
     request_timeout_ms: int,
     max_concurrent_requests: int,
     model: str,
+    instance_count: int = 1,
     progress: Callable[[str], None],
 ) -> Endpoint:
     """Start an endpoint and wait until it is healthy; replace the one of this name, if it is running.
@@ -116,6 +120,7 @@ def start(
         state_dir: folder for the state of all endpoints.
         port: on 127.0.0.1; 0 takes a free one.
         model: ``name:version``, for the record.
+        instance_count: processes behind the port.
         progress: prints a line to the user.
 
     Raises:
@@ -137,6 +142,7 @@ def start(
         startup_timeout_s=startup_timeout_s,
         request_timeout_ms=request_timeout_ms,
         max_concurrent_requests=max_concurrent_requests,
+        instance_count=instance_count,
     )
     with _alone(folder):
         if orphan := _read(folder / STARTING):  # its command was killed while it waited
@@ -241,7 +247,7 @@ def _spawn(endpoint: Endpoint, listener: socket.socket) -> subprocess.Popen[byte
         "name": endpoint.token,
         "bind": f"fd://{listener.fileno()}",
         "pythonpath": str(PACKAGE.parent),
-        "workers": 1,
+        "workers": endpoint.instance_count,
         "worker-class": "gthread",  # one thread would leave / unanswered while the model generates
         "threads": endpoint.max_concurrent_requests + SPARE_THREADS,
         "timeout": endpoint.startup_timeout_s + 60,  # a loading worker gives no sign of life
@@ -284,12 +290,18 @@ def _wait_until_healthy(endpoint: Endpoint, process: subprocess.Popen[bytes]) ->
     while time.monotonic() < deadline:
         with suppress(psutil.NoSuchProcess):
             workers |= {child.pid for child in psutil.Process(process.pid).children()}
-        if process.poll() is not None or len(workers) > 1:  # gunicorn ends when init fails, replaces a killed worker
+        if (
+            process.poll() is not None or len(workers) > endpoint.instance_count
+        ):  # gunicorn ends when init fails, replaces a killed worker
             said = reason(Path(endpoint.log).read_text(encoding="utf-8", errors="replace"))
             why = said or "its worker was killed, for want of memory perhaps"
             raise StageError(f"the server did not start: {why}", where=endpoint.log)
         with suppress(httpx.HTTPError):
-            if httpx.get(endpoint.health_uri, timeout=1, trust_env=False).status_code == 200:
+            loaded = len(_LOADED.findall(Path(endpoint.log).read_text(encoding="utf-8", errors="replace")))
+            if (
+                loaded >= endpoint.instance_count
+                and httpx.get(endpoint.health_uri, timeout=1, trust_env=False).status_code == 200
+            ):
                 return
         time.sleep(0.1)
     cure = f"deployment.startup_timeout_s={endpoint.startup_timeout_s * 2}, if the log shows that it was still loading"

@@ -66,11 +66,13 @@ def build_payload(invoke: Invoke, server: str = "score", system: str = "", *, st
         raise StageError(what, where="invoke", cure="invoke.prompt='…', invoke.messages=[…] or invoke.file=….json")
     if invoke.file is not None:
         return _read(Path(invoke.file).expanduser())
-    with_usage = {"stream_options": {"include_usage": True}} if stream and server == "vllm" else {}
+    more: dict[str, Any] = {"model": invoke.model} if invoke.model else {}
+    if stream and server == "vllm":
+        more["stream_options"] = {"include_usage": True}
     if invoke.prompt is not None:
-        return question(invoke.prompt, invoke.max_new_tokens, server, system) | with_usage
+        return question(invoke.prompt, invoke.max_new_tokens, server, system) | more
     length = "max_tokens" if server == "vllm" else "max_new_tokens"
-    return {"messages": invoke.messages, length: invoke.max_new_tokens} | with_usage
+    return {"messages": invoke.messages, length: invoke.max_new_tokens} | more
 
 
 def question(prompt: str, max_new_tokens: int, server: str, system: str = "") -> dict[str, Any]:

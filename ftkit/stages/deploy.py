@@ -2,12 +2,21 @@
 
 python -m ftkit experiment=tiny stage=deploy
 python -m ftkit stage=deploy deployment.rollout=[10,50,100]
+python -m ftkit experiment=tiny stage=deploy 'deployment.adapters={ja: outputs/ja, law: outputs/law}'
 """
 
 from __future__ import annotations
 
+from ftkit.config.schema import Config
+from ftkit.files import tree_digest
+from ftkit.platforms.adapted import find_adapters
 from ftkit.records import Record
 from ftkit.stages import Context, Made
+
+
+def outside_inputs(config: Config) -> dict[str, str]:
+    """Digests of the adapters that are served by name."""
+    return {f"adapter {name}": tree_digest(folder) for name, folder in find_adapters(config).items()}
 
 
 def run(context: Context) -> Made:

@@ -27,7 +27,8 @@ def run(context: Context) -> Made:
     if target is None:
         raise StageError(f"the endpoint {name} is not running", cure="stage=deploy,invoke")
     stream = out.is_terminal if config.invoke.stream is None else config.invoke.stream
-    payload = build_payload(config.invoke, target.server, system_message(config.dataset), stream=stream)
+    form = "vllm" if config.invoke.model else target.server  # a request that names a model is OpenAI's
+    payload = build_payload(config.invoke, form, system_message(config.dataset), stream=stream)
     printed = Labelled(out)
     printed.add("question", payload.get("prompt") or payload["messages"][-1]["content"])
     body = score(
@@ -38,7 +39,7 @@ def run(context: Context) -> Made:
         log=target.log or None,
         on_piece=printed.add if stream else None,
     )
-    answer = read_answer(body, "score" if stream else target.server, target.scoring_uri)
+    answer = read_answer(body, "score" if stream else form, target.scoring_uri)
     for kind, text in (("thinking", answer.thinking), ("output", answer.output)):
         if not (stream and text):
             printed.add(kind, text or "–")

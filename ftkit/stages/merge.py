@@ -39,7 +39,11 @@ def run(context: Context) -> Made:
         trained=trained,
         tokens=published_rows(context) / TOKENS,
         out=out,
-        serving={"system": system_message(config.dataset), "reasoning_effort": config.dataset.reasoning_effort},
+        serving={
+            "name": config.registration.model_name,
+            "system": system_message(config.dataset),
+            "reasoning_effort": config.dataset.reasoning_effort,
+        },
     )
     files = list(tree(out).values())  # the card, which an evaluation writes anew, is none of them
     size = sum(path.stat().st_size for path in files) / 2**20

@@ -55,7 +55,8 @@ def test_ddp_with_expert_lora(reentrant: str, find_unused: str) -> None:
 
 COMBINATIONS = [
     (checks.trackio_stays_on_this_machine, "tracking=[trackio,tensorboard]", "tracking", "tracking=auto"),
-    (checks.adapter_is_there_to_ask, "lora=none evaluation.adapter=true", "evaluation.adapter", "evaluation.adapter=false"),
+    (checks.adapter_is_there_to_ask, "lora=none evaluation.adapter=true", "evaluation.adapter",
+     "evaluation.adapter=false"),
     (checks.gate_can_be_read, 'deployment.gate=["right>=adapter"]', "deployment.gate", "evaluation.adapter=true"),
     (checks.stage_exists, "stage=trian", "stage", "did you mean stage=train?"),
     (checks.compute_fits_its_platform, "compute.instance_type=null", "compute.instance_type",

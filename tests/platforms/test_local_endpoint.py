@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import asdict, replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import httpx
@@ -167,19 +168,38 @@ def test_when_the_client_goes_its_request_is_given_up(kept: Endpoint, stream: bo
         assert httpx.get(kept.health_uri, trust_env=False).status_code == 200
 
 
-def test_a_worker_that_is_killed_is_replaced_and_the_client_told(kept: Endpoint):
+def test_a_worker_that_is_killed_under_load_is_replaced_and_its_clients_told(kept: Endpoint):
+    right = ask(kept, max_new_tokens=20)
     (worker,) = psutil.Process(kept.pid).children()
-    with (
-        pytest.raises(httpx.RemoteProtocolError),
-        httpx.stream("POST", kept.scoring_uri, json=ENDLESS, timeout=60, trust_env=False) as answer,
-    ):
-        lines = answer.iter_lines()
-        next(lines)
+
+    def stream(begun: Event) -> None:
+        client.score(kept.scoring_uri, ENDLESS, timeout_s=60, on_piece=lambda *_piece: begun.set())
+
+    with ThreadPoolExecutor(2) as pool:
+        events = [Event(), Event()]
+        asked = [pool.submit(stream, begun) for begun in events]
+        assert all(begun.wait(timeout=60) for begun in events)
         os.kill(worker.pid, signal.SIGKILL)
-        list(lines)
+        for answer in asked:
+            with pytest.raises(StageError, match="the request failed: RemoteProtocolError"):
+                answer.result()
     while not (workers := psutil.Process(kept.pid).children()) or workers[0].pid == worker.pid:
         pass
-    assert ask(kept)["usage"]["completion_tokens"] == 3
+    assert httpx.get(kept.health_uri, timeout=60, trust_env=False).text == "Healthy"
+    assert ask(kept, max_new_tokens=20) == right
+
+
+def test_each_of_two_instances_behind_the_port_answers_alone(start, kept: Endpoint):
+    two = start(endpoint_name="two", instance_count=2)
+    workers = psutil.Process(two.pid).children()
+    assert len(workers) == 2
+    for other in workers:
+        other.suspend()
+        assert ask(two) == ask(kept)
+        assert httpx.get(two.health_uri, timeout=60, trust_env=False).text == "Healthy"
+        other.resume()
+    stop(two)
+    assert not is_running(two.token)
 
 
 def test_a_port_in_use_is_named_and_the_running_endpoint_left_alone(kept: Endpoint, start, options: dict[str, Any]):

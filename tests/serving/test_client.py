@@ -190,7 +190,9 @@ def test_a_key_that_is_no_header_is_not_shown(server):
 
 
 def invoke(**given) -> Invoke:
-    return Invoke(**({"prompt": None, "messages": None, "file": None, "max_new_tokens": 7, "stream": None} | given))
+    return Invoke(
+        **({"prompt": None, "messages": None, "file": None, "model": None, "max_new_tokens": 7, "stream": None} | given)
+    )
 
 
 def test_the_payload_is_the_prompt_or_the_chat_with_its_limit():

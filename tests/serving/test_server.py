@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import select
 import shutil
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +94,30 @@ def test_a_bad_request_gets_a_4xx_and_the_server_goes_on(endpoint: Endpoint, con
     assert answer.json()["error"]["field"] == field
     assert answer.json()["error"]["message"]
     assert httpx.get(endpoint.health_uri, trust_env=False).status_code == 200
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 5000", "Transfer-Encoding: chunked"])
+def test_clients_whose_body_comes_slowly_keep_nobody_waiting_and_are_turned_away(endpoint: Endpoint, ask, framing: str):
+    """More of them than the requests that are answered at a time."""
+    with ExitStack() as stack, ThreadPoolExecutor(1) as pool:
+        slow = [stack.enter_context(socket.create_connection(("127.0.0.1", endpoint.port))) for _ in range(100)]
+        for connection in slow:
+            connection.sendall(f"POST /score HTTP/1.1\r\nHost: x\r\n{framing}\r\n\r\n".encode())
+        asked = pool.submit(ask, prompt=QUESTION)
+        turned_away: list[bytes] = []
+        while slow:
+            answered, _, _ = select.select(slow, [], [], 0.1)
+            for connection in answered:
+                turned_away.append(connection.makefile("rb").read())
+                slow.remove(connection)
+            for connection in slow:
+                with suppress(OSError):  # it may be being closed
+                    connection.sendall(b"1\r\n{\r\n")
+            assert asked.done() or not turned_away  # the answer comes long before their time is up
+    assert asked.result()["finish_reason"] == "stop"
+    for answer in turned_away:
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert b"did not come whole within 4 s" in answer
 
 
 def test_the_client_names_field_and_cure_of_a_refused_request(ask):

@@ -27,6 +27,7 @@ from ftkit.platforms import Say
 from ftkit.platforms.azureml import environments
 from ftkit.platforms.azureml.endpoints import CHAT_ROUTE, DIGEST, MADE_BY, MODEL, SERVER
 from ftkit.platforms.azureml.workspace import Workspace
+from ftkit.serving.endpoint.requests import SPARE_THREADS
 
 PACKAGE = Path(__file__).parents[2]
 SCORING_SCRIPT = PACKAGE / "serving" / "score.py"
@@ -96,8 +97,7 @@ def _of_inference_server(config: Config) -> dict[str, str]:
     settings = config.deployment
     options = {
         "worker-class": "gthread",  # one thread would leave / unanswered while the model generates
-        "threads": settings.max_concurrent_requests_per_instance
-        + 8,  # for health, and to turn those away that are too many
+        "threads": settings.max_concurrent_requests_per_instance + SPARE_THREADS,
         "graceful-timeout": math.ceil(settings.request_timeout_ms / 1000),
     }
     return {

@@ -40,6 +40,7 @@ class Job:
         temperature, top_p: of sampling; greedy below ``COLDEST``.
         seed: makes the sample repeatable, whatever is answered beside it.
         stepwise: ``tokens`` gives each as it comes, and not all of them in the end.
+        adapter: that answers; empty for the model without one.
 
     Attributes:
         ids: generated token ids so far, the stop token included.
@@ -57,10 +58,11 @@ class Job:
         top_p: float = 1.0,
         seed: int | None = None,
         stepwise: bool = False,
+        adapter: str = "",
     ):
         self.prompt, self.max_new_tokens, self.deadline = prompt, max_new_tokens, deadline
         self.temperature, self.top_p, self.random = temperature, top_p, random.Random(seed)
-        self.stepwise = stepwise
+        self.stepwise, self.adapter = stepwise, adapter
         self.ids: list[int] = []
         self.ended = ""
         self.released: Callable[[], None] = lambda: None
@@ -125,15 +127,24 @@ class Scheduler:
         stop_ids: token ids that end an answer.
         batch_size: jobs that go through the model together.
         capacity: jobs in hand at most, those that wait for a place in the batch included.
+        select: puts the adapter of a name, or none for an empty one, to work in the model.
     """
 
-    def __init__(self, model: Any, stop_ids: Sequence[int], batch_size: int, capacity: int):
+    def __init__(
+        self,
+        model: Any,
+        stop_ids: Sequence[int],
+        batch_size: int,
+        capacity: int,
+        select: Callable[[str], None] = lambda _adapter: None,
+    ):
+        self._select = select
         self._model, self._stop_ids = model, frozenset(stop_ids)
         self._batch_size, self._capacity = batch_size, capacity
         self._inbox: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._waiting: deque[Job] = deque()
         self._arriving: Prompts | None = None
-        self._running: Rows | None = None
+        self._running: dict[str, Rows] = {}  # by adapter, each with a step of its own
         self._in_hand, self._lock = 0, threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -180,28 +191,39 @@ class Scheduler:
         return not idle
 
     def _turn(self) -> None:
-        """A chunk of new prompts, and a step of those that are being answered."""
+        """A step of those that are being answered, one adapter after the other, and a chunk of new prompts."""
         self._waiting = deque(job for job in self._waiting if job.is_due())
-        self._running = self._running.due() if self._running else None
-        if self._waiting and not self._arriving:
-            room = self._batch_size - (len(self._running.jobs) if self._running else 0)
-            chosen = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
-            self._arriving = Prompts(chosen) if chosen else None
-        if self._running:
-            self._running.step(self._model, self._stop_ids)
-        if self._arriving and (arrived := self._arriving.advance(self._model, self._stop_ids)):
-            self._running = self._running.joined(arrived) if self._running else arrived
-            self._arriving = None
+        self._running = {adapter: due for adapter, rows in self._running.items() if (due := rows.due())}
+        if not self._arriving:
+            self._admit()
+        for adapter, rows in self._running.items():
+            self._select(adapter)
+            rows.step(self._model, self._stop_ids)
+        if self._arriving:
+            adapter = self._arriving.jobs[0].adapter
+            self._select(adapter)
+            if arrived := self._arriving.advance(self._model, self._stop_ids):
+                running = self._running.get(adapter)
+                self._running[adapter] = running.joined(arrived) if running else arrived
+                self._arriving = None
+
+    def _admit(self) -> None:
+        """Those that wait for the adapter of the one that has waited longest, as far as there is room."""
+        room = self._batch_size - sum(len(rows.jobs) for rows in self._running.values())
+        same = [job for job in self._waiting if job.adapter == self._waiting[0].adapter][:room]
+        for job in same:
+            self._waiting.remove(job)
+        self._arriving = Prompts(same) if same else None
 
     def _release(self) -> None:
         with self._lock:
             self._in_hand -= 1
 
     def _fail(self) -> None:
-        for group in (self._arriving, self._running):
+        for group in (self._arriving, *self._running.values()):
             for job in group.jobs if group else ():
                 job.end("failed")
-        self._arriving = self._running = None
+        self._arriving, self._running = None, {}
 
 
 class Prompts:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ftkit.serving.endpoint.adapters import Adapters
 from ftkit.serving.endpoint.batching import Busy, Job, Scheduler
 from ftkit.serving.endpoint.harmony import Completion, Harmony, Reader
 from ftkit.serving.endpoint.requests import Limits, ModelError, Refused, Request, TrainedWith
@@ -60,8 +61,12 @@ def check_weights(folder: Path) -> None:
 class Served:
     """A loaded model that answers many requests at a time.
 
+    Args:
+        folder: of the model, with adapters, if any, in ``adapters/<name>/`` in PEFT's format.
+        limits: of requests.
+
     Raises:
-        ModelError: it cannot be loaded whole, or is not a gpt-oss.
+        ModelError: it or one of its adapters cannot be loaded whole, or it is not a gpt-oss.
     """
 
     def __init__(self, folder: Path, limits: Limits):
@@ -74,15 +79,22 @@ class Served:
             raise ModelError(f"{folder} holds no chat template")
         self.harmony = Harmony(self.tokenizer)
         self.model = _load_model(folder)
+        self.adapters = Adapters(self.model, folder, self.trained.name or folder.name)
         self.context: int = self.model.config.max_position_embeddings
-        self.scheduler = Scheduler(self.model, self.harmony.stop_ids, limits.batch_size, limits.concurrent_requests)
+        self.scheduler = Scheduler(
+            self.model,
+            self.harmony.stop_ids,
+            limits.batch_size,
+            limits.concurrent_requests,
+            self.adapters.select,
+        )
         self.prompt_ids(Request([{"role": "user", "content": "…"}]))
 
     def begin(self, request: Request) -> Answering:
         """Take a request on.
 
         Raises:
-            Refused: it is too long, or too many are in hand.
+            Refused: it is too long, names no model that is here, or too many are in hand.
         """
         job = Job(
             self.prompt_ids(request),
@@ -92,6 +104,7 @@ class Served:
             top_p=request.top_p,
             seed=request.seed,
             stepwise=request.stream or bool(request.stop),
+            adapter=self.adapters.named(request.model),
         )
         try:
             self.scheduler.submit(job)

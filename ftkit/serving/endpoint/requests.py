@@ -35,7 +35,10 @@ SETTINGS = (
     "FTKIT_MAX_CONCURRENT_REQUESTS",
     "FTKIT_BATCH_SIZE",
     "SCORING_TIMEOUT_MS",
+    "FTKIT_BODY_TIMEOUT_MS",
 )
+SPARE_THREADS = 200
+"""Of a server, beside one for each request in hand: for health, for those too many, for bodies that come slowly."""
 ROLES = ("system", "developer", "user", "assistant")
 EFFORTS = ("low", "medium", "high")
 EXAMPLE = '{"messages": [{"role": "user", "content": "…"}], "max_new_tokens": 500}'
@@ -64,6 +67,7 @@ class Limits(NamedTuple):
         concurrent_requests: that are in hand; a further one gets a 429.
         batch_size: requests that go through the model together, the others wait their turn.
         timeout_ms: milliseconds that a request may take; set by ``SCORING_TIMEOUT_MS``.
+        body_timeout_ms: milliseconds that its body may take to arrive.
     """
 
     max_new_tokens: int = 4096
@@ -71,6 +75,7 @@ class Limits(NamedTuple):
     concurrent_requests: int = 32
     batch_size: int = 32
     timeout_ms: int = 180_000
+    body_timeout_ms: int = 30_000
 
     @property
     def body_bytes(self) -> int:
@@ -86,8 +91,9 @@ class Limits(NamedTuple):
 
 
 class TrainedWith(NamedTuple):
-    """What the training put around a question, from ``ftkit.json`` beside the weights; a raw prompt gets the same."""
+    """What ``ftkit.json`` beside the weights tells: what the training put around a question; a prompt gets the same."""
 
+    name: str = ""  # of the model
     system: str = ""
     reasoning_effort: str = "medium"
     current_date: str = ""  # YYYY-MM-DD; today if empty
