@@ -54,6 +54,11 @@ def test_ddp_with_expert_lora(reentrant: str, find_unused: str) -> None:
 
 
 COMBINATIONS = [
+    (checks.adapters_are_served_here, "deployment.adapters={ja:runs}", "deployment.adapters", "deployment=local"),
+    (checks.adapters_are_served_here, f'{TINY} deployment.adapters={{ja:runs}} deployment.gate=["right>=base"]',
+     "deployment.adapters", "deployment.gate=[]"),
+    (checks.adapters_are_served_here, f"{TINY} deployment.adapters={{tiny:runs}}", "deployment.adapters",
+     "another name than tiny"),
     (checks.trackio_stays_on_this_machine, "tracking=[trackio,tensorboard]", "tracking", "tracking=auto"),
     (checks.adapter_is_there_to_ask, "lora=none evaluation.adapter=true", "evaluation.adapter",
      "evaluation.adapter=false"),
@@ -67,8 +72,6 @@ COMBINATIONS = [
      "for instance deployment=managed"),
     (checks.deployment_fits_its_platform, "deployment=local", "deployment.platform", "deployment=managed"),
     (checks.deployment_fits_its_platform, f"{TINY} deployment=managed", "deployment.platform", "deployment=local"),
-    (checks.deployment_fits_its_platform, f"{TINY} deployment.instance_count=2", "deployment.instance_count",
-     "deployment.instance_count=1"),
     (checks.server_has_its_image, "deployment.server=vllm", "deployment.image", "deployment=vllm"),
     (checks.server_has_its_image, "deployment.image=a/b:1", "deployment.image", "deployment.image=null"),
     (checks.server_has_its_image, f"{TINY} deployment.server=vllm", "deployment.server", "deployment.server=score"),
