@@ -130,7 +130,7 @@ def _held_out(config: Config, args: SFTConfig, tokens: Path, say: Say) -> Datase
 def _say_packing(compared: tuple[int, float] | None, say: Say) -> None:
     if compared:
         documents, share = compared
-        say(f"{documents} packed documents give the logits of each alone, to {share:.1e} of their spread")
+        say(f"{documents} packed documents do not notice when others beside them change, to {share:.1e} of the spread")
 
 
 def _collator(config: Config, pad_token_id: int) -> Collator | JoiningCollator:
