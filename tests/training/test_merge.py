@@ -142,6 +142,17 @@ def test_a_difference_that_the_model_has_from_itself_is_not_held_against_bfloat1
         merging.compare(**others, config=config, noise=lambda: 0.02 * meant.std().item())
 
 
+def test_the_noise_of_a_model_is_what_rounding_does_to_it(model: GptOssForCausalLM) -> None:
+    """Of the same size as what rounding its float32 weights changes, and the model is left as it was."""
+    exact = merging.logits(model, [[5, 6, 7, 8, 9]])
+    model.to(torch.bfloat16).float()
+    rounded = (merging.logits(model, [[5, 6, 7, 8, 9]]) - exact).abs().mean().item()
+    half = model.to(torch.bfloat16)
+    before = {name: weight.clone() for name, weight in half.named_parameters()}
+    assert rounded / 4 < merging.noise(half, [[5, 6, 7, 8, 9]]) < 4 * rounded
+    assert all(torch.equal(before[name], weight) for name, weight in half.named_parameters())
+
+
 def test_mxfp4_is_written_as_the_published_checkpoint_and_rounds_within_the_format(
     mxfp4_folder: Path, merged: tuple[Path, MergeResult], model_folder: Path, token_file: Path, adapter: Path,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
