@@ -99,7 +99,7 @@ def adapters_are_served_here(config: Config) -> Iterator[Problem]:
     names = ", ".join(deployment.adapters)
     if (deployment.platform, deployment.server) != ("local", "score"):
         said = f"{names}, but only score.py on the local platform serves adapters by name"
-        yield Problem(key, said, "", "deployment=local, or deployment.adapters={}")
+        yield Problem(key, said, "", "deployment.adapters={}, or compute=local deployment=local")
     if deployment.gate:
         said = f"{names}, but deployment.gate judges the merged model, which is not served beside adapters"
         yield Problem(key, said, "", "deployment.gate=[], or deployment.adapters={}")
