@@ -79,7 +79,7 @@ def deployment_fits_its_platform(config: Config) -> Iterator[Problem]:
 
 def server_has_its_image(config: Config) -> Iterator[Problem]:
     deployment = config.deployment
-    if deployment.server == "vllm" and not deployment.image:
+    if (deployment.server, deployment.platform) == ("vllm", "azureml") and not deployment.image:
         yield Problem("deployment.image", "null, but vllm is served from an image", "", "deployment=vllm names one")
     if deployment.server == "score" and deployment.image:
         yield Problem(
@@ -88,8 +88,9 @@ def server_has_its_image(config: Config) -> Iterator[Problem]:
             "",
             "deployment.image=null, or deployment=vllm",
         )
-    if deployment.server == "vllm" and deployment.platform == "local":
-        yield Problem("deployment.server", "vllm, which runs on Azure ML alone", "", "deployment.server=score")
+    if (deployment.server, deployment.platform) == ("vllm", "local") and deployment.instance_count > 1:
+        said = f"{deployment.instance_count}, but one vLLM is started here"
+        yield Problem("deployment.instance_count", said, "", "deployment.instance_count=1, or deployment.server=score")
 
 
 def adapters_are_served_here(config: Config) -> Iterator[Problem]:

@@ -342,9 +342,10 @@ class Deployment(Group):
     platform: Literal["local", "azureml"]
     """local: a server on this machine's loopback. azureml: a managed online endpoint."""
     server: Literal["score", "vllm"]
-    """score: ftkit's own score.py on Azure ML's inference server. vllm: a vLLM container, OpenAI-compatible."""
+    """score: ftkit's own score.py on Azure ML's inference server. vllm: OpenAI-compatible; a container
+    of it on Azure ML, the vllm that is installed here on the local platform."""
     image: str | None
-    """Container image of deployment=vllm; null for score."""
+    """Container image of deployment=vllm; null for score and on the local platform."""
     endpoint_name: EndpointName
     """Name of the endpoint, 3 to 32 letters, digits and hyphens."""
     deployment_name: EndpointName

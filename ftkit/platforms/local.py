@@ -42,6 +42,7 @@ class Local:
             port=settings.port,
             startup_timeout_s=settings.startup_timeout_s,
             request_timeout_ms=settings.request_timeout_ms,
+            server=settings.server,
             instance_count=settings.instance_count,
             max_concurrent_requests=settings.max_concurrent_requests_per_instance,
             model=served,
@@ -71,7 +72,7 @@ class Local:
 
     def target(self) -> Target | None:
         endpoint = self._endpoint()
-        return Target(endpoint.scoring_uri, log=endpoint.log) if endpoint else None
+        return Target(endpoint.scoring_uri, endpoint.server, log=endpoint.log) if endpoint else None
 
     def running(self) -> list[Running]:
         endpoint = self._endpoint()

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 from ftkit.errors import StageError
 from ftkit.extras import require
 from ftkit.files import explained, written_aside
+from ftkit.platforms import local_vllm
 from ftkit.serving.endpoint.model import check_weights, find_model
 from ftkit.serving.endpoint.requests import SPARE_THREADS, ModelError
 from ftkit.serving.server_log import reason
@@ -63,6 +64,7 @@ class Endpoint:
         request_timeout_ms: milliseconds that a request may take.
         max_concurrent_requests: requests that an instance takes at a time; a further one gets a 429.
         instance_count: processes that serve, each with the whole model.
+        server: ``score`` or ``vllm``.
         pid: process id of gunicorn's master, which leads a session of its own.
         token: a word in that process's command line by which it is known again.
         log: path of the server's log.
@@ -80,6 +82,7 @@ class Endpoint:
     request_timeout_ms: int
     max_concurrent_requests: int
     instance_count: int = 1
+    server: str = "score"
     pid: int = 0
     token: str = ""
     log: str = ""
@@ -88,11 +91,11 @@ class Endpoint:
 
     @property
     def scoring_uri(self) -> str:
-        return f"http://{HOST}:{self.port}/score"
+        return f"http://{HOST}:{self.port}/{'score' if self.server == 'score' else 'v1/chat/completions'}"
 
     @property
     def health_uri(self) -> str:
-        return f"http://{HOST}:{self.port}/"
+        return f"http://{HOST}:{self.port}/{'' if self.server == 'score' else 'health'}"
 
 
 def start(
@@ -107,6 +110,7 @@ def start(
     max_concurrent_requests: int,
     model: str,
     instance_count: int = 1,
+    server: str = "score",
     progress: Callable[[str], None],
 ) -> Endpoint:
     """Start an endpoint and wait until it is healthy; replace the one of this name, if it is running.
@@ -121,12 +125,15 @@ def start(
         port: on 127.0.0.1; 0 takes a free one.
         model: ``name:version``, for the record.
         instance_count: processes behind the port.
+        server: ``score``, or ``vllm``, which has to be installed.
         progress: prints a line to the user.
 
     Raises:
         StageError: a package or the model is missing, the port is in use, or the server did not become healthy.
     """
     require("serve", NEEDED, "a local endpoint")
+    if server == "vllm":
+        local_vllm.executable()
     try:
         check_weights(find_model(model_dir))
     except ModelError as error:
@@ -143,6 +150,7 @@ def start(
         request_timeout_ms=request_timeout_ms,
         max_concurrent_requests=max_concurrent_requests,
         instance_count=instance_count,
+        server=server,
     )
     with _alone(folder):
         if orphan := _read(folder / STARTING):  # its command was killed while it waited
@@ -230,7 +238,7 @@ def _bring_up(wanted: Endpoint, progress: Callable[[str], None]) -> Endpoint:
         progress(f"starting {endpoint.model} on port {endpoint.port}, log {endpoint.log}")
         try:
             _write(endpoint)  # known by its token from before it exists: Ctrl-C may come as it is being started
-            process = _spawn(endpoint, listener)
+            process = _spawn(endpoint, listener) if endpoint.server == "score" else _spawn_vllm(endpoint, listener)
             endpoint = replace(endpoint, pid=process.pid)
             _write(endpoint)
             listener.close()
@@ -269,6 +277,22 @@ def _spawn(endpoint: Endpoint, listener: socket.socket) -> subprocess.Popen[byte
         )
 
 
+def _spawn_vllm(endpoint: Endpoint, listener: socket.socket) -> subprocess.Popen[bytes]:
+    name, model = endpoint.model.partition(":")[0], find_model(Path(endpoint.model_dir))
+    command = local_vllm.command(model, (name, endpoint.token), HOST, endpoint.port, endpoint.max_concurrent_requests)
+    listener.close()  # vLLM binds the port itself
+    with Path(endpoint.log).open("wb") as log:
+        return subprocess.Popen(
+            command,
+            cwd=endpoint.folder,
+            env=_environment(endpoint),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
 def _environment(endpoint: Endpoint) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not _FOREIGN.search(name)} | {
         "AML_APP_ROOT": endpoint.folder,  # the server would take a config.json there for its own settings
@@ -289,19 +313,21 @@ def _wait_until_healthy(endpoint: Endpoint, process: subprocess.Popen[bytes]) ->
     workers: set[int] = set()
     while time.monotonic() < deadline:
         with suppress(psutil.NoSuchProcess):
-            workers |= {child.pid for child in psutil.Process(process.pid).children()}
+            if endpoint.server == "score":
+                workers |= {child.pid for child in psutil.Process(process.pid).children()}
         if (
             process.poll() is not None or len(workers) > endpoint.instance_count
         ):  # gunicorn ends when init fails, replaces a killed worker
-            said = reason(Path(endpoint.log).read_text(encoding="utf-8", errors="replace"))
-            why = said or "its worker was killed, for want of memory perhaps"
+            said = Path(endpoint.log).read_text(encoding="utf-8", errors="replace")
+            why = (
+                reason(said) if endpoint.server == "score" else local_vllm.reason(said)
+            ) or "its worker was killed, for want of memory perhaps"
             raise StageError(f"the server did not start: {why}", where=endpoint.log)
         with suppress(httpx.HTTPError):
             loaded = len(_LOADED.findall(Path(endpoint.log).read_text(encoding="utf-8", errors="replace")))
-            if (
-                loaded >= endpoint.instance_count
-                and httpx.get(endpoint.health_uri, timeout=1, trust_env=False).status_code == 200
-            ):
+            if (endpoint.server == "vllm" or loaded >= endpoint.instance_count) and httpx.get(
+                endpoint.health_uri, timeout=1, trust_env=False
+            ).status_code == 200:
                 return
         time.sleep(0.1)
     cure = f"deployment.startup_timeout_s={endpoint.startup_timeout_s * 2}, if the log shows that it was still loading"
