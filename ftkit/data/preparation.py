@@ -29,6 +29,7 @@ from ftkit.data.languages import languages
 from ftkit.data.readers import Chunk
 from ftkit.data.splits import Keys, keys
 from ftkit.errors import StageError
+from ftkit.processes import usable_cores
 
 ALONE = 4
 """So many chunks are prepared without starting other processes."""
@@ -95,16 +96,12 @@ def prepare(chunks: Iterable[Chunk], work: Work, processes: int | None) -> Itera
     """
     numbered = enumerate(chunks)
     few = list(islice(numbered, ALONE + 1))
-    processes = processes or _cores()
+    processes = processes or usable_cores()
     if len(few) <= ALONE or processes == 1:
         worker = Worker(work)
         yield from (worker.part(number, chunk) for number, chunk in chain(few, numbered))
     else:
         yield from _in_processes(chain(few, numbered), work, processes)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _in_processes(numbered: Iterable[tuple[int, Chunk]], work: Work, processes: int) -> Iterator[Part]:

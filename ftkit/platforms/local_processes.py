@@ -15,6 +15,7 @@ from typing import Any
 
 from ftkit.config.schema import Config
 from ftkit.errors import FtkitError, Interrupted, StageError
+from ftkit.processes import threads_each
 
 RESULT = "workers.json"
 LOG = "workers.log"
@@ -45,7 +46,8 @@ def train(config: Config, *, tokens: Path, out: Path, checkpoints: Path, frozen:
         *("-m", "ftkit.training.worker", str(frozen), str(tokens), str(out), str(checkpoints), str(result)),
     ]
     with log.open("w", encoding="utf-8") as errors:
-        process = subprocess.Popen(command, stderr=errors, env=os.environ | config.compute.environment_variables)
+        environment = os.environ | threads_each(config.compute.gpus_per_node) | config.compute.environment_variables
+        process = subprocess.Popen(command, stderr=errors, env=environment)
         with _passing_on_sigterm(process):
             try:
                 status = process.wait()
