@@ -41,7 +41,7 @@ def sft_config(config: Config, checkpoints: Path) -> SFTConfig:
     given["lr_scheduler_kwargs"] = {name: value for name, value in shape if value is not None}
     if not given["gradient_checkpointing"]:
         given["gradient_checkpointing_kwargs"] = None
-    return SFTConfig(
+    made = SFTConfig(
         **given,
         output_dir=str(checkpoints),
         max_length=None,
@@ -60,6 +60,9 @@ def sft_config(config: Config, checkpoints: Path) -> SFTConfig:
         fsdp_config=dict(sharding.CONFIG) if config.sft.fsdp else None,
         dataloader_pin_memory=not cpu,
     )
+    if made.fsdp_plugin_args:
+        made.fsdp_plugin_args |= sharding.precision(config.sft.bf16)
+    return made
 
 
 def set_up(config: Config, args: SFTConfig, tokens: Path, say: Say) -> tuple[Trainer, DataCounts, Trained]:
@@ -106,7 +109,9 @@ def set_up(config: Config, args: SFTConfig, tokens: Path, say: Say) -> tuple[Tra
         raise StageError("sft.fsdp is true, and accelerate does not shard these processes", cure="sft.fsdp=false")
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(WeightsMove())
-    if config.sft.packing and config.sft.verify_packing:
+    if config.sft.fsdp and device.type == "cuda":
+        say("packing is not checked: the model is still on the CPU, and goes to the GPUs as it is sharded")
+    elif config.sft.packing and config.sft.verify_packing:
         with trainer.accelerator.autocast():
             _say_packing(check_packing(model, rows, collate), say)
     return trainer, counts, trained

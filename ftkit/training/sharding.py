@@ -13,6 +13,7 @@ import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.nn.parallel import DistributedDataParallel
 
 CONFIG: dict[str, Any] = {
@@ -21,6 +22,16 @@ CONFIG: dict[str, Any] = {
     "state_dict_type": "SHARDED_STATE_DICT",
 }
 """``fsdp_config``: a layer is gathered at a time, and each process writes its own part of a checkpoint."""
+
+
+def precision(bf16: bool) -> dict[str, Any]:
+    """For accelerate's plugin: as it would have it in bfloat16, but for the loss, which stays in float32.
+
+    Rounded to bfloat16, a loss of 12.79 would read 12.81. Gradients of several processes are added up in bfloat16:
+    in float32, torch (2.13) fails on frozen weights as soon as it accumulates.
+    """
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16)
+    return {"mixed_precision_policy": policy} if bf16 else {}
 
 
 def shard_on_cpus() -> None:

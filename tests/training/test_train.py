@@ -66,6 +66,7 @@ WORKER = """
 import signal, sys
 from pathlib import Path
 from ftkit.config.resolve import load_frozen
+from ftkit.processes import end_now
 from ftkit.training.train import train
 
 config, tokens, out, checkpoints, stop_at = sys.argv[1:]
@@ -76,6 +77,7 @@ def say(line):
         signal.pause()
 
 train(load_frozen(Path(config)), tokens=Path(tokens), out=Path(out), checkpoints=Path(checkpoints), say=say)
+end_now(0)
 """
 
 
