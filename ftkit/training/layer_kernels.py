@@ -180,24 +180,34 @@ def rotate(
 
 
 @triton.jit
-def _apply_sinks(o, lse, sinks, lse_row, HEADS: tl.constexpr, HP: tl.constexpr, D: tl.constexpr):
+def _apply_sinks(
+    o, lse, sinks, new_o, new_lse, lse_row, new_row, HEADS: tl.constexpr, HP: tl.constexpr, D: tl.constexpr
+):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     head, d = tl.arange(0, HP), tl.arange(0, D)
     live = head < HEADS
-    place = o + token * HEADS * D + head[:, None] * D + d[None, :]
+    place = token * HEADS * D + head[:, None] * D + d[None, :]
     old = tl.load(lse + head * lse_row + token, mask=live, other=0.0)
     s = tl.load(sinks + head, mask=live, other=0.0).to(tl.float32)
     share = 1.0 / (1.0 + tl.exp(s - old))
-    values = tl.load(place, mask=live[:, None], other=0.0)
-    tl.store(place, (values.to(tl.float32) * share[:, None]).to(values.dtype), mask=live[:, None])
+    values = tl.load(o + place, mask=live[:, None], other=0.0)
+    tl.store(new_o + place, (values.to(tl.float32) * share[:, None]).to(values.dtype), mask=live[:, None])
     high = tl.maximum(old, s)
-    tl.store(lse + head * lse_row + token, high + tl.log(tl.exp(old - high) + tl.exp(s - high)), mask=live)
+    tl.store(new_lse + head * new_row + token, high + tl.log(tl.exp(old - high) + tl.exp(s - high)), mask=live)
 
 
-def apply_sinks(o: Tensor, lse: Tensor, sinks: Tensor) -> None:
-    """In place: o (tokens, heads, head_dim) · σ(lse − sink), and lse (heads, tokens) ← log(e^lse + e^sink)."""
+def apply_sinks(o: Tensor, lse: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor]:
+    """o (tokens, heads, head_dim) · σ(lse − sink), and log(e^lse + e^sink) for lse (heads, tokens).
+
+    Not in place: the compiler loads ``lse`` twice, in two layouts, and one warp would find what another has written.
+    """
     tokens, heads, width = o.shape
-    _apply_sinks[(tokens,)](o, lse, sinks, lse.stride(0), HEADS=heads, HP=_power(heads), D=width, num_warps=4)
+    new_o, new_lse = torch.empty_like(o), torch.empty_like(lse)
+    _apply_sinks[(tokens,)](
+        o, lse, sinks, new_o, new_lse, lse.stride(0), new_lse.stride(0), HEADS=heads, HP=_power(heads), D=width,
+        num_warps=4,
+    )  # fmt: skip
+    return new_o, new_lse
 
 
 @triton.jit

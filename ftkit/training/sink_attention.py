@@ -46,7 +46,7 @@ class SinkAttention(torch.autograd.Function):
             q, k, v, bounds, bounds, longest, longest, 0.0, True, False,
             scale=scale, window_size_left=left, window_size_right=right,
         )  # fmt: skip
-        kernels.apply_sinks(o, lse, sinks)
+        o, lse = kernels.apply_sinks(o, lse, sinks)
         ctx.save_for_backward(rotated, o, lse, cos, sin, sinks, bounds, seed, unused)
         ctx.settings = (heads, longest, scale, left, right)
         return o.flatten(1)
