@@ -19,12 +19,12 @@ MEASURED_ON_AN_H100 = {
     "lora=cookbook model.attn_implementation=eager model.experts_implementation=grouped_mm "
     "sft.max_length=2048 sft.per_device_train_batch_size=4": 58.8,
     "sft.max_length=2048 sft.per_device_train_batch_size=4": 42.8,
-    "sft.max_length=2048 sft.per_device_train_batch_size=4 model.weights=mxfp4": 16.4,
-    "sft.max_length=4096 model.weights=mxfp4": 15.4,
+    "sft.max_length=2048 sft.per_device_train_batch_size=4 model.weights=mxfp4": 15.3,
+    "sft.max_length=4096 model.weights=mxfp4": 14.4,
     "sft.max_length=4096 lora.r=32": 46.0,
     "sft.max_length=16384": 44.6,
-    "sft.max_length=4096 model.weights=mxfp4 lora.r=64 sft.gradient_checkpointing=false": 30.4,
-    f"{SIX_LAYERS} sft.max_length=2048 sft.per_device_train_batch_size=4 model.weights=mxfp4": 6.8,
+    "sft.max_length=4096 model.weights=mxfp4 lora.r=64 sft.gradient_checkpointing=false": 29.3,
+    f"{SIX_LAYERS} sft.max_length=2048 sft.per_device_train_batch_size=4 model.weights=mxfp4": 5.8,
     f"{SIX_LAYERS} sft.max_length=2048 sft.per_device_train_batch_size=4 sft.gradient_checkpointing=false": 16.7,
     f"{SIX_LAYERS} sft.max_length=2048 sft.per_device_train_batch_size=4": 15.1,
 }
