@@ -11,14 +11,12 @@ def document(limits: Limits) -> dict[str, Any]:
     """OpenAPI 3.1 of ``/score``."""
     schemas = {"Request": _request(limits), "Answer": _answer(), "Error": _error()}
     errors = {
-        **{
-            400: "not a request",
-            404: "no such model",
-            408: "too slow a body",
-            413: "too long a body",
-            429: "too many requests in hand",
-        },
-        **{500: "the model failed"},
+        400: "not a request",
+        404: "no such model",
+        408: "too slow a body",
+        413: "too long a body",
+        429: "too many requests in hand",
+        500: "the model failed",
     }
     responses = {
         "200": {"description": "the answer", "content": _json("Answer") | {"text/event-stream": {}}},
