@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from command import REPOSITORY, run_ftkit
 
+from ftkit import processes
 from ftkit.config.schema import STAGES
 from ftkit.config.sources import groups, options
 
@@ -145,3 +146,12 @@ def test_one_of_several_processes_keeps_its_status_when_it_crashes_as_it_ends(
     (tmp_path / "sitecustomize.py").write_text("import atexit, os; atexit.register(os.abort)")
     crashing = {"PYTHONPATH": str(tmp_path), "RANK": "1", "WORLD_SIZE": "2"}
     assert ftkit(*arguments, **crashing).status == status
+
+
+def test_processes_on_one_machine_share_out_its_cores(monkeypatch: pytest.MonkeyPatch):
+    """Guard: threads_each; torchrun would give each process one thread."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(processes, "usable_cores", lambda: 16)
+    assert [processes.threads_each(n)["OMP_NUM_THREADS"] for n in (1, 2, 32)] == ["16", "8", "1"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert processes.threads_each(2)["OMP_NUM_THREADS"] == "3"
