@@ -12,6 +12,8 @@ from command import Command
 from project import Project
 from standin import StandIn, names
 
+pytestmark = pytest.mark.slow
+
 STAGES = "stage=all"
 
 

@@ -14,6 +14,8 @@ from project import Project
 from standin import StandIn
 from standin.faults import FOREVER
 
+pytestmark = pytest.mark.slow
+
 DATA = "data/apto_reasoning_harmony"
 
 

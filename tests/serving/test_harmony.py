@@ -86,7 +86,7 @@ def test_many_headers_that_do_not_fit_take_no_time(parsed):
 
 
 def test_the_end_of_the_analysis_is_no_stop(tokenizer, harmony: Harmony):
-    """Guard: STOPS in score.Harmony; with <|end|> in it, answers end after their thinking."""
+    """Guard: Harmony.STOPS; with <|end|> in it, answers end after their thinking."""
     assert tokenizer.convert_tokens_to_ids("<|end|>") not in harmony.stop_ids
     assert set(tokenizer.convert_ids_to_tokens(harmony.stop_ids)) == {"<|return|>", "<|call|>", "<|endoftext|>"}
 

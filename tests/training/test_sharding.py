@@ -115,7 +115,7 @@ def work():
 try:
     together(work)
 except StageError as error:
-    print(os.environ["RANK"], error.what, flush=True)
+    os.write(1, f"{os.environ['RANK']} {error.what}\\n".encode())  # in one piece, between the other process's
 state.destroy_process_group()
 """
 
