@@ -264,23 +264,19 @@ def _spawn(endpoint: Endpoint, listener: socket.socket) -> subprocess.Popen[byte
         "error-logfile": "-",
     }
     arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    with Path(endpoint.log).open("wb") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "gunicorn", *arguments, "--no-control-socket", APPLICATION],
-            cwd=endpoint.folder,
-            env=_environment(endpoint),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            pass_fds=(listener.fileno(),),
-        )
+    command = [sys.executable, "-m", "gunicorn", *arguments, "--no-control-socket", APPLICATION]
+    return _detached(command, endpoint, (listener.fileno(),))
 
 
 def _spawn_vllm(endpoint: Endpoint, listener: socket.socket) -> subprocess.Popen[bytes]:
     name, model = endpoint.model.partition(":")[0], find_model(Path(endpoint.model_dir))
     command = local_vllm.command(model, (name, endpoint.token), HOST, endpoint.port, endpoint.max_concurrent_requests)
     listener.close()  # vLLM binds the port itself
+    return _detached(command, endpoint)
+
+
+def _detached(command: list[str], endpoint: Endpoint, files: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
+    """Start a server that goes on when this command ends; ``files`` are descriptors that it inherits."""
     with Path(endpoint.log).open("wb") as log:
         return subprocess.Popen(
             command,
@@ -290,6 +286,7 @@ def _spawn_vllm(endpoint: Endpoint, listener: socket.socket) -> subprocess.Popen
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=files,
         )
 
 

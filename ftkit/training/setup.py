@@ -109,11 +109,12 @@ def set_up(config: Config, args: SFTConfig, tokens: Path, say: Say) -> tuple[Tra
         raise StageError("sft.fsdp is true, and accelerate does not shard these processes", cure="sft.fsdp=false")
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(WeightsMove())
-    if config.sft.fsdp and device.type == "cuda":
-        say("packing is not checked: the model is still on the CPU, and goes to the GPUs as it is sharded")
-    elif config.sft.packing and config.sft.verify_packing:
-        with trainer.accelerator.autocast():
-            _say_packing(check_packing(model, rows, collate), say)
+    if config.sft.packing and config.sft.verify_packing:
+        if config.sft.fsdp and device.type == "cuda":
+            say("packing is not checked: the model is still on the CPU, and goes to the GPUs as it is sharded")
+        else:
+            with trainer.accelerator.autocast():
+                _say_packing(check_packing(model, rows, collate), say)
     return trainer, counts, trained
 
 
