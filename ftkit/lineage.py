@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from ftkit import __version__, records
-from ftkit.config.checks import place_of
+from ftkit.config.places import place_of
 from ftkit.config.schema import Config
 from ftkit.errors import StageError
 from ftkit.stages import BY_NAME, Context, Found, Stage, settings_of

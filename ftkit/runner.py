@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 
 from ftkit import records
-from ftkit.config.checks import runs_as_job
+from ftkit.config.places import runs_as_job
 from ftkit.config.resolve import freeze
 from ftkit.config.schema import Config
 from ftkit.console import Report

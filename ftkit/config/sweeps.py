@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ftkit.config.checks import runs_as_job
 from ftkit.config.overrides import ON_THE_COMMAND_LINE, CommandLine
+from ftkit.config.places import runs_as_job
 from ftkit.config.schema import Config
 from ftkit.config.sources import groups
 from ftkit.errors import ConfigError, Problem

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from ftkit.config.schema import Dataset
+from ftkit.config.groups import Dataset
 from ftkit.data.readers import RawRow
 
 SPECIAL_TOKEN = re.compile(r"<\|[a-z_0-9]+\|>")

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from ftkit.config.schema import Dataset
+from ftkit.config.groups import Dataset
 from ftkit.data.conversations import Conversation, Refused, to_conversation
 from ftkit.data.harmony import Harmony, TokenRows
 from ftkit.data.languages import languages

@@ -19,7 +19,7 @@ from typing import IO, Any, cast
 import pyarrow as pa
 
 from ftkit.config.data_files import data_files
-from ftkit.config.schema import Dataset
+from ftkit.config.groups import Dataset
 from ftkit.errors import StageError
 
 CHUNK_ROWS = 1_000

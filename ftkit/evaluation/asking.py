@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from ftkit import __version__
-from ftkit.config.schema import Config, Model
+from ftkit.config.groups import Model
+from ftkit.config.schema import Config
 from ftkit.evaluation.generation import complete
 from ftkit.evaluation.measures import Answer
 from ftkit.evaluation.questions import Question

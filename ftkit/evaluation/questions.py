@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ftkit.config.schema import Columns, Config, Dataset, Evaluation
+from ftkit.config.groups import Columns, Dataset, Evaluation
+from ftkit.config.schema import Config
 from ftkit.data.conversations import Conversation, Message, system_message
 from ftkit.data.harmony import checked_harmony
 from ftkit.data.readers import RawRow, read_chunks

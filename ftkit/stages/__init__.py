@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ftkit.config.checks import place_of
+from ftkit.config.places import place_of
 from ftkit.config.schema import Config
 from ftkit.platforms import Platform, platform_of
 from ftkit.records import Record, flat

@@ -13,7 +13,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from rich.table import Table
 
-from ftkit.config.checks import place_of
+from ftkit.config.places import place_of
 from ftkit.config.sources import PACKAGE
 from ftkit.console import console
 from ftkit.errors import StageError

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ftkit import records
-from ftkit.config.checks import place_of
+from ftkit.config.places import place_of
 from ftkit.config.schema import Config
 from ftkit.console import console
 from ftkit.errors import FtkitError, StageError

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ftkit.config.checks import expert_parameters
-from ftkit.config.schema import Architecture, Config
+from ftkit.config.groups import Architecture
+from ftkit.config.schema import Config
+from ftkit.config.training_checks import expert_parameters
 
 GIB = 2**30
 BYTES = {"bfloat16": 2, "float32": 4}

@@ -26,6 +26,7 @@ from torch.nn.functional import grouped_mm
 
 from ftkit.training import expert_kernels as kernels
 from ftkit.training.layer_kernels import unpack_mxfp4
+from ftkit.training.routing_kernels import gather_sum, sort_by_expert
 
 
 def extra_columns(*ranks: int) -> int:
@@ -188,7 +189,7 @@ class FusedExperts(torch.autograd.Function):
         up_a: Tensor | None, up_b: Tensor | None, down_a: Tensor | None, down_b: Tensor | None, layer: Layer,
     ) -> Tensor:  # fmt: skip
         hidden, top_k, experts = hidden.contiguous(), index.shape[-1], layer.up.experts
-        order, place, ends = kernels.sort_by_expert(index, experts)
+        order, place, ends = sort_by_expert(index, experts)
         up = layer.up.factors(up_a, up_b, layer.up_bias)
         rank = 0 if up_a is None else up_a.shape[0] // experts
         x = kernels.gather_project(hidden, order, top_k, up.columns, ends, layer.up_scale, rank, one=True)
@@ -205,7 +206,7 @@ class FusedExperts(torch.autograd.Function):
         result, start = torch.empty_like(hidden), 0
         for y in layer.down.forward(act, ends, down):
             part = result[:, start : start + y.shape[1]]
-            kernels.gather_sum(y, place, top_k, part, weight=weights.contiguous())
+            gather_sum(y, place, top_k, part, weight=weights.contiguous())
             start += y.shape[1]
         return result
 
@@ -249,7 +250,7 @@ class FusedExperts(torch.autograd.Function):
         if needs[0]:
             dx = torch.empty_like(gradient)
             for i, part in enumerate(layer.up.backward(pieces, ends, up)):
-                kernels.gather_sum(part, place, top_k, dx, add=i > 0)
+                gather_sum(part, place, top_k, dx, add=i > 0)
         return dx, dweights, None, *grads.values(), None
 
 

@@ -12,7 +12,7 @@ from peft.tuners.lora import LoraLayer, ParamWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
-from ftkit.config.schema import Lora
+from ftkit.config.groups import Lora
 from ftkit.errors import StageError
 
 PREFIX = "base_model.model."

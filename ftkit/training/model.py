@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftkit.assets import asset_path
-from ftkit.config.schema import Model
+from ftkit.config.groups import Model
 from ftkit.errors import StageError
 from ftkit.training import require_extra
 

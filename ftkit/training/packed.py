@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from ftkit.config.schema import Model
+from ftkit.config.groups import Model
 from ftkit.training.lora_experts import TENSORS
 from ftkit.training.mxfp4 import BLOCK, dequantize_mxfp4, quantize_mxfp4
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -18,7 +19,7 @@ from ftkit.training.collator import Collator, JoiningCollator
 from ftkit.training.dataset import DataCounts, training_rows
 from ftkit.training.document_masks import isolate_documents
 from ftkit.training.fast_path import speed_up, why_plain
-from ftkit.training.guards import WeightsMove, check_packing
+from ftkit.training.guards import Collate, WeightsMove, check_packing
 from ftkit.training.heldout import HeldOut, Marks
 from ftkit.training.lora import Trained, add_lora, train_all
 from ftkit.training.model import load_base, load_tokenizer
@@ -66,6 +67,11 @@ def sft_config(config: Config, checkpoints: Path) -> SFTConfig:
 
 
 def set_up(config: Config, args: SFTConfig, tokens: Path, say: Say) -> tuple[Trainer, DataCounts, Trained]:
+    """Start the process group, load and adapt the model, and make a trainer that is ready to train.
+
+    Raises:
+        StageError: the model or the rows are not as they should be, or the device cannot do what is asked.
+    """
     device = args.device  # starts the process group
     if config.sft.fsdp:
         sharding.shard_on_cpus()
@@ -76,6 +82,35 @@ def set_up(config: Config, args: SFTConfig, tokens: Path, say: Say) -> tuple[Tra
     tokenizer = load_tokenizer(config.model)
     rows, counts = training_rows(tokens, config, vocab_size=config.model.architecture.vocab_size)
     say(_what_is_read(counts, config, args))
+    model, trained = _model(config, device, fused=plain is None)
+    say(f"training {trained}")
+    assert isinstance(tokenizer.pad_token_id, int)
+    collate = _collator(config, tokenizer.pad_token_id)
+    heldout = _held_out(config, args, tokens, say)
+    size = args.per_device_train_batch_size
+    trainer = Trainer(
+        model=model,
+        args=args,
+        train_dataset=rows,
+        eval_dataset=heldout,
+        data_collator=collate,
+        processing_class=tokenizer,
+        save_total_limit=config.sft.save_total_limit,
+        save_minutes=config.sft.save_minutes,
+        heldout=None if heldout is None else HeldOut(heldout, collate, size, Marks.of(tokenizer)),
+        patience=config.sft.early_stopping_patience,
+    )
+    if config.sft.fsdp and not trainer.is_fsdp_enabled:
+        raise StageError("sft.fsdp is true, and accelerate does not shard these processes", cure="sft.fsdp=false")
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(WeightsMove())
+    if config.sft.packing and config.sft.verify_packing:
+        _verify_packing(config, trainer, rows, collate, say)
+    return trainer, counts, trained
+
+
+def _model(config: Config, device: torch.device, *, fused: bool) -> tuple[torch.nn.Module, Trained]:
+    """The model with what is trained in it, its documents apart and its layers replaced by faster ones."""
     base = load_base(
         config.model,
         dtype=None if config.lora else "float32",
@@ -86,36 +121,8 @@ def set_up(config: Config, args: SFTConfig, tokens: Path, say: Say) -> tuple[Tra
     model, trained = add_lora(base, config.lora) if config.lora else (base, train_all(base))
     sharding.leave_frozen_alone(model)
     isolate_documents(model)
-    speed_up(model, config, fused=plain is None)
-    say(f"training {trained}")
-    assert isinstance(tokenizer.pad_token_id, int)
-    collate = _collator(config, tokenizer.pad_token_id)
-    heldout = _held_out(config, args, tokens, say)
-    size = args.per_device_train_batch_size
-    evaluated = None if heldout is None else HeldOut(heldout, collate, size, Marks.of(tokenizer))
-    trainer = Trainer(
-        model=model,
-        args=args,
-        train_dataset=rows,
-        eval_dataset=heldout,
-        data_collator=collate,
-        processing_class=tokenizer,
-        save_total_limit=config.sft.save_total_limit,
-        save_minutes=config.sft.save_minutes,
-        heldout=evaluated,
-        patience=config.sft.early_stopping_patience,
-    )
-    if config.sft.fsdp and not trainer.is_fsdp_enabled:
-        raise StageError("sft.fsdp is true, and accelerate does not shard these processes", cure="sft.fsdp=false")
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(WeightsMove())
-    if config.sft.packing and config.sft.verify_packing:
-        if config.sft.fsdp and device.type == "cuda":
-            say("packing is not checked: the model is still on the CPU, and goes to the GPUs as it is sharded")
-        else:
-            with trainer.accelerator.autocast():
-                _say_packing(check_packing(model, rows, collate), say)
-    return trainer, counts, trained
+    speed_up(model, config, fused=fused)
+    return model, trained
 
 
 def _held_out(config: Config, args: SFTConfig, tokens: Path, say: Say) -> Dataset | None:
@@ -133,7 +140,13 @@ def _held_out(config: Config, args: SFTConfig, tokens: Path, say: Say) -> Datase
         return None
 
 
-def _say_packing(compared: tuple[int, float] | None, say: Say) -> None:
+def _verify_packing(config: Config, trainer: Trainer, rows: Dataset, collate: Collate, say: Say) -> None:
+    if config.sft.fsdp and trainer.args.device.type == "cuda":
+        say("packing is not checked: the model is still on the CPU, and goes to the GPUs as it is sharded")
+        return
+    model: Any = trainer.model
+    with trainer.accelerator.autocast():
+        compared = check_packing(model, rows, collate)
     if compared:
         documents, share = compared
         say(f"{documents} packed documents do not notice when others beside them change, to {share:.1e} of the spread")

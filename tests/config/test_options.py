@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from command import REPOSITORY
 
+from ftkit.config.groups import GROUPS
 from ftkit.config.resolve import resolve
-from ftkit.config.schema import GROUPS
 from ftkit.config.sources import option_file, options, shipped_conf
 from ftkit.errors import ConfigError
 from ftkit.training.footprint import footprint

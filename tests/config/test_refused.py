@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ftkit.config import checks
+from ftkit.config import checks, training_checks
 from ftkit.config.problems import ELSEWHERE, REFUSED, REFUSED_VALUES, all_keys
 from ftkit.config.resolve import resolve
 from ftkit.errors import ConfigError, Problem
@@ -40,7 +40,7 @@ def cures(problem: Problem, cure: str, arguments: list[str]) -> None:
 def test_ddp_with_expert_lora(reentrant: str, find_unused: str) -> None:
     """Reentrant checkpointing fails under DDP unless the search for unused parameters is off; null means true.
 
-    Guard: checks.reentrant_checkpointing_under_ddp.
+    Guard: training_checks.reentrant_checkpointing_under_ddp.
     """
     arguments = [f"sft.gradient_checkpointing_kwargs.use_reentrant={reentrant}",
                  f"sft.ddp_find_unused_parameters={find_unused}"]  # fmt: skip
@@ -81,44 +81,46 @@ COMBINATIONS = [
     (checks.rollout_ends_at_100, "deployment.rollout=[50,10,100]", "deployment.rollout",
      "deployment.rollout=[10,50,100]"),
     (checks.rollout_ends_at_100, "deployment.rollout=[]", "deployment.rollout", "deployment.rollout=[10,50,100]"),
-    (checks.dropout_on_experts, "lora.lora_dropout=0.1", "lora.lora_dropout", "lora.lora_dropout=0.0"),
-    (checks.dropout_on_experts, "lora.lora_dropout=0.1", "lora.lora_dropout", "lora=attention"),
-    (checks.target_parameters_exist, "lora.target_parameters=[mlp.expert.gate_up_proj]", "lora.target_parameters",
-     "did you mean mlp.experts.gate_up_proj?"),
-    (checks.target_parameters_exist, "lora=cookbook model=tiny", "lora.target_parameters", "did you mean"),
-    (checks.target_parameters_exist, "lora.target_parameters=[q]", "lora.target_parameters",
+    (training_checks.dropout_on_experts, "lora.lora_dropout=0.1", "lora.lora_dropout", "lora.lora_dropout=0.0"),
+    (training_checks.dropout_on_experts, "lora.lora_dropout=0.1", "lora.lora_dropout", "lora=attention"),
+    (training_checks.target_parameters_exist, "lora.target_parameters=[mlp.expert.gate_up_proj]",
+     "lora.target_parameters", "did you mean mlp.experts.gate_up_proj?"),
+    (training_checks.target_parameters_exist, "lora=cookbook model=tiny", "lora.target_parameters", "did you mean"),
+    (training_checks.target_parameters_exist, "lora.target_parameters=[q]", "lora.target_parameters",
      "for instance mlp.experts.gate_up_proj"),
-    (checks.something_is_trained, "lora.target_modules=[] lora.target_parameters=null", "lora",
+    (training_checks.something_is_trained, "lora.target_modules=[] lora.target_parameters=null", "lora",
      "lora.target_modules=all-linear"),
-    (checks.flex_attention_needs_a_gpu, "compute.gib_per_gpu=null model.attn_implementation=flex_attention",
+    (training_checks.flex_attention_needs_a_gpu, "compute.gib_per_gpu=null model.attn_implementation=flex_attention",
      "model.attn_implementation", "model.attn_implementation=eager"),
-    (checks.flex_attention_needs_a_gpu, f"{TINY} model.attn_implementation=flex_attention",
+    (training_checks.flex_attention_needs_a_gpu, f"{TINY} model.attn_implementation=flex_attention",
      "model.attn_implementation", "compute.gib_per_gpu=80"),
-    (checks.evaluation_has_what_it_needs, "sft.early_stopping_patience=2 sft.eval_strategy=no",
+    (training_checks.evaluation_has_what_it_needs, "sft.early_stopping_patience=2 sft.eval_strategy=no",
      "sft.early_stopping_patience", "sft.eval_strategy=steps"),
-    (checks.evaluation_has_what_it_needs, "sft.load_best_model_at_end=true sft.eval_strategy=no",
+    (training_checks.evaluation_has_what_it_needs, "sft.load_best_model_at_end=true sft.eval_strategy=no",
      "sft.load_best_model_at_end", "sft.eval_strategy=steps"),
-    (checks.evaluation_has_what_it_needs, "sft.early_stopping_patience=2 dataset.heldout=0.0",
+    (training_checks.evaluation_has_what_it_needs, "sft.early_stopping_patience=2 dataset.heldout=0.0",
      "sft.early_stopping_patience", "dataset.heldout=0.05"),
-    (checks.packed_weights_need_low_rank_experts, "model.weights=mxfp4 model.experts_implementation=grouped_mm",
-     "model.weights", "model.experts_implementation=ftkit_lora"),
-    (checks.packed_weights_stay_whole_and_frozen, "lora=none model.weights=mxfp4", "model.weights",
+    (training_checks.packed_weights_need_low_rank_experts,
+     "model.weights=mxfp4 model.experts_implementation=grouped_mm", "model.weights",
+     "model.experts_implementation=ftkit_lora"),
+    (training_checks.packed_weights_stay_whole_and_frozen, "lora=none model.weights=mxfp4", "model.weights",
      "model.weights=dense"),
-    (checks.packed_weights_stay_whole_and_frozen, "lora=none model.weights=mxfp4", "model.weights", "lora=experts"),
-    (checks.packed_weights_stay_whole_and_frozen, "model.weights=mxfp4 sft.fsdp=true compute=h100x8", "model.weights",
-     "model.weights=dense"),
-    (checks.sharding_has_several_processes, "sft.fsdp=true", "sft.fsdp", "compute.gpus_per_node=2"),
-    (checks.sharding_has_several_processes, "sft.fsdp=true", "sft.fsdp", "sft.fsdp=false"),
-    (checks.schedule_fits_its_arguments, "sft.lr_scheduler_type=cosine", "sft.lr_scheduler_kwargs",
+    (training_checks.packed_weights_stay_whole_and_frozen, "lora=none model.weights=mxfp4", "model.weights",
+     "lora=experts"),
+    (training_checks.packed_weights_stay_whole_and_frozen, "model.weights=mxfp4 sft.fsdp=true compute=h100x8",
+     "model.weights", "model.weights=dense"),
+    (training_checks.sharding_has_several_processes, "sft.fsdp=true", "sft.fsdp", "compute.gpus_per_node=2"),
+    (training_checks.sharding_has_several_processes, "sft.fsdp=true", "sft.fsdp", "sft.fsdp=false"),
+    (training_checks.schedule_fits_its_arguments, "sft.lr_scheduler_type=cosine", "sft.lr_scheduler_kwargs",
      "sft.lr_scheduler_kwargs.min_lr_rate=null"),
-    (checks.schedule_fits_its_arguments, "sft.lr_scheduler_kwargs.min_lr_rate=null", "sft.lr_scheduler_kwargs",
+    (training_checks.schedule_fits_its_arguments, "sft.lr_scheduler_kwargs.min_lr_rate=null", "sft.lr_scheduler_kwargs",
      "sft.lr_scheduler_kwargs.min_lr_rate=0.1"),
     (checks.registered_model_needs_a_tokenizer_here, f"{TINY} {REGISTERED}", "model.pretrained_model_name_or_path",
      "compute=h100x1, or the hub id"),
     (checks.registered_model_needs_a_tokenizer_here, f"{REGISTERED} stage=prepare", "model.tokenizer",
      "model.tokenizer=openai/gpt-oss-20b"),
-    (checks.max_steps_is_positive_or_minus_one, "sft.max_steps=0", "sft.max_steps", "-1 goes by"),
-    (checks.max_steps_is_positive_or_minus_one, "sft.max_steps=-2", "sft.max_steps", "-1 goes by"),
+    (training_checks.max_steps_is_positive_or_minus_one, "sft.max_steps=0", "sft.max_steps", "-1 goes by"),
+    (training_checks.max_steps_is_positive_or_minus_one, "sft.max_steps=-2", "sft.max_steps", "-1 goes by"),
     (checks.gate_can_be_read, "deployment.gate=['right']", "deployment.gate", 'for instance ["thinks_in_japanese'),
     (checks.gate_can_be_read, "deployment.gate=['rihgt>=0.9']", "deployment.gate", 'for instance ["thinks_in_japanese'),
     (checks.hub_token_has_one_place, "secrets.hf_token=a secrets.hf_connection=b", "secrets", "secrets.hf_token=null"),
@@ -163,7 +165,7 @@ def test_combination_that_is_known_to_fail(
 
 
 def test_no_check_is_without_a_test() -> None:
-    elsewhere = {checks.reentrant_checkpointing_under_ddp, checks.workspace_is_named}
+    elsewhere = {training_checks.reentrant_checkpointing_under_ddp, checks.workspace_is_named}
     assert {row[0] for row in COMBINATIONS} | elsewhere == set(checks.CHECKS)
 
 

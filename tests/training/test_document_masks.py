@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import GptOssForCausalLM
 
-from ftkit.config.schema import Lora
+from ftkit.config.groups import Lora
 from ftkit.training.collator import Collator
 from ftkit.training.document_masks import isolate_documents
 from ftkit.training.lora import add_lora

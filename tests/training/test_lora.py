@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import GptOssForCausalLM
 
-from ftkit.config.schema import Lora
+from ftkit.config.groups import Lora
 from ftkit.errors import StageError
 from ftkit.training.lora import add_lora, check_placement
 

@@ -14,8 +14,8 @@ from huggingface_hub import errors
 from safetensors.torch import load_file, save_file
 from small_model import SHAPE, save_small_model, small_run, small_tokenizer
 
+from ftkit.config.groups import Model
 from ftkit.config.resolve import resolve
-from ftkit.config.schema import Model
 from ftkit.errors import StageError
 from ftkit.training.model import load_base, load_tokenizer
 from ftkit.training.mxfp4 import dequantize_mxfp4

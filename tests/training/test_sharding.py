@@ -158,7 +158,7 @@ def test_the_loss_of_sharded_bfloat16_is_no_coarser_than_that_of_one_process(
 
 
 def test_ddp_sends_no_frozen_weight_and_no_buffer(mxfp4_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guard: leave_frozen_alone, as set_up calls it. NCCL refuses to send the hollow experts of a base in
+    """Guard: leave_frozen_alone, as setup._model calls it. NCCL refuses to send the hollow experts of a base in
     MXFP4; gloo sends them, so that on CPUs a training shows no difference."""
     config = small_run(mxfp4_folder, "model.weights=mxfp4", "model.experts_implementation=ftkit_lora")
     assert config.lora

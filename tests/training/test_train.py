@@ -178,7 +178,7 @@ def test_libraries_keep_quiet(run: Run, capfd: pytest.CaptureFixture) -> None:
 def test_the_loss_is_the_mean_over_the_loss_tokens_of_each_document_alone(
     model_folder: Path, token_file: Path, tmp_path: Path, packing: str, accumulation: int
 ) -> None:
-    """Guards: isolate_documents in set_up for packing, TRL's count of loss tokens for accumulation."""
+    """Guards: isolate_documents in setup._model for packing, TRL's count of loss tokens for accumulation."""
     batch = 16 // accumulation
     overrides = [
         f"sft.packing={packing}",

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from azure.ai.ml.entities import ManagedOnlineEndpoint
 from azure.core.exceptions import HttpResponseError
 
-from ftkit.config.schema import Deployment as Settings
+from ftkit.config.groups import Deployment as Settings
 from ftkit.errors import StageError
 from ftkit.platforms import Running, Say, Target
 from ftkit.platforms.azureml.capacity import Capacity
