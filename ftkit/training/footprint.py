@@ -1,8 +1,8 @@
 """How many parameters are trained and how much GPU memory a step needs, from the configuration; imports no torch.
 
 For ``ftkit_lora`` experts on a GPU the tensors that are alive at a step's peak are added up. For the others, constants
-were fitted to peaks measured on one H100 80GB (PEFT 0.21, transformers 5.17, torch 2.11). ``tests/training`` holds what
-was measured. Nothing has been measured of full fine-tuning and of sharded weights: there it is the sum of the parts.
+were fitted to peaks measured on H100s of 80 GB (PEFT 0.21, transformers 5.17, torch 2.11). ``tests/training`` holds
+what was measured; of full fine-tuning that is one setting, on two GPUs.
 """
 
 from __future__ import annotations
@@ -143,15 +143,20 @@ def footprint(config: Config) -> Footprint:
 
 
 def _for_computing(config: Config) -> float:
-    """Weights beside those that a GPU keeps: gathered, two layers and a gradient at a time, or in bfloat16."""
+    """Weights in bfloat16 beside those in float32, where all are trained and none is sharded."""
+    whole = config.lora is None and not config.sft.fsdp
+    return model_parameters(config.model.architecture) * 2 if whole and config.sft.bf16 else 0.0
+
+
+def _gathered(config: Config) -> tuple[float, float]:
+    """Sharded weights that a GPU holds whole: two layers and, where trained, one's gradient; or the vocabulary."""
     a, sft = config.model.architecture, config.sft
-    parameters, vocabulary = model_parameters(a), 2 * a.vocab_size * a.hidden_size
+    if not sft.fsdp:
+        return 0.0, 0.0
+    vocabulary = 2 * a.vocab_size * a.hidden_size
+    layer = (model_parameters(a) - vocabulary) / a.num_hidden_layers
     width = (2 if sft.bf16 else 4) if config.lora is None else BYTES[config.model.dtype]
-    if sft.fsdp:
-        return (
-            vocabulary + (3 if config.lora is None else 2) * (parameters - vocabulary) / a.num_hidden_layers
-        ) * width
-    return parameters * width if config.lora is None and sft.bf16 else 0.0
+    return (3 if config.lora is None else 2) * layer * width, vocabulary * width
 
 
 def _weights(config: Config, fused: bool) -> float:
@@ -187,10 +192,11 @@ def _fused_saved(config: Config, tokens: int) -> float:
 def _working_set(config: Config, tokens: int) -> float:
     """What one layer's recomputation and backward pass hold at their peak, or the loss where that is more."""
     a, width = config.model.architecture, BYTES[config.model.dtype]
+    layers, vocabulary = _gathered(config)
     layer = EXPERT_ROW_COPIES * tokens * _expert_row(a) * width
-    if adapted_expert_tensors(config):
+    if adapted_expert_tensors(config) and config.model.experts_implementation != "ftkit_lora":
         layer += ADAPTED_WEIGHT_COPIES * _expert_weights(a) * width
-    return max(layer + _scores(config), 3 * 4 * LOSS_CHUNK_ROWS * a.vocab_size)
+    return max(layer + layers + _scores(config), 3 * 4 * LOSS_CHUNK_ROWS * a.vocab_size + vocabulary)
 
 
 def _fused_working_set(config: Config, tokens: int) -> float:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft.tuners.lora import ParamWrapper
 from torch import Tensor, nn
+from torch.nn.functional import grouped_mm
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from ftkit.training.mxfp4 import dequantize_mxfp4
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 NAME = "ftkit_lora"
 TENSORS = ("gate_up_proj", "down_proj")
+RANKS = 8
+"""A grouped product takes ranks that are multiples of this: 16 bytes in bfloat16."""
 
 
 class LowRankWrapper(ParamWrapper):
@@ -67,24 +70,27 @@ def lora_experts(self: Any, hidden: Tensor, index: Tensor, weights: Tensor) -> T
         return result
     top_k = index.shape[-1]
     expert, order = torch.sort(index.reshape(-1), stable=True)
-    sizes = torch.bincount(expert, minlength=self.num_experts).tolist()
+    ends = torch.searchsorted(expert, torch.arange(self.num_experts, device=expert.device), right=True, out_int32=True)
     x = hidden[order // top_k]
-    h = _adapted(x, _weight(self, "gate_up_proj"), up, sizes) + self.gate_up_proj_bias[expert]
-    y = _adapted(self._apply_gate(h), _weight(self, "down_proj"), down, sizes) + self.down_proj_bias[expert]
+    h = _adapted(x, _weight(self, "gate_up_proj"), up, ends) + self.gate_up_proj_bias[expert]
+    y = _adapted(self._apply_gate(h), _weight(self, "down_proj"), down, ends) + self.down_proj_bias[expert]
     y = y * weights.reshape(-1)[order, None]
     return y[torch.argsort(order)].view(-1, top_k, y.shape[-1]).sum(1).to(hidden.dtype)
 
 
-def _adapted(x: Tensor, weight: Tensor, factors: tuple[Any, Any, float], sizes: list[int]) -> Tensor:
-    """xW + s·(xA)B, expert by expert."""
-    parts = x.to(weight.dtype).split(sizes)
+def _adapted(x: Tensor, weight: Tensor, factors: tuple[Any, Any, float], ends: Tensor) -> Tensor:
+    """xW + s·(xA)B; ``ends`` (E,) is where the rows of each expert end in x."""
+    x = x.to(weight.dtype)
+    y = grouped_mm(x, weight, offs=ends)
     a, b, scale = factors
     if a is None:
-        return torch.cat([part @ weight[e] for e, part in enumerate(parts)])
+        return y
     experts = len(weight)
     a = a.view(experts, -1, a.shape[-1]).transpose(1, 2).to(weight.dtype)
     b = b.view(b.shape[0], -1, experts).permute(2, 1, 0).to(weight.dtype)
-    return torch.cat([part @ weight[e] + scale * ((part @ a[e]) @ b[e]) for e, part in enumerate(parts)])
+    spare = -a.shape[2] % RANKS
+    a, b = nn.functional.pad(a, (0, spare)), nn.functional.pad(b, (0, 0, 0, spare)).contiguous()
+    return y + scale * grouped_mm(grouped_mm(x, a, offs=ends), b, offs=ends)
 
 
 def _factors(experts: Any, name: str) -> tuple[Any, Any, float]:

@@ -23,6 +23,7 @@ from ftkit.training.guards import Collate, WeightsMove, check_packing
 from ftkit.training.heldout import HeldOut, Marks
 from ftkit.training.lora import Trained, add_lora, train_all
 from ftkit.training.model import load_base, load_tokenizer
+from ftkit.training.sink_attention import NAME, flash_takes
 from ftkit.training.trainer import Trainer
 
 Say = Callable[[str], None]
@@ -73,6 +74,7 @@ def set_up(config: Config, args: SFTConfig, tokens: Path, say: Say) -> tuple[Tra
         StageError: the model or the rows are not as they should be, or the device cannot do what is asked.
     """
     device = args.device  # starts the process group
+    args._n_gpu = min(args.n_gpu, 1)  # a process has one GPU, whatever others it sees
     if config.sft.fsdp:
         sharding.shard_on_cpus()
     if config.model.attn_implementation == "flex_attention" and device.type != "cuda":
@@ -173,7 +175,9 @@ def _what_computes(config: Config, args: SFTConfig, plain: str | None) -> str:
         f"weights {weights}, {compute}, on {where}"
     )
     if "ftkit_" in line:
-        line += f"; not fused: {plain}" if plain else "; fused, the first step compiles the kernels"
+        flash = config.sft.bf16 and flash_takes(args.device, model.architecture.head_dim)
+        alone = "only attention is fused" if flash and model.attn_implementation == NAME else "not fused"
+        line += f"; {alone}: {plain}" if plain else "; fused, the first step compiles the kernels"
     return line
 
 
@@ -182,7 +186,10 @@ def hardware(args: SFTConfig) -> str:
     threads = torch.get_num_threads()
     cpu = f"CPU, {threads} {'thread' if threads == 1 else 'threads'}"
     device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else cpu
-    return f"{args.world_size} × {device}" if args.world_size > 1 else device
+    if args.world_size > 1:
+        return f"{args.world_size} × {device}"
+    seen = torch.cuda.device_count()
+    return f"{device} (one of {seen}; compute.gpus_per_node={seen} takes all)" if seen > 1 else device
 
 
 def _what_is_read(counts: DataCounts, config: Config, args: SFTConfig) -> str:

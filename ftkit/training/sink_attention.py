@@ -11,6 +11,8 @@ Documents lie end to end in one row; ``cu_seq_lens_q`` (documents + 1,) gives th
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -40,15 +42,11 @@ class SinkAttention(torch.autograd.Function):
         rotated, both = torch.empty_like(qkv), queries + keys
         kernels.rotate(qkv[:, :both], rotated[:, :both], cos, sin)
         kernels.rotate(qkv[:, both:], rotated[:, both:], cos, sin, plain=True)
+        call = FlashCall(bounds, longest, window, qkv.shape[-1] ** -0.5)
         q, k, v = rotated.split([queries, keys, keys], 1)
-        scale, left, right = qkv.shape[-1] ** -0.5, *((window - 1, 0) if window else (None, None))
-        o, lse, seed, unused, _ = torch.ops.aten._flash_attention_forward(
-            q, k, v, bounds, bounds, longest, longest, 0.0, True, False,
-            scale=scale, window_size_left=left, window_size_right=right,
-        )  # fmt: skip
-        o, lse = kernels.apply_sinks(o, lse, sinks)
-        ctx.save_for_backward(rotated, o, lse, cos, sin, sinks, bounds, seed, unused)
-        ctx.settings = (heads, longest, scale, left, right)
+        o, *rest = call.forward(q, k, v, sinks)
+        ctx.save_for_backward(rotated, cos, sin, o, *rest, sinks, bounds)
+        ctx.settings = (heads, longest, window, call.scale)
         return o.flatten(1)
 
     @staticmethod
@@ -56,37 +54,111 @@ class SinkAttention(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         from ftkit.training import layer_kernels as kernels
 
-        rotated, o, lse, cos, sin, sinks, bounds, seed, unused = ctx.saved_tensors
-        (queries, keys), longest, scale, left, right = ctx.settings
-        q, k, v = rotated.split([queries, keys, keys], 1)
+        rotated, cos, sin, o, *rest, sinks, bounds = ctx.saved_tensors
+        (queries, keys), *settings = ctx.settings
         gradient = gradients[0].contiguous().view_as(o)
-        dq, dk, dv = torch.ops.aten._flash_attention_backward(
-            gradient, q, k, v, o, lse, bounds, bounds, longest, longest, 0.0, True, seed, unused,
-            scale=scale, window_size_left=left, window_size_right=right,
-        )  # fmt: skip
+        call = FlashCall(bounds, *settings)
+        q, k, v = rotated.split([queries, keys, keys], 1)
+        dq, dk, dv = call.backward(gradient, q, k, v, o, *rest)
         dqkv = torch.empty_like(rotated)
         kernels.rotate(dq, dqkv[:, :queries], cos, sin, back=True)
         kernels.rotate(dk, dqkv[:, queries : queries + keys], cos, sin, back=True)
         kernels.rotate(dv, dqkv[:, queries + keys :], cos, sin, plain=True)
-        dsinks = None
-        if ctx.needs_input_grad[3]:
-            along = (gradient.float() * o.float()).sum(-1)  # (tokens, heads)
-            dsinks = -(torch.exp(sinks.float()[:, None] - lse) * along.t()).sum(1).to(sinks.dtype)
+        dsinks = sinks_gradient(gradient, o, rest[0], sinks) if ctx.needs_input_grad[3] else None
         return dqkv, None, None, dsinks, None, None, None, None
+
+
+class RotatedSinkAttention(torch.autograd.Function):
+    """``apply(q, k, v, sinks, bounds, longest, window, scale)`` → (tokens, query heads, head_dim).
+
+    Likewise after the rotary embedding: q is (tokens, query heads, head_dim), k and v (tokens, key heads, head_dim).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, bounds: Tensor, longest: int, window: int | None,
+        scale: float,
+    ) -> Tensor:  # fmt: skip
+        o, *rest = FlashCall(bounds, longest, window, scale).forward(q, k, v, sinks)
+        ctx.save_for_backward(q, k, v, o, *rest, sinks, bounds)
+        ctx.settings = (longest, window, scale)
+        return o
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        q, k, v, o, *rest, sinks, bounds = ctx.saved_tensors
+        gradient = gradients[0].contiguous()
+        call = FlashCall(bounds, *ctx.settings)
+        dq, dk, dv = call.backward(gradient, q, k, v, o, *rest)
+        dsinks = sinks_gradient(gradient, o, rest[0], sinks) if ctx.needs_input_grad[3] else None
+        return dq, dk, dv, dsinks, None, None, None, None
+
+
+@dataclass(frozen=True)
+class FlashCall:
+    """torch's flash attention with sinks beside it.
+
+    Attributes:
+        bounds: (documents + 1,) int32.
+        longest: tokens of the longest document.
+        window: keys that a token sees, itself among them; None: all before it.
+        scale: of the scores.
+    """
+
+    bounds: Tensor
+    longest: int
+    window: int | None
+    scale: float
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor) -> tuple[Tensor, ...]:
+        """Output (tokens, heads, head_dim), lse (heads, tokens) in float32, and two more for the backward."""
+        from ftkit.training import layer_kernels as kernels
+
+        o, lse, seed, unused, _ = torch.ops.aten._flash_attention_forward(
+            q, k, v, self.bounds, self.bounds, self.longest, self.longest, 0.0, True, False, **self._options()
+        )
+        return *kernels.apply_sinks(o, lse, sinks), seed, unused
+
+    def backward(
+        self, gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, seed: Tensor, unused: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.ops.aten._flash_attention_backward(
+            gradient, q, k, v, o, lse, self.bounds, self.bounds, self.longest, self.longest, 0.0, True, seed, unused,
+            **self._options(),
+        )  # fmt: skip
+
+    def _options(self) -> dict[str, Any]:
+        left, right = (self.window - 1, 0) if self.window else (None, None)
+        return {"scale": self.scale, "window_size_left": left, "window_size_right": right}
+
+
+def sinks_gradient(gradient: Tensor, o: Tensor, lse: Tensor, sinks: Tensor) -> Tensor:
+    """(heads,) from those of o (tokens, heads, head_dim) and lse (heads, tokens), both with sinks."""
+    along = (gradient.float() * o.float()).sum(-1)
+    return -(torch.exp(sinks.float()[:, None] - lse) * along.t()).sum(1).to(sinks.dtype)
+
+
+def flash_takes(device: torch.device, head_dim: int) -> bool:
+    """Whether torch's flash attention, in bfloat16, and the kernel for sinks run there with heads of this width."""
+    ampere = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return ampere and not head_dim & (head_dim - 1) and find_spec("triton") is not None
 
 
 def sink_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *, scaling: float,
-    sliding_window: int | None = None, s_aux: Tensor, cu_seq_lens_q: Tensor | None = None, **kwargs: Any,
+    sliding_window: int | None = None, s_aux: Tensor, cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None, **kwargs: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """Attention function of transformers' interface, in plain torch: scores of one document at a time.
+    """Attention function of transformers' interface: by flash attention, or where that can't be had in plain torch.
 
     Args:
         query: (1, heads, tokens, head_dim), rotated; key and value with fewer heads.
         attention_mask: none: documents are told apart by ``cu_seq_lens_q``.
         sliding_window: keys that a token sees, itself among them; None: all before it.
         s_aux: (heads,), sinks.
-        cu_seq_lens_q: (documents + 1,), bounds of the documents; one document if not given.
+        cu_seq_lens_q: (documents + 1,), bounds of the documents; one document a row if not given.
+        max_length_q: tokens of the longest document.
 
     Returns:
         (1, tokens, heads, head_dim).
@@ -96,19 +168,41 @@ def sink_attention(
     """
     if attention_mask is not None or (cu_seq_lens_q is not None and len(query) > 1):
         raise ValueError(f"{NAME} takes documents end to end in one row, with cu_seq_lens_q and without a mask")
+    if _computed_in(query) != torch.bfloat16 or not flash_takes(query.device, query.shape[-1]):
+        return plain_attention(query, key, value, scaling, sliding_window, s_aux, cu_seq_lens_q), None
+    rows, heads, length, width = query.shape
+    bounds = cu_seq_lens_q
+    if bounds is None:
+        bounds = torch.arange(rows + 1, device=query.device, dtype=torch.int32) * length
+    q, k, v = (t.transpose(1, 2).reshape(rows * length, -1, width).bfloat16() for t in (query, key, value))
+    longest = max_length_q or length
+    o = RotatedSinkAttention.apply(q, k, v, s_aux, bounds, longest, sliding_window, scaling)
+    assert isinstance(o, Tensor)
+    return o.view(rows, length, heads, width), None
+
+
+def plain_attention(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, sinks: Tensor, bounds: Tensor | None
+) -> Tensor:
+    """The same in plain torch: scores of one document at a time; arguments and result as of ``sink_attention``."""
     length, repeats = query.shape[2], query.shape[1] // key.shape[1]
-    sizes = [length] if cu_seq_lens_q is None else cu_seq_lens_q.diff().tolist()
+    sizes = [length] if bounds is None else bounds.diff().tolist()
     outputs = []
     for q, k, v in zip(*(t.split(sizes, 2) for t in (query, key, value)), strict=True):
-        scores = q @ k.repeat_interleave(repeats, 1).transpose(2, 3) * scaling
+        scores = q @ k.repeat_interleave(repeats, 1).transpose(2, 3) * scale
         apart = torch.arange(q.shape[2], device=q.device)
         apart = apart[:, None] - apart[None, :]
-        hidden = (apart < 0) | (apart >= (sliding_window or length))
-        sinks = s_aux.to(scores.dtype)[None, :, None, None].expand(len(q), -1, q.shape[2], 1)
-        scores = torch.cat([scores.masked_fill(hidden, float("-inf")), sinks], -1)
+        hidden = (apart < 0) | (apart >= (window or length))
+        sink = sinks.to(scores.dtype)[None, :, None, None].expand(len(q), -1, q.shape[2], 1)
+        scores = torch.cat([scores.masked_fill(hidden, float("-inf")), sink], -1)
         shares = scores.softmax(-1, dtype=torch.float32).to(v.dtype)[..., :-1]
         outputs.append(shares @ v.repeat_interleave(repeats, 1))
-    return torch.cat(outputs, 2).transpose(1, 2), None
+    return torch.cat(outputs, 2).transpose(1, 2)
+
+
+def _computed_in(query: Tensor) -> torch.dtype:
+    kind = query.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
 
 
 def _no_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> None:
