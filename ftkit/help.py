@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from pydantic import BaseModel
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -23,10 +24,7 @@ EXAMPLES = (
     ("python -m ftkit stage=plan compute=h100x2 sft.packing=false", "what would run, memory, problems; runs nothing"),
     ("python -m ftkit stage=train compute=h100x2 sft=ddp-safe", "train on two nodes of one H100"),
     ("python -m ftkit experiment=tiny stage=train lora.r=4,8,16 -m", "a sweep: three runs side by side"),
-    (
-        "python -m ftkit experiment=tiny stage=invoke invoke.prompt='今日は月曜日です。3日後は何曜日ですか？'",
-        "ask the model",
-    ),
+    ("python -m ftkit experiment=tiny stage=invoke invoke.prompt='7たす5は？'", "ask the model"),
 )
 
 
@@ -41,7 +39,7 @@ def print_overview() -> None:
     several = "stage=all runs the first eight, and evaluate where a gate needs it; stage=prepare,publish runs two.\n"
     out.print(Text(several, style="dim"))
     _print_rows(out, "groups", [(group, ", ".join(options(group))) for group in groups()])
-    _print_rows(out, "examples", EXAMPLES)
+    _print_examples(out)
     out.print(Text("--help says more; --help sft (or any group or option) lists its keys.", style="dim"))
 
 
@@ -85,14 +83,13 @@ def _print_topic(topic: str) -> None:
         raise ConfigError(
             [Problem(topic, "no such group or key", "", f"did you mean --help {close}?" if close else "")]
         )
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
-    for key, kind, doc in rows:
-        table.add_row(Text(key, style="bold"), Text(kind, style="dim"), Text(doc))
+    out = console()
     if topic in groups():
-        _print_rows(
-            console(), topic, [(name, headline(path)) for name in options(topic) if (path := option_file(topic, name))]
-        )
-    console().print(table)
+        named = [(name, headline(path)) for name in options(topic) if (path := option_file(topic, name))]
+        _print_rows(out, topic, named)
+    for key, kind, doc in rows:
+        out.print(Text.assemble((key, "bold"), "  ", (kind, "dim")))
+        out.print(Padding(Text(doc), (0, 0, 0, 4), expand=False))
 
 
 def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str]]:
@@ -100,7 +97,16 @@ def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, 
         if group := group_of(field.annotation):
             yield from _keys(group, f"{prefix}{name}.")
         else:
-            yield prefix + name, expected(field.annotation), field.description or ""
+            yield prefix + name, expected(field.annotation), " ".join((field.description or "").split())
+
+
+def _print_examples(out: Console) -> None:
+    """Each command on a line of its own, which no terminal of 80 columns breaks, under what it does."""
+    out.print(Text("examples", style="bold"))
+    for command, does in EXAMPLES:
+        out.print(Text.assemble("  ", (does, "dim")))
+        out.print(Text(f"    {command}"), soft_wrap=True)
+    out.print()
 
 
 def _print_rows(out: Console, title: str, rows: Sequence[tuple[str, str]]) -> None:

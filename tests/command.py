@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -35,6 +37,22 @@ def run_ftkit(*arguments: str, cwd: Path, timeout: float = 240, **environment: s
         check=False,
     )
     return Command(done.returncode, done.stdout, done.stderr)
+
+
+def on_terminal(*arguments: str, columns: int) -> str:
+    """What a command without colours prints on a terminal so many columns wide."""
+    ours, theirs = os.openpty()
+    shown = {"TERM": "xterm", "NO_COLOR": "1", "COLUMNS": str(columns)}
+    command = [sys.executable, "-m", "ftkit", *arguments]
+    with subprocess.Popen(command, env=os.environ | shown, stdin=theirs, stdout=theirs) as process:
+        os.close(theirs)
+        out = b""
+        with contextlib.suppress(OSError):  # Linux's word for the end of a terminal
+            while some := os.read(ours, 65536):
+                out += some
+    os.close(ours)
+    assert process.returncode == 0
+    return re.sub(r"\x1b\[[0-9;]*m", "", out.decode()).replace("\r\n", "\n")
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from command import REPOSITORY, run_ftkit
+from command import REPOSITORY, on_terminal, run_ftkit
+from rich.cells import cell_len
 
 from ftkit import processes
 from ftkit.config.schema import STAGES
 from ftkit.config.sources import groups, options
+from ftkit.help import EXAMPLES
 
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "azure", "accelerate")
 
@@ -27,6 +29,14 @@ def test_help_shows_every_option_and_five_examples(ftkit):
     out = ftkit("--help").out
     assert all(f"{group}={option}" in out for group in groups() for option in options(group))
     assert out.count("python -m ftkit ") >= 5
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+def test_help_fits_a_terminal_and_cuts_nothing_off(columns: int):
+    out = on_terminal("--help", columns=columns) + on_terminal("--help", "deployment", columns=columns)
+    assert all(command in out and does in out for command, does in EXAMPLES)
+    assert "deployment.max_concurrent_requests_per_instance" in out
+    assert max(cell_len(line) for line in out.splitlines()) <= columns
 
 
 def test_help_of_a_group_documents_its_keys(ftkit):

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 APPLICATION = "ftkit.serving.local_app:app"
+WORKER = "ftkit.serving.local_worker.PromptWorker"
 PACKAGE = Path(__file__).parents[1]
 SERVING, STARTING = "endpoint.json", "starting.json"
 NEEDED = ("azureml_inference_server_http", "gunicorn", "httpx", "psutil", "torch", "transformers")
@@ -256,7 +257,7 @@ def _spawn(endpoint: Endpoint, listener: socket.socket) -> subprocess.Popen[byte
         "bind": f"fd://{listener.fileno()}",
         "pythonpath": str(PACKAGE.parent),
         "workers": endpoint.instance_count,
-        "worker-class": "gthread",  # one thread would leave / unanswered while the model generates
+        "worker-class": WORKER,
         "threads": endpoint.max_concurrent_requests + SPARE_THREADS,
         "timeout": endpoint.startup_timeout_s + 60,  # a loading worker gives no sign of life
         "graceful-timeout": math.ceil(endpoint.request_timeout_ms / 1000),

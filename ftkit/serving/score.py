@@ -12,7 +12,7 @@ Answer    {"output", "thinking", "usage": {"prompt_tokens", "completion_tokens"}
           GET gives the OpenAPI document of all this.
 Adapters  of PEFT in adapters/<name>/ beside the weights are loaded as well; "model" names one, or the model itself.
 Settings  FTKIT_MAX_NEW_TOKENS, FTKIT_MAX_INPUT_TOKENS, FTKIT_MAX_CONCURRENT_REQUESTS, FTKIT_BATCH_SIZE,
-          SCORING_TIMEOUT_MS, FTKIT_BODY_TIMEOUT_MS.
+          SCORING_TIMEOUT_MS, FTKIT_BODY_TIMEOUT_MS; and FTKIT_HEADER_TIMEOUT_MS on the local platform.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import json
 import select
 import shutil
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -118,6 +119,38 @@ def test_clients_whose_body_comes_slowly_keep_nobody_waiting_and_are_turned_away
     for answer in turned_away:
         assert answer.startswith(b"HTTP/1.1 408")
         assert b"did not come whole within 4 s" in answer
+
+
+@pytest.mark.parametrize("begun", ["GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ", "POST /sc"])
+def test_clients_whose_headers_come_slowly_keep_nobody_waiting_and_are_turned_away(endpoint: Endpoint, begun: str):
+    """More of them than the requests that are answered at a time. Guard: PromptWorker.notify."""
+    until, turned_away = time.monotonic() + 60, []
+    with ExitStack() as stack:
+        slow = [stack.enter_context(socket.create_connection(("127.0.0.1", endpoint.port))) for _ in range(100)]
+        for connection in slow:
+            connection.sendall(begun.encode())
+        assert httpx.get(endpoint.health_uri, trust_env=False).status_code == 200
+        assert not select.select(slow, [], [], 0)[0]  # they were all waiting still
+        while slow and time.monotonic() < until:
+            for connection in select.select(slow, [], [], 0.1)[0]:
+                turned_away.append(connection.makefile("rb").read())
+                slow.remove(connection)
+            for connection in slow:
+                with suppress(OSError):  # it may be being closed
+                    connection.sendall(b"a")
+    assert not slow
+    assert {answer.partition(b"\r\n")[0] for answer in turned_away} == {b"HTTP/1.1 408 Request Timeout"}
+
+
+def test_clients_that_do_not_close_their_connection_keep_nobody_waiting(endpoint: Endpoint):
+    """Guard: _linger in PromptWorker.handle; gunicorn's main loop would wait for two seconds for each of them."""
+    with ExitStack() as stack:
+        kept = [stack.enter_context(socket.create_connection(("127.0.0.1", endpoint.port))) for _ in range(10)]
+        for connection in kept:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        for connection in kept:  # all are answered and none is closed
+            assert connection.recv(12, socket.MSG_WAITALL) == b"HTTP/1.1 200"
+        assert httpx.get(endpoint.health_uri, timeout=10, trust_env=False).status_code == 200
 
 
 def test_the_client_names_field_and_cure_of_a_refused_request(ask):

@@ -36,6 +36,7 @@ SETTINGS = (
     "FTKIT_BATCH_SIZE",
     "SCORING_TIMEOUT_MS",
     "FTKIT_BODY_TIMEOUT_MS",
+    "FTKIT_HEADER_TIMEOUT_MS",
 )
 SPARE_THREADS = 200
 """Of a server, beside one for each request in hand: for health, for those too many, for bodies that come slowly."""
@@ -68,6 +69,7 @@ class Limits(NamedTuple):
         batch_size: requests that go through the model together, the others wait their turn.
         timeout_ms: milliseconds that a request may take; set by ``SCORING_TIMEOUT_MS``.
         body_timeout_ms: milliseconds that its body may take to arrive.
+        header_timeout_ms: milliseconds that its headers may; kept by ``ftkit.serving.local_worker`` alone.
     """
 
     max_new_tokens: int = 4096
@@ -76,6 +78,7 @@ class Limits(NamedTuple):
     batch_size: int = 32
     timeout_ms: int = 180_000
     body_timeout_ms: int = 30_000
+    header_timeout_ms: int = 30_000
 
     @property
     def body_bytes(self) -> int:
