@@ -89,11 +89,12 @@ def load_base(
         check_complete(info, path)
         return loaded
     options: dict[str, Any] = {"quantization_config": Mxfp4Config(dequantize=True)} if method else {}
+    wanted = getattr(torch, dtype or model.dtype)
     with _explained(model):
         pair: Any = AutoModelForCausalLM.from_pretrained(
             path,
             **source,
-            dtype=getattr(torch, dtype or model.dtype),
+            dtype=wanted,
             attn_implementation=model.attn_implementation,
             experts_implementation=model.experts_implementation,
             device_map={"": str(device)} if device is not None and device.type != "cpu" else None,
@@ -104,6 +105,8 @@ def load_base(
         )
     loaded, info = pair
     check_complete(info, path)
+    for parameter in loaded.parameters():  # transformers 5.17 unpacks MXFP4 to bfloat16, whatever is asked
+        parameter.data = parameter.data.to(wanted)
     return loaded
 
 

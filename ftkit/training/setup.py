@@ -165,9 +165,11 @@ def _collator(config: Config, pad_token_id: int) -> Collator | JoiningCollator:
 
 def _what_computes(config: Config, args: SFTConfig, plain: str | None) -> str:
     """Attention, experts, precision and device in use, and why."""
-    model, where = config.model, hardware(args)
+    model, where, seen = config.model, hardware(args), torch.cuda.device_count()
     if args.device.type != "cuda":
         where += " (no CUDA GPU)"
+    elif args.world_size == 1 and seen > 1:
+        where += f" (one of {seen}; compute.gpus_per_node={seen} takes all)"
     compute = "products in bfloat16" if config.sft.bf16 else "no mixed precision"
     weights = model.dtype if model.weights == "dense" else f"{model.dtype}, experts in {model.weights}"
     line = (
@@ -186,10 +188,7 @@ def hardware(args: SFTConfig) -> str:
     threads = torch.get_num_threads()
     cpu = f"CPU, {threads} {'thread' if threads == 1 else 'threads'}"
     device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else cpu
-    if args.world_size > 1:
-        return f"{args.world_size} × {device}"
-    seen = torch.cuda.device_count()
-    return f"{device} (one of {seen}; compute.gpus_per_node={seen} takes all)" if seen > 1 else device
+    return f"{args.world_size} × {device}" if args.world_size > 1 else device
 
 
 def _what_is_read(counts: DataCounts, config: Config, args: SFTConfig) -> str:

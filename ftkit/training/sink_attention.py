@@ -44,8 +44,8 @@ class SinkAttention(torch.autograd.Function):
         kernels.rotate(qkv[:, both:], rotated[:, both:], cos, sin, plain=True)
         call = FlashCall(bounds, longest, window, qkv.shape[-1] ** -0.5)
         q, k, v = rotated.split([queries, keys, keys], 1)
-        o, *rest = call.forward(q, k, v, sinks)
-        ctx.save_for_backward(rotated, cos, sin, o, *rest, sinks, bounds)
+        o, lse, *random = call.forward(q, k, v, sinks)
+        ctx.save_for_backward(rotated, cos, sin, sinks, bounds, o, lse, *random)
         ctx.settings = (heads, longest, window, call.scale)
         return o.flatten(1)
 
@@ -54,17 +54,17 @@ class SinkAttention(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         from ftkit.training import layer_kernels as kernels
 
-        rotated, cos, sin, o, *rest, sinks, bounds = ctx.saved_tensors
+        rotated, cos, sin, sinks, bounds, o, lse, *random = ctx.saved_tensors
         (queries, keys), *settings = ctx.settings
         gradient = gradients[0].contiguous().view_as(o)
         call = FlashCall(bounds, *settings)
         q, k, v = rotated.split([queries, keys, keys], 1)
-        dq, dk, dv = call.backward(gradient, q, k, v, o, *rest)
+        dq, dk, dv = call.backward(gradient, q, k, v, o, lse, *random)
         dqkv = torch.empty_like(rotated)
         kernels.rotate(dq, dqkv[:, :queries], cos, sin, back=True)
         kernels.rotate(dk, dqkv[:, queries : queries + keys], cos, sin, back=True)
         kernels.rotate(dv, dqkv[:, queries + keys :], cos, sin, plain=True)
-        dsinks = sinks_gradient(gradient, o, rest[0], sinks) if ctx.needs_input_grad[3] else None
+        dsinks = sinks_gradient(gradient, o, lse, sinks) if ctx.needs_input_grad[3] else None
         return dqkv, None, None, dsinks, None, None, None, None
 
 
@@ -79,19 +79,19 @@ class RotatedSinkAttention(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, bounds: Tensor, longest: int, window: int | None,
         scale: float,
     ) -> Tensor:  # fmt: skip
-        o, *rest = FlashCall(bounds, longest, window, scale).forward(q, k, v, sinks)
-        ctx.save_for_backward(q, k, v, o, *rest, sinks, bounds)
+        o, lse, *random = FlashCall(bounds, longest, window, scale).forward(q, k, v, sinks)
+        ctx.save_for_backward(q, k, v, sinks, bounds, o, lse, *random)
         ctx.settings = (longest, window, scale)
         return o
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        q, k, v, o, *rest, sinks, bounds = ctx.saved_tensors
+        q, k, v, sinks, bounds, o, lse, *random = ctx.saved_tensors
         gradient = gradients[0].contiguous()
         call = FlashCall(bounds, *ctx.settings)
-        dq, dk, dv = call.backward(gradient, q, k, v, o, *rest)
-        dsinks = sinks_gradient(gradient, o, rest[0], sinks) if ctx.needs_input_grad[3] else None
+        dq, dk, dv = call.backward(gradient, q, k, v, o, lse, *random)
+        dsinks = sinks_gradient(gradient, o, lse, sinks) if ctx.needs_input_grad[3] else None
         return dq, dk, dv, dsinks, None, None, None, None
 
 
@@ -112,19 +112,19 @@ class FlashCall:
     scale: float
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor) -> tuple[Tensor, ...]:
-        """Output (tokens, heads, head_dim), lse (heads, tokens) in float32, and two more for the backward."""
+        """Output (tokens, heads, head_dim), lse (heads, tokens) in float32, and dropout's two for the backward."""
         from ftkit.training import layer_kernels as kernels
 
-        o, lse, seed, unused, _ = torch.ops.aten._flash_attention_forward(
+        o, lse, *random, _ = torch.ops.aten._flash_attention_forward(
             q, k, v, self.bounds, self.bounds, self.longest, self.longest, 0.0, True, False, **self._options()
         )
-        return *kernels.apply_sinks(o, lse, sinks), seed, unused
+        return *kernels.apply_sinks(o, lse, sinks), *random
 
     def backward(
-        self, gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, seed: Tensor, unused: Tensor
+        self, gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, *random: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         return torch.ops.aten._flash_attention_backward(
-            gradient, q, k, v, o, lse, self.bounds, self.bounds, self.longest, self.longest, 0.0, True, seed, unused,
+            gradient, q, k, v, o, lse, self.bounds, self.bounds, self.longest, self.longest, 0.0, True, *random,
             **self._options(),
         )  # fmt: skip
 

@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import errors
 from safetensors.torch import load_file, save_file
 from small_model import SHAPE, save_small_model, small_run, small_tokenizer
+from transformers.integrations import mxfp4
 
 from ftkit.config.groups import Model
 from ftkit.config.resolve import resolve
@@ -36,6 +37,18 @@ def test_mxfp4_experts_become_dense(mxfp4_folder: Path) -> None:
             prefix = f"model.layers.{layer}.mlp.experts.{name}"
             expected = dequantize_mxfp4(stored[f"{prefix}_blocks"], stored[f"{prefix}_scales"], torch.float32)
             assert torch.equal(getattr(block.mlp.experts, name), expected)
+
+
+def test_experts_are_in_the_precision_that_was_asked_for(mxfp4_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a full fine-tuning would train them, and keep its optimiser's state, in bfloat16. Guard: ``.to(wanted)``."""
+    convert = mxfp4.convert_moe_packed_tensors
+
+    def to_bfloat16(blocks: torch.Tensor, scales: torch.Tensor, **given: object) -> torch.Tensor:
+        return convert(blocks, scales)  # as transformers 5.17 does
+
+    monkeypatch.setattr(mxfp4, "convert_moe_packed_tensors", to_bfloat16)
+    loaded = load_base(small_run(mxfp4_folder).model, dtype="float32", training=True)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
 
 
 def test_the_model_that_ships_with_ftkit_loads_by_the_same_path() -> None:
