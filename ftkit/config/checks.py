@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ftkit.config.converter import converter_can_be_run
 from ftkit.config.data_files import DATA_SUFFIXES, data_files, is_data_file, is_pattern
 from ftkit.config.gate import parse
 from ftkit.config.overrides import nearest
@@ -417,6 +418,7 @@ CHECKS: tuple[Check, ...] = (
     schedule_fits_its_arguments,
     registered_model_needs_a_tokenizer_here,
     max_steps_is_positive_or_minus_one,
+    converter_can_be_run,
     gate_can_be_read,
     hub_token_has_one_place,
     dataset_files_exist,
