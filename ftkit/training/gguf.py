@@ -1,6 +1,6 @@
 """GGUF for llama.cpp: the merged model goes through the user's copy of its converter (``merge.gguf``), and is checked.
 
-python -m ftkit compute=local deployment=local stage=merge merge.format=mxfp4 merge.gguf=~/llama.cpp
+python -m ftkit compute=local deployment=local stage=merge merge.format=mxfp4 merge.gguf=../llama.cpp
 """
 
 from __future__ import annotations
@@ -147,9 +147,9 @@ def _failed(config: Config, status: int, out: Path, log: Path, after: str) -> St
     text = log.read_text(encoding="utf-8", errors="replace")
     if "No space left on device" in text or "Disk quota exceeded" in text:
         return explained(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out.parent)), out)
-    lines = [line for line in text.splitlines() if line.strip() and not line[0].isspace()]
-    last = " / ".join(line for line in lines[-3:] if not line.startswith("Traceback")) or "it said nothing"
-    ended = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line[0].isspace()]
+    last = " / ".join([line for line in lines if not line.endswith(":")][-3:]) or "it said nothing"
+    ended = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}, without its file"
     cure = "; ".join(filter(None, (_cure(config, text), after)))
     return StageError(f"llama.cpp's converter {ended}: {last}", where=str(log), cure=cure)
 

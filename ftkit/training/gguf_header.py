@@ -68,7 +68,7 @@ def read_header(path: Path) -> Header:
 def differences(header: Header, config: Mapping[str, Any]) -> list[str]:
     """What the metadata says otherwise than a gpt-oss's ``config.json``; each would change answers without an error."""
     rope = config["rope_parameters"]
-    meant = {
+    of_model = {
         "block_count": config["num_hidden_layers"],
         "embedding_length": config["hidden_size"],
         "attention.head_count": config["num_attention_heads"],
@@ -79,15 +79,21 @@ def differences(header: Header, config: Mapping[str, Any]) -> list[str]:
         "rope.freq_base": rope["rope_theta"],
     }
     if rope.get("rope_type") == "yarn":
-        meant["rope.scaling.factor"] = rope["factor"]
-        meant["rope.scaling.original_context_length"] = rope["original_max_position_embeddings"]
-    found = {key: header.metadata.get(f"gpt-oss.{key}", math.nan) for key in meant}
-    architecture = header.metadata.get("general.architecture")
-    return [f"general.architecture is {architecture}, not gpt-oss"] * (architecture != "gpt-oss") + [
-        f"gpt-oss.{key} is {found[key]:g}, and config.json has {value:g}"
+        of_model["rope.scaling.factor"] = rope["factor"]
+        of_model["rope.scaling.original_context_length"] = rope["original_max_position_embeddings"]
+    meant = {"general.architecture": "gpt-oss"} | {f"gpt-oss.{key}": value for key, value in of_model.items()}
+    found = {key: header.metadata.get(key, "missing") for key in meant}
+    return [
+        f"{key} is {found[key]}, and the model's {value}"
         for key, value in meant.items()
-        if not math.isclose(found[key], value, rel_tol=1e-6)
+        if not _same(found[key], value)
     ]
+
+
+def _same(found: Any, meant: Any) -> bool:
+    if isinstance(found, str) or isinstance(meant, str):
+        return found == meant
+    return math.isclose(found, meant, rel_tol=1e-6)  # the file has it in float32
 
 
 def missing(header: Header, size: int, *, parameters: int, types: set[str]) -> list[str]:
