@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from command import FinishedRun
@@ -22,28 +23,41 @@ def merged_at(run: FinishedRun) -> int:
     return (run.outputs / "merged" / "model.safetensors").stat().st_mtime_ns
 
 
-def test_a_conversion_that_failed_leaves_the_merged_model_and_is_tried_again_by_itself(copied_run: FinishedRun) -> None:
-    """Guards: _passed and _digest in stages.merge, and convert, which takes an earlier file away."""
-    script, out = copied_run.folder / "convert_hf_to_gguf.py", copied_run.outputs / "merged.gguf"
+@pytest.fixture
+def fails(copied_run: FinishedRun) -> Path:
+    """Stands for a converter that fails."""
+    script = copied_run.folder / "convert_hf_to_gguf.py"
     script.write_text("import sys\nsys.exit('error: not today')\n")
-    digest = json.loads((copied_run.outputs / "merge" / "record.json").read_text())["result"]["digest"]
-    before = merged_at(copied_run)
+    return script
+
+
+def test_a_conversion_that_failed_leaves_the_merged_model_which_is_not_merged_again(
+    copied_run: FinishedRun, fails: Path
+) -> None:
+    """Guards: _passed and _digest in stages.merge, and convert, which takes an earlier file away."""
+    out, record = copied_run.outputs / "merged.gguf", copied_run.outputs / "merge" / "record.json"
+    before, merged = json.loads(record.read_text()), merged_at(copied_run)
     out.write_text("of an earlier conversion")
-    for _ in range(2):
-        failed = copied_run.ftkit("stage=merge", f"merge.gguf={script}")
-        assert failed.status == 1 and "Traceback" not in failed.err
-        assert "status 1, without its file: error: not today" in failed.err, failed
-        assert "merged/ has passed and stays; the same command tries the conversion alone again" in failed.err
-        assert "it is not merged again" in failed.out and merged_at(copied_run) == before and not out.exists()
-        assert not (copied_run.outputs / "merge" / "record.json").exists()
-    failed = copied_run.ftkit("stage=merge", f"merge.gguf={script}", "force=true")
-    assert failed.status == 1 and "not today" in failed.err and "not merged again" not in failed.out
-    assert merged_at(copied_run) == before  # the rehearsal has failed, before anything was loaded
-    done = copied_run.ftkit("stage=merge")
-    assert done.status == 0 and "it is not merged again" in done.out and merged_at(copied_run) == before
-    record = json.loads((copied_run.outputs / "merge" / "record.json").read_text())
-    assert record["result"]["digest"] == digest and "gguf" not in record["result"]
-    assert copied_run.ftkit("stage=register").out.count("same content as before") == 1
+    failed = copied_run.ftkit("stage=merge", f"merge.gguf={fails}")
+    assert failed.status == 1 and "Traceback" not in failed.err
+    assert "status 1, without its file: error: not today" in failed.err, failed
+    assert "merged/ has passed and stays; the same command tries the conversion alone again" in failed.err
+    assert "it is not merged again" in failed.out and not out.exists() and not record.exists()
+    done = copied_run.ftkit("stage=merge,register")
+    assert "it is not merged again" in done.out and "register     up to date" in done.out
+    after = json.loads(record.read_text())
+    assert merged_at(copied_run) == merged and after["result"] == before["result"] and after["files"] == before["files"]
+
+
+@pytest.mark.slow
+def test_force_merges_again_when_the_rehearsal_is_over(copied_run: FinishedRun, fails: Path) -> None:
+    """Guards: config.force in stages.merge, and rehearse before the merge."""
+    before = merged_at(copied_run)
+    failed = copied_run.ftkit("stage=merge", f"merge.gguf={fails}", "force=true")
+    assert failed.status == 1 and "not today" in failed.err and "it is not merged again" not in failed.out
+    assert merged_at(copied_run) == before
+    done = copied_run.ftkit("stage=merge", "force=true")
+    assert done.status == 0 and merged_at(copied_run) > before
 
 
 def test_a_merged_model_that_was_changed_is_merged_again(copied_run: FinishedRun) -> None:
