@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 
@@ -28,6 +33,19 @@ def threads_each(processes: int) -> dict[str, str]:
     torchrun says 1, with which a checkpoint of 20 billion parameters takes minutes to unpack on the CPU.
     """
     return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))}
+
+
+@contextmanager
+def passing_on_sigterm(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Whoever ends this process means the one that it waits for, which may save first."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: process.send_signal(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def end_now(status: int) -> NoReturn:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 from browser import chromium  # noqa: F401
 from command import FinishedRun, run_ftkit
+from llama_cpp import Converter, install_converter
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and all they start, ignore it
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", COLUMNS="200")
@@ -45,3 +47,16 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory):
         yield FinishedRun(folder, done)
     finally:
         run_ftkit(*tiny, "stage=teardown", "yes=true", cwd=folder)
+
+
+@pytest.fixture
+def copied_run(finished_run: FinishedRun, tmp_path: Path) -> FinishedRun:
+    """The run's files in a folder of the test's own, for tests that break them."""
+    shutil.copytree(finished_run.folder / "outputs", tmp_path / "outputs")
+    return FinishedRun(tmp_path, finished_run.all)
+
+
+@pytest.fixture(scope="session")
+def converter(tmp_path_factory: pytest.TempPathFactory) -> Converter:
+    """llama.cpp's own converter to GGUF."""
+    return install_converter(tmp_path_factory.mktemp("llama.cpp"))

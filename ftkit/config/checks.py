@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ftkit.config import training_checks
+from ftkit.config.converter import converter_can_be_run
 from ftkit.config.data_files import DATA_SUFFIXES, data_files, is_data_file, is_pattern
 from ftkit.config.gate import parse
 from ftkit.config.overrides import nearest
@@ -280,6 +281,7 @@ CHECKS: tuple[Check, ...] = (
     training_checks.schedule_fits_its_arguments,
     registered_model_needs_a_tokenizer_here,
     training_checks.max_steps_is_positive_or_minus_one,
+    converter_can_be_run,
     gate_can_be_read,
     hub_token_has_one_place,
     dataset_files_exist,

@@ -69,6 +69,9 @@ class Merge(Group):
     format: Literal["bf16", "fp32", "mxfp4"]
     """What the merged model's files hold. mxfp4: experts in 4 bits as the published checkpoints have them, the rest
     in bfloat16: a third of bf16's size, and the rounding takes away a part of what training changed."""
+    gguf: str | None
+    """llama.cpp's convert_hf_to_gguf.py, or the folder that holds it: merge writes merged.gguf beside merged/ with it,
+    unrounded. null writes none. For merges on this machine."""
 
 
 class Registration(Group):

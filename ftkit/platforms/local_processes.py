@@ -7,15 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ftkit.config.schema import Config
 from ftkit.errors import FtkitError, Interrupted, StageError
-from ftkit.processes import threads_each
+from ftkit.processes import passing_on_sigterm, threads_each
 
 RESULT = "workers.json"
 LOG = "workers.log"
@@ -48,7 +45,7 @@ def train(config: Config, *, tokens: Path, out: Path, checkpoints: Path, frozen:
     with log.open("w", encoding="utf-8") as errors:
         environment = os.environ | threads_each(config.compute.gpus_per_node) | config.compute.environment_variables
         process = subprocess.Popen(command, stderr=errors, env=environment)
-        with _passing_on_sigterm(process):
+        with passing_on_sigterm(process):
             try:
                 status = process.wait()
             except KeyboardInterrupt:
@@ -56,19 +53,6 @@ def train(config: Config, *, tokens: Path, out: Path, checkpoints: Path, frozen:
                 process.wait()
                 raise
     return _read(result, log, status)
-
-
-@contextmanager
-def _passing_on_sigterm(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Whoever ends this process means the workers, which save first."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, _frame: process.send_signal(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def report(result: Path, outcome: dict[str, Any] | FtkitError) -> None:

@@ -62,7 +62,7 @@ STAGES = (
     Stage(
         "merge",
         "merge the adapter into the base, check the result",
-        "merged/",
+        "{merged}",
         ("train", "publish"),
         ("merge", "model", "-model.folder", "-model.tokenizer"),
     ),

@@ -99,6 +99,7 @@ def _makes(stage: Stage, config: Config) -> str:
     return stage.makes.format(
         asset=config.dataset.asset_name,
         trained=folder_name(config),
+        merged="merged/, merged.gguf" if config.merge.gguf else "merged/",
         model=config.registration.model_name,
         endpoint=config.deployment.endpoint_name,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -90,6 +90,12 @@ class MergeResult:
     spread: float
     parameters: int
     rounding: Rounding | None
+
+    @classmethod
+    def of(cls, kept: Mapping[str, Any]) -> MergeResult:
+        """The same from its ``asdict``."""
+        rounding = kept["rounding"]
+        return cls(**{**kept, "rounding": rounding and Rounding(**rounding)})
 
     @property
     def summary(self) -> str:

@@ -110,6 +110,22 @@ def load_base(
     return loaded
 
 
+def save_without_weights(model: Model, folder: Path) -> None:
+    """Write the model's configuration and its tokenizer to a folder.
+
+    Raises:
+        StageError: they cannot be found or read, or its shape is not ``model.architecture``.
+    """
+    from transformers import AutoConfig
+
+    with _explained(model):
+        path, source = _source(model)
+        config = AutoConfig.from_pretrained(path, **source)
+    check_architecture(model, config)
+    config.save_pretrained(folder)
+    load_tokenizer(model).save_pretrained(folder)
+
+
 def for_inference(model: Model) -> Model:
     """The same with attention and experts that generate, in place of ftkit's own."""
     attention, experts = model.attn_implementation, model.experts_implementation

@@ -124,7 +124,7 @@ def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 @pytest.mark.parametrize("who", ["command", "one worker", "all workers"])
 def test_sigterm_saves_on_every_rank_and_ends_with_143(prepared: FinishedRun, who: str):
-    """Guards: _passing_on_sigterm, and the status that a worker reports, in platforms.local_processes."""
+    """Guards: passing_on_sigterm in processes, and the status that a worker reports, in platforms.local_processes."""
     two = ("stage=train", "compute.gpus_per_node=2", "sft.max_steps=30", "sft.per_device_train_batch_size=8")
     process = start(prepared.folder, *two)
     out = read_until(process, "step  2/30")

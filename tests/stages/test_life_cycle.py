@@ -106,13 +106,6 @@ def test_a_predecessor_made_with_other_settings_is_refused(finished_run: Finishe
     assert "stage=prepare,publish,train" in done.err
 
 
-@pytest.fixture
-def copied_run(finished_run: FinishedRun, tmp_path: Path) -> FinishedRun:
-    """The run's files in a folder of the test's own, for tests that break them."""
-    shutil.copytree(finished_run.folder / "outputs", tmp_path / "outputs")
-    return FinishedRun(tmp_path, finished_run.all)
-
-
 def test_a_record_whose_files_are_gone_is_refused_and_made_again(copied_run: FinishedRun):
     (copied_run.outputs / "train" / "adapter" / "adapter_model.safetensors").unlink()
     done = copied_run.ftkit("stage=merge")
