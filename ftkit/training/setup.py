@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from torch import nn
 from transformers import IntervalStrategy, PrinterCallback, set_seed
 from trl.trainer.sft_config import SFTConfig
 
@@ -19,7 +20,7 @@ from ftkit.training.dataset import DataCounts, training_rows
 from ftkit.training.document_masks import isolate_documents
 from ftkit.training.fast_path import speed_up, why_plain
 from ftkit.training.guards import WeightsMove, check_packing
-from ftkit.training.heldout import HeldOut, Marks
+from ftkit.training.heldout import Collate, HeldOut, Marks
 from ftkit.training.lora import Trained, add_lora, train_all
 from ftkit.training.model import load_base, load_tokenizer
 from ftkit.training.trainer import Trainer
@@ -66,6 +67,11 @@ def sft_config(config: Config, checkpoints: Path) -> SFTConfig:
 
 
 def set_up(config: Config, args: SFTConfig, tokens: Path, say: Say) -> tuple[Trainer, DataCounts, Trained]:
+    """Everything from the configuration, ready to train; ``say`` gets a line for each thing that was chosen or read.
+
+    Raises:
+        StageError: the model, the rows or the machine is not as the configuration needs it.
+    """
     device = args.device  # starts the process group
     if config.sft.fsdp:
         sharding.shard_on_cpus()
@@ -76,6 +82,35 @@ def set_up(config: Config, args: SFTConfig, tokens: Path, say: Say) -> tuple[Tra
     tokenizer = load_tokenizer(config.model)
     rows, counts = training_rows(tokens, config, vocab_size=config.model.architecture.vocab_size)
     say(_what_is_read(counts, config, args))
+    model, trained = _model(config, device, fused=plain is None)
+    say(f"training {trained}")
+    assert isinstance(tokenizer.pad_token_id, int)
+    collate = _collator(config, tokenizer.pad_token_id)
+    heldout = _held_out(config, args, tokens, say)
+    size = args.per_device_train_batch_size
+    trainer = Trainer(
+        model=model,
+        args=args,
+        train_dataset=rows,
+        eval_dataset=heldout,
+        data_collator=collate,
+        processing_class=tokenizer,
+        save_total_limit=config.sft.save_total_limit,
+        save_minutes=config.sft.save_minutes,
+        heldout=None if heldout is None else HeldOut(heldout, collate, size, Marks.of(tokenizer)),
+        patience=config.sft.early_stopping_patience,
+    )
+    if config.sft.fsdp and not trainer.is_fsdp_enabled:
+        raise StageError("sft.fsdp is true, and accelerate does not shard these processes", cure="sft.fsdp=false")
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(WeightsMove())
+    if config.sft.packing and config.sft.verify_packing:
+        _compare_packed(config, trainer, model, rows, collate, say)
+    return trainer, counts, trained
+
+
+def _model(config: Config, device: torch.device, *, fused: bool) -> tuple[nn.Module, Trained]:
+    """The base with adapters, or trained whole, that computes as the configuration says."""
     base = load_base(
         config.model,
         dtype=None if config.lora else "float32",
@@ -86,36 +121,22 @@ def set_up(config: Config, args: SFTConfig, tokens: Path, say: Say) -> tuple[Tra
     model, trained = add_lora(base, config.lora) if config.lora else (base, train_all(base))
     sharding.leave_frozen_alone(model)
     isolate_documents(model)
-    speed_up(model, config, fused=plain is None)
-    say(f"training {trained}")
-    assert isinstance(tokenizer.pad_token_id, int)
-    collate = _collator(config, tokenizer.pad_token_id)
-    heldout = _held_out(config, args, tokens, say)
-    size = args.per_device_train_batch_size
-    evaluated = None if heldout is None else HeldOut(heldout, collate, size, Marks.of(tokenizer))
-    trainer = Trainer(
-        model=model,
-        args=args,
-        train_dataset=rows,
-        eval_dataset=heldout,
-        data_collator=collate,
-        processing_class=tokenizer,
-        save_total_limit=config.sft.save_total_limit,
-        save_minutes=config.sft.save_minutes,
-        heldout=evaluated,
-        patience=config.sft.early_stopping_patience,
-    )
-    if config.sft.fsdp and not trainer.is_fsdp_enabled:
-        raise StageError("sft.fsdp is true, and accelerate does not shard these processes", cure="sft.fsdp=false")
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(WeightsMove())
-    if config.sft.packing and config.sft.verify_packing:
-        if config.sft.fsdp and device.type == "cuda":
-            say("packing is not checked: the model is still on the CPU, and goes to the GPUs as it is sharded")
-        else:
-            with trainer.accelerator.autocast():
-                _say_packing(check_packing(model, rows, collate), say)
-    return trainer, counts, trained
+    speed_up(model, config, fused=fused)
+    return model, trained
+
+
+def _compare_packed(
+    config: Config, trainer: Trainer, model: nn.Module, rows: Dataset, collate: Collate, say: Say
+) -> None:
+    """See that packed documents are apart, and say so."""
+    if config.sft.fsdp and trainer.args.device.type == "cuda":
+        say("packing is not checked: the model is still on the CPU, and goes to the GPUs as it is sharded")
+        return
+    with trainer.accelerator.autocast():
+        compared = check_packing(model, rows, collate)
+    if compared:
+        documents, share = compared
+        say(f"{documents} packed documents do not notice when others beside them change, to {share:.1e} of the spread")
 
 
 def _held_out(config: Config, args: SFTConfig, tokens: Path, say: Say) -> Dataset | None:
@@ -131,12 +152,6 @@ def _held_out(config: Config, args: SFTConfig, tokens: Path, say: Say) -> Datase
         say(f"no evaluation: {error.what}")
         args.eval_strategy = IntervalStrategy.NO
         return None
-
-
-def _say_packing(compared: tuple[int, float] | None, say: Say) -> None:
-    if compared:
-        documents, share = compared
-        say(f"{documents} packed documents do not notice when others beside them change, to {share:.1e} of the spread")
 
 
 def _collator(config: Config, pad_token_id: int) -> Collator | JoiningCollator:

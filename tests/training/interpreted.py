@@ -6,6 +6,8 @@
 ``checks`` runs those of ``scripts/check_gpu`` in float32 and at small sizes; ``train`` a training with fused=True.
 """
 
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import importlib.util
