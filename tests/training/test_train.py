@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -152,6 +153,16 @@ def test_a_run_accounts_for_its_rows(
 ) -> None:
     _, lines = Run(small_run(model_folder, *overrides, "sft.max_steps=1"), token_file, tmp_path).train()
     assert said in lines[1]
+
+
+def test_a_run_says_how_many_rows_it_has_cut(model_folder: Path, token_file: Path, tmp_path: Path) -> None:
+    rows = pq.read_table(token_file)
+    starts = rows["prompt_length"]
+    rows = rows.append_column("thinking_start", starts).append_column("thinking_end", pc.add(starts, 15))
+    pq.write_table(rows, tmp_path / "tokens.parquet")
+    overrides = ["dataset.overlength=truncate-thinking", "sft.max_length=30", "sft.max_steps=1"]
+    _, said = Run(small_run(model_folder, *overrides), tmp_path / "tokens.parquet", tmp_path / "run").train()
+    assert said[1] == "16 rows, 370 tokens, 244 with loss; 5 rows cut at the end of their thinking"
 
 
 def test_a_packed_run_without_two_documents_in_a_row_has_nothing_to_compare(model_folder: Path, tmp_path: Path) -> None:
