@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from ftkit.config.fields import PATTERNS
 from ftkit.config.overrides import nearest
-from ftkit.config.schema import PATTERNS, Config
+from ftkit.config.schema import Config
 from ftkit.errors import Problem
 
 UNKNOWN_KEY = "unknown key"

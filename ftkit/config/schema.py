@@ -7,27 +7,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-PositiveInt = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._=,+-]{0,199}$"
-ASSET_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,254}$"
-ENDPOINT_NAME = r"^[A-Za-z][A-Za-z0-9-]{1,30}[A-Za-z0-9]$"
-DATE = r"^\d{4}-\d{2}-\d{2}$"
-SHM_SIZE = r"^\d+[kmg]$"
-PATTERNS = {
-    RUN_NAME: "a name of letters, digits and . _ = , + -",
-    ASSET_NAME: "a name of letters, digits and . _ -",
-    ENDPOINT_NAME: "a name of 3 to 32 letters, digits and hyphens that begins with a letter",
-    DATE: "a date of the form 2026-01-01",
-}
-"""Each pattern in words, for error messages."""
+from ftkit.config.fields import DATE, SHM_SIZE, AssetName, EndpointName, Fraction, Group, Name, PositiveInt
+from ftkit.config.lm_eval import LmEval
 
-Name = Annotated[str, Field(pattern=RUN_NAME)]
 Tracker = Literal["tensorboard", "mlflow", "trackio"]
-AssetName = Annotated[str, Field(pattern=ASSET_NAME)]
-EndpointName = Annotated[str, Field(pattern=ENDPOINT_NAME)]
 
 STAGES = ("environment", "prepare", "publish", "train", "merge", "register", "deploy", "invoke")
 """The life cycle in order."""
@@ -40,12 +25,6 @@ SIDE_STAGES = ("plan", "evaluate", "report", "teardown")
 
 GROUPS = ("model", "dataset", "lora", "sft", "compute", "deployment", "evaluation")
 """Config groups whose options are files in ``conf/<group>/``."""
-
-
-class Group(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, protected_namespaces=()
-    )
 
 
 class Run(Group):
@@ -422,6 +401,7 @@ class Evaluation(Group):
     """Longest answer in tokens, thinking included."""
     batch_size: PositiveInt
     """Questions that are answered at a time."""
+    lm_eval: LmEval
 
 
 class Report(Group):
