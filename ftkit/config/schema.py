@@ -380,7 +380,7 @@ class Evaluation(Group):
     path: str | None
     """A .jsonl, .json, .tsv, .csv or .parquet file with a question and an answer a row; null asks the held-out rows."""
     folder: str | None
-    """Set inside an Azure ML job: where that file is mounted."""
+    """Set inside an Azure ML job: where that file, or the folder of lm-eval's tasks, is mounted."""
     header: list[str] | None
     """Names of a .tsv's or .csv's columns; null takes them from its first line."""
     columns: TaskColumns

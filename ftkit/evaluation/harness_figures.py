@@ -11,8 +11,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-NAME = "lm_eval"
-"""Begins the names by which ``deployment.gate`` knows these figures: ``lm_eval.gsm8k.exact_match``."""
+from ftkit.config.gate import LM_EVAL
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,8 @@ class TaskRow:
 
     @property
     def name(self) -> str:
-        return f"{NAME}.{self.task}.{self.metric}"
+        """By which ``deployment.gate`` knows it: ``lm_eval.gsm8k.exact_match.strict-match``."""
+        return f"{LM_EVAL}{self.task}.{self.metric}"
 
     @property
     def verdict(self) -> str:
