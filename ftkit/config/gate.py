@@ -15,6 +15,7 @@ MEASURES = (
     *("right", "right_number", "thinking_tokens", "tokens"),
 )
 LM_EVAL = "lm_eval."
+"""Begins the names of figures of lm-eval's tasks."""
 LM_EVAL_FIGURE = re.compile(r"lm_eval\.[^.]+\.[^.]+")
 RULE = re.compile(
     r"^(?P<measure>[\w.-]*\w) *(?P<compare>>=|<=|>|<) *"

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ftkit.config.gate import LM_EVAL
+from ftkit.pages import percent
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,16 @@ class HarnessComparison:
     def main_rows(self) -> list[TaskRow]:
         """Those of what was asked for by name, without the parts of groups."""
         return [row for row in self.rows if not row.part_of]
+
+    @property
+    def cut_off_in_words(self) -> list[str]:
+        """A line for each model and task of whose answers some were cut off: they count as they stood then."""
+        return [
+            f"{percent(share)} of the answers of {name} to {task} were cut off"
+            for name, tasks in self.cut_off.items()
+            for task, share in tasks.items()
+            if share
+        ]
 
     def result(self) -> dict[str, Any]:
         """For the record."""

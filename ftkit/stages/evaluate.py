@@ -60,6 +60,9 @@ def run(context: Context) -> Made:
     _print(compared, config)
     if by_lm_eval:
         console().print(table_of(by_lm_eval, config.evaluation.adapter))
+        for text in by_lm_eval.cut_off_in_words:
+            limit = config.evaluation.max_new_tokens
+            context.say(f"{text} at {limit} tokens; for more of them evaluation.max_new_tokens={4 * limit}")
     with written_aside(context.folder / ANSWERS) as aside:
         _write(aside, compared)
     write_comparison(context.folder / PAGE, compared, config, by_lm_eval)
