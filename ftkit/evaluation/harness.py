@@ -132,7 +132,8 @@ class Harness:
         status = self._process.wait()
         lines = [line.strip() for line in self._log.read_text(encoding="utf-8", errors="replace").splitlines()]
         said = " / ".join([line for line in lines if line][-QUOTED_LINES:])
-        return StageError(f"lm-eval ended with status {status}: {said}", where=str(self._log))
+        cure = "what lm-eval asks for there; the same command keeps the answers that were given"
+        return StageError(f"lm-eval ended with status {status}: {said}", where=str(self._log), cure=cure)
 
 
 def interpreter(settings: LmEval) -> str:

@@ -12,6 +12,7 @@ import math
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Iterable
 from importlib.metadata import version
 from queue import SimpleQueue
@@ -179,4 +180,11 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    status = 1
+    try:
+        main()
+        status = 0
+    except Exception:
+        traceback.print_exc()
+    sys.stderr.flush()
+    os._exit(status)  # the thread that reads stdin would abort what the interpreter winds down
