@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ftkit.config import training_checks
+from ftkit.config import lm_eval_checks, training_checks
 from ftkit.config.converter import converter_can_be_run
 from ftkit.config.data_files import DATA_SUFFIXES, data_files, is_data_file, is_pattern
 from ftkit.config.gate import parse
 from ftkit.config.overrides import nearest
-from ftkit.config.places import place_of
+from ftkit.config.places import place_of, runs_as_job
 from ftkit.config.schema import SIDE_STAGES, STAGES, Config
 from ftkit.errors import Problem
 
@@ -173,11 +173,14 @@ def hub_token_has_one_place(config: Config) -> Iterator[Problem]:
 def gate_can_be_read(config: Config) -> Iterator[Problem]:
     for rule in config.deployment.gate:
         try:
-            against = parse(rule).against
+            read = parse(rule)
         except ValueError as error:
             yield Problem("deployment.gate", f"{rule!r}: {error}", "", 'for instance ["thinks_in_japanese >= 0.95"]')
             continue
-        if against == "adapter" and not config.evaluation.adapter:
+        if read.of_lm_eval and not config.evaluation.lm_eval.tasks:
+            what = f"{rule!r}, and evaluate asks no task of lm-eval"
+            yield Problem("deployment.gate", what, "", f"evaluation.lm_eval.tasks=[{read.measure.split('.')[1]}]")
+        if read.against == "adapter" and not config.evaluation.adapter:
             what = f"{rule!r}, and evaluate does not ask the adapter"
             yield Problem("deployment.gate", what, "", "evaluation.adapter=true, or a rule against base")
 
@@ -227,6 +230,17 @@ def task_file_exists(config: Config) -> Iterator[Problem]:
     close = nearest(str(path), neighbours)
     what = f"{path} is none that can be read" if path.exists() else f"no such file: {path}"
     yield Problem("evaluation.path", what, "", f"did you mean {close}?" if close else kinds)
+
+
+def lm_eval_is_there_with_its_tasks(config: Config) -> Iterator[Problem]:
+    settings = config.evaluation.lm_eval
+    if not settings.tasks:
+        yield from lm_eval_checks.problems_without_tasks(settings)
+        return
+    yield from lm_eval_checks.problems_of_names(settings)
+    if "evaluate" in config.stages:
+        in_job = runs_as_job("evaluate", config)
+        yield from lm_eval_checks.problems_of_image() if in_job else lm_eval_checks.problems_here(settings)
 
 
 def adapter_is_there_to_ask(config: Config) -> Iterator[Problem]:
@@ -287,6 +301,7 @@ CHECKS: tuple[Check, ...] = (
     dataset_files_exist,
     columns_say_where_the_chat_is,
     task_file_exists,
+    lm_eval_is_there_with_its_tasks,
     adapter_is_there_to_ask,
     several_samples_need_a_temperature,
     invoke_has_one_request,

@@ -8,12 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ftkit.config.overrides import nearest
+
 MEASURES = (
     *("thinks_in_japanese", "japanese_probability", "parses", "finished", "loops"),
     *("right", "right_number", "thinking_tokens", "tokens"),
 )
+LM_EVAL = "lm_eval."
+"""Begins the names of figures of lm-eval's tasks."""
+LM_EVAL_FIGURE = re.compile(r"lm_eval\.[^.]+\.[^.]+")
 RULE = re.compile(
-    r"^(?P<measure>\w+) *(?P<compare>>=|<=|>|<) *"
+    r"^(?P<measure>[\w.-]*\w) *(?P<compare>>=|<=|>|<) *"
     r"(?:(?P<against>base|adapter)(?: *(?P<margin>[+-] *[\d.]+))?|(?P<value>[\d.]+))$"
 )
 COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
@@ -30,7 +35,7 @@ class Rule:
 
     Attributes:
         text: as it was written.
-        measure: one of ``MEASURES``.
+        measure: one of ``MEASURES``, or ``lm_eval.<task>.<metric>``.
         compare: how the merged model's figure is held against the bound.
         against: ``base`` or ``adapter``, whose figure plus ``value`` is the bound; empty where ``value`` itself is.
         value: bound or margin.
@@ -42,18 +47,35 @@ class Rule:
     against: str
     value: float
 
-    def broken(self, measured: Mapping[str, Mapping[str, float]]) -> str:
+    def broken(self, measured: Mapping[str, Any]) -> str:
         """What breaks the rule, in words; empty if it holds.
 
         Args:
-            measured: figures by name of ``merged`` and of ``against``.
+            measured: figures by name of ``merged`` and of ``against``; lm-eval's in a list, ``lm_eval.figures``.
         """
-        figure = measured["merged"][self.measure]
-        other = measured[self.against][self.measure] if self.against else 0
+        if not self.of_lm_eval:
+            figure = measured["merged"][self.measure]
+            other = measured[self.against][self.measure] if self.against else 0
+        elif found := by_name(measured).get(self.measure):
+            figure, other = found["merged"], found[self.against] if self.against else 0
+        else:
+            close = nearest(self.measure, by_name(measured))
+            return f"{self.text}: lm-eval gave no such figure" + (f"; did you mean {close}?" if close else "")
         if COMPARISONS[self.compare](figure, other + self.value):
             return ""
-        has = f", the {self.against} has {other:.2f}" if self.against else ""
-        return f"{self.text}: the merged model has {figure:.2f}{has}"
+        digits = 3 if self.of_lm_eval else 2
+        has = f", the {self.against} has {other:.{digits}f}" if self.against else ""
+        return f"{self.text}: the merged model has {figure:.{digits}f}{has}"
+
+    @property
+    def of_lm_eval(self) -> bool:
+        """Whether the measure is a figure of one of lm-eval's tasks."""
+        return self.measure.startswith(LM_EVAL)
+
+
+def by_name(measured: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """lm-eval's figures of a result of ``evaluate``, by the names that rules use."""
+    return {figure["name"]: figure for figure in measured.get("lm_eval", {}).get("figures", ())}
 
 
 def parse(text: str) -> Rule:
@@ -65,8 +87,9 @@ def parse(text: str) -> Rule:
     found = RULE.match(text.strip())
     if found is None:
         raise ValueError("a rule is a measure, one of >= <= > <, and a number, base, adapter, or base - 0.05")
-    if found["measure"] not in MEASURES:
-        raise ValueError(f"no measure {found['measure']!r}; there are {', '.join(MEASURES)}")
+    if found["measure"] not in MEASURES and not LM_EVAL_FIGURE.match(found["measure"]):
+        known = ", ".join((*MEASURES, f"{LM_EVAL}<task>.<metric>"))
+        raise ValueError(f"no measure {found['measure']!r}; there are {known}")
     number = found["value"] or (found["margin"] or "0").replace(" ", "")
     return Rule(text.strip(), found["measure"], found["compare"], found["against"] or "", float(number))
 

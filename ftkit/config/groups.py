@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ftkit.config.fields import DATE, SHM_SIZE, AssetName, EndpointName, Fraction, Group, PositiveInt
+from ftkit.config.lm_eval import LmEval
 
 GROUPS = ("model", "dataset", "lora", "sft", "compute", "deployment", "evaluation")
 """Config groups whose options are files in ``conf/<group>/``."""
@@ -294,7 +295,7 @@ class Evaluation(Group):
     path: str | None
     """A .jsonl, .json, .tsv, .csv or .parquet file with a question and an answer a row; null asks the held-out rows."""
     folder: str | None
-    """Set inside an Azure ML job: where that file is mounted."""
+    """Set inside an Azure ML job: where that file, or the folder of lm-eval's tasks, is mounted."""
     header: list[str] | None
     """Names of a .tsv's or .csv's columns; null takes them from its first line."""
     columns: TaskColumns
@@ -315,3 +316,4 @@ class Evaluation(Group):
     """Longest answer in tokens, thinking included."""
     batch_size: PositiveInt
     """Questions that are answered at a time."""
+    lm_eval: LmEval

@@ -18,6 +18,12 @@ def shipped_conf() -> Path:
     return installed if installed.is_dir() else PACKAGE.parent / "conf"
 
 
+def shipped_environment() -> Path:
+    """The ``environment`` folder that came with ftkit, which images are made of."""
+    installed = PACKAGE / "environment"
+    return installed if installed.is_dir() else PACKAGE.parent / "environment"
+
+
 def user_conf() -> Path | None:
     """The user's own ``conf`` in the working directory; None when there is none or it is the shipped one."""
     own = Path.cwd() / "conf"

@@ -52,7 +52,7 @@ class TextEncoder:
 
 
 def tiktoken_encoding(tokenizer: Mapping[str, Any]) -> Any:
-    """The same tokenizer for tiktoken, without special tokens; None when it works in another way.
+    """The same tokenizer for tiktoken, without special tokens; None if it works otherwise, or tiktoken is missing.
 
     tiktoken joins any two neighbours that make a token, the smallest id first. So does byte-level BPE if its list of
     merges holds every way to make each token, in the order of the ids, and words that are tokens are taken whole.
@@ -60,8 +60,10 @@ def tiktoken_encoding(tokenizer: Mapping[str, Any]) -> Any:
     Args:
         tokenizer: content of a tokenizer.json.
     """
-    import tiktoken
-
+    try:
+        import tiktoken
+    except ModuleNotFoundError:  # a job's image has what jobs need; without it encoding is slower, and the same
+        return None
     model, pattern = tokenizer["model"], _word_pattern(tokenizer)
     if pattern is None or model["type"] != "BPE" or not model.get("ignore_merges") or model.get("dropout"):
         return None

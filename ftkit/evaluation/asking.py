@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import time
@@ -12,8 +11,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from ftkit import __version__
-from ftkit.config.groups import Model
 from ftkit.config.schema import Config
+from ftkit.evaluation.candidates import Candidate
 from ftkit.evaluation.generation import complete
 from ftkit.evaluation.measures import Answer
 from ftkit.evaluation.questions import Question
@@ -21,7 +20,7 @@ from ftkit.files import whole_lines, written_aside
 from ftkit.serving.endpoint.harmony import Harmony
 
 Say = Callable[[str], None]
-SAME_ANSWERS = ("path", "folder", "name", "header", "columns", "match", "questions", "adapter")
+SAME_ANSWERS = ("path", "folder", "name", "header", "columns", "match", "questions", "adapter", "lm_eval")
 """Of the evaluation's settings, those that change no answer to a given prompt."""
 SAY_EVERY_S = 10.0
 """Seconds between two lines that say how far it has come."""
@@ -65,16 +64,9 @@ class Asking:
     folder: Path
     say: Say
 
-    def ask(self, name: str, model: Model, of: str, adapter: Path | None = None) -> Asked:
-        """Put all questions to a model, but for those that it has answered before.
-
-        Args:
-            name: ``base``, ``adapter`` or ``merged``.
-            model: how it is loaded.
-            of: tells it apart from other models.
-            adapter: folder of an adapter that the model answers with, unmerged.
-        """
-        kept = self._kept(name, of)
+    def ask(self, candidate: Candidate) -> Asked:
+        """Put all questions to a model, but for those that it has answered before."""
+        kept = self._kept(candidate)
         (losses, answers), match = _read(kept), self.config.evaluation.match
         places = {(question.row, sample): place for place, (question, sample) in enumerate(self._asked())}
         done = {
@@ -83,33 +75,21 @@ class Asking:
             if key in places
         }
         if done:
-            self.say(f"{name}: {len(done)} of {len(places)} answered before")
+            self.say(f"{candidate.name}: {len(done)} of {len(places)} answered before")
         if len(done) < len(places):
             with written_aside(kept) as aside:  # without a line that was cut off
                 aside.write_text("".join(map(_line, [{"losses": losses}, *map(asdict, done.values())])), "utf-8")
-            losses = self._ask_rest(name, model, adapter, kept, losses, done)
+            losses = self._ask_rest(candidate, kept, losses, done)
         return Asked([done[place] for place in range(len(places))], losses or {})
 
     def _ask_rest(
-        self,
-        name: str,
-        model: Model,
-        adapter: Path | None,
-        kept: Path,
-        losses: dict[str, float] | None,
-        done: dict[int, Answer],
+        self, candidate: Candidate, kept: Path, losses: dict[str, float] | None, done: dict[int, Answer]
     ) -> dict[str, float] | None:
         """Fill in ``done``; returns the losses."""
-        from peft import PeftModel
-
         from ftkit.training.heldout import losses_on
-        from ftkit.training.model import load_base, load_tokenizer
 
-        tokenizer, asked, task = load_tokenizer(model), self._asked(), self.config.evaluation
-        harmony = Harmony(tokenizer)
-        loaded: Any = load_base(model, device=_device())
-        loaded = (PeftModel.from_pretrained(loaded, str(adapter)) if adapter else loaded).eval()
-        said = time.monotonic()
+        tokenizer, asked, task = candidate.tokenizer, self._asked(), self.config.evaluation
+        harmony, loaded, said = Harmony(tokenizer), candidate.loaded, time.monotonic()
         with kept.open("a", encoding="utf-8") as stream:
             if losses is None and self.tokens:
                 losses = losses_on(loaded, self.tokens, self.config, tokenizer, {q.row for q in self.questions})
@@ -131,22 +111,20 @@ class Asking:
                     stream.write(_line(asdict(done[place])))
                 stream.flush()
                 if time.monotonic() - said > SAY_EVERY_S:
-                    self.say(f"{name}: {len(done)} of {len(asked)} answered")
+                    self.say(f"{candidate.name}: {len(done)} of {len(asked)} answered")
                     said = time.monotonic()
-        del loaded
-        gc.collect()
         return losses
 
     def _asked(self) -> list[tuple[Question, int]]:
         """Each question with the numbers of its samples."""
         return [(question, sample) for question in self.questions for sample in range(self.config.evaluation.samples)]
 
-    def _kept(self, name: str, of: str) -> Path:
+    def _kept(self, candidate: Candidate) -> Path:
         """The file of a model's answers; those to other questions, or of an earlier model, are removed."""
         task = self.config.evaluation.model_dump(exclude=set(SAME_ANSWERS))
-        made_from = json.dumps([__version__, of, task, [question.prompt for question in self.questions]])
-        path = self.folder / f".{name}.{hashlib.sha256(made_from.encode()).hexdigest()[:12]}.jsonl"
-        for other in self.folder.glob(f".{name}.*.jsonl"):
+        made_from = json.dumps([__version__, candidate.digest, task, [question.prompt for question in self.questions]])
+        path = self.folder / f".{candidate.name}.{hashlib.sha256(made_from.encode()).hexdigest()[:12]}.jsonl"
+        for other in self.folder.glob(f".{candidate.name}.*.jsonl"):
             if other != path or self.config.force:
                 other.unlink()
         return path
@@ -184,9 +162,3 @@ def _read(path: Path) -> tuple[dict[str, float] | None, dict[tuple[int, int], An
 
 def _line(values: dict[str, Any]) -> str:
     return json.dumps(values, ensure_ascii=False) + "\n"
-
-
-def _device() -> Any:
-    import torch
-
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

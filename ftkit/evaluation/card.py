@@ -68,9 +68,26 @@ def _front_matter(config: Config, evaluated: Mapping[str, Any] | None) -> ModelC
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["gpt_oss", "reasoning", *(["lora"] if config.lora else []), "ftkit"],
-        eval_results=[_eval_result(config, name, evaluated) for name in MEASURES] if evaluated else None,
+        eval_results=_eval_results(config, evaluated) if evaluated else None,
         ignore_metadata_errors=False,
     )
+
+
+def _eval_results(config: Config, evaluated: Mapping[str, Any]) -> list[EvalResult]:
+    found = [_eval_result(config, name, evaluated) for name in MEASURES]
+    for figure in evaluated.get("lm_eval", {}).get("figures", ()):
+        if not figure["part_of"]:
+            found.append(
+                EvalResult(
+                    task_type="text-generation",
+                    dataset_type="custom",
+                    dataset_name=f"{figure['task']} of lm-eval",
+                    metric_type=figure["metric"],
+                    metric_value=round(figure["merged"], 4),
+                    metric_name=f"{figure['task']}, {figure['metric']}",
+                )
+            )
+    return found
 
 
 def _eval_result(config: Config, name: str, evaluated: Mapping[str, Any]) -> EvalResult:

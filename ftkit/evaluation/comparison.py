@@ -10,6 +10,7 @@ from typing import Any
 
 from ftkit.config.schema import Config
 from ftkit.evaluation.asking import Asked
+from ftkit.evaluation.harness_figures import HarnessComparison
 from ftkit.evaluation.measures import MEASURES, Answer, Figure, by_question, differences, figures
 from ftkit.pages import write_page
 
@@ -136,7 +137,9 @@ class Comparison:
         }
 
 
-def write_comparison(path: Path, compared: Comparison, config: Config) -> None:
+def write_comparison(
+    path: Path, compared: Comparison, config: Config, by_lm_eval: HarnessComparison | None = None
+) -> None:
     """Write the page."""
     worse, better = compared.right_less_often(), compared.right_more_often()
     write_page(
@@ -156,6 +159,7 @@ def write_comparison(path: Path, compared: Comparison, config: Config) -> None:
         better=better,
         shown_changes=SHOWN_CHANGES,
         shown=_spread(compared.pairs),
+        by_lm_eval=by_lm_eval,
     )
 
 

@@ -87,7 +87,10 @@ STAGES = (
         "ask base and merged model, compare their answers in a page",
         "evaluate/report.html",
         ("train", "merge", "publish"),
-        ("evaluation", "-evaluation.folder", "model", "-model.folder", "-model.tokenizer", "-model.license"),
+        (
+            *("evaluation", "-evaluation.folder", "-evaluation.lm_eval.python", "model"),
+            *("-model.folder", "-model.tokenizer", "-model.license"),
+        ),
     ),
     Stage("report", "compare runs in a page: settings, curves, figures", "_report/report.html", always=True),
     Stage("teardown", "stop the endpoint and jobs under way, after asking", "nothing", always=True),

@@ -3,26 +3,32 @@
 python -m ftkit experiment=tiny stage=evaluate
 python -m ftkit experiment=tiny stage=evaluate evaluation.adapter=true
 python -m ftkit experiment=tiny stage=evaluate evaluation.temperature=1.0 evaluation.samples=4
+python -m ftkit stage=evaluate evaluation.lm_eval.tasks=[gsm8k] evaluation.lm_eval.python=lm-eval/bin/python
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
+from ftkit.config.lm_eval import include_folder
 from ftkit.config.schema import Config
 from ftkit.console import console
 from ftkit.errors import StageError
 from ftkit.evaluation.asking import Asking
+from ftkit.evaluation.candidates import Candidate
 from ftkit.evaluation.card import write_card
 from ftkit.evaluation.comparison import Comparison, Pair, Row, write_comparison
+from ftkit.evaluation.harness_figures import HarnessComparison, table_of
 from ftkit.evaluation.measures import MEASURES, Answer
 from ftkit.evaluation.questions import Question, heldout_questions, task_file, task_questions
-from ftkit.files import sha256, written_aside
+from ftkit.evaluation.tasks import Tasks
+from ftkit.files import sha256, tree_digest, written_aside
 from ftkit.quiet import libraries_to
 from ftkit.stages import Context, Made
 from ftkit.stages.prepare import TOKENS
@@ -34,9 +40,11 @@ SHOWN = ("thinking", "output", *MEASURES, "seconds")
 
 
 def outside_inputs(config: Config) -> dict[str, str]:
-    """Digest of a file of questions."""
-    path = task_file(config.evaluation)
-    return {"task": sha256(path)} if path and path.is_file() else {}
+    """Digests of a file of questions, and of a folder with tasks for lm-eval."""
+    evaluation = config.evaluation
+    path, tasks = task_file(evaluation), include_folder(evaluation.lm_eval, evaluation.folder)
+    found = {"task": sha256(path)} if path and path.is_file() else {}
+    return found | ({"lm_eval_tasks": tree_digest(tasks)} if tasks and tasks.is_dir() else {})
 
 
 def run(context: Context) -> Made:
@@ -47,30 +55,20 @@ def run(context: Context) -> Made:
     """
     config, merged = context.config, context.needs["merge"]
     context.folder.mkdir(parents=True, exist_ok=True)
-    tuned = config.model.model_copy(
-        update={
-            "pretrained_model_name_or_path": str(merged.run_folder / merged.record.result["folder"]),
-            "revision": None,
-            "folder": None,
-        }
-    )
-    adapter = _adapter(context) if config.evaluation.adapter else None
     with libraries_to(context.folder / LIBRARY_LOG):
-        questions = _questions(context)
-        tokens = None if config.evaluation.path else published_rows(context) / TOKENS
-        asking = Asking(questions, config, tokens, context.folder, context.say)
-        base = config.model.model_dump_json(exclude={"folder", "tokenizer", "license"})
-        digest = merged.record.result["digest"]
-        compared = Comparison(
-            base=asking.ask("base", config.model, base),
-            adapter=asking.ask("adapter", config.model, f"{base} {digest}", adapter) if adapter else None,
-            tuned=asking.ask("merged", tuned, digest),
-        )
+        compared, by_lm_eval = _compare(context)
     _print(compared, config)
+    if by_lm_eval:
+        console().print(table_of(by_lm_eval, config.evaluation.adapter))
+        for text in by_lm_eval.cut_off_in_words:
+            limit = config.evaluation.max_new_tokens
+            context.say(f"{text} at {limit} tokens; for more of them evaluation.max_new_tokens={4 * limit}")
     with written_aside(context.folder / ANSWERS) as aside:
         _write(aside, compared)
-    write_comparison(context.folder / PAGE, compared, config)
+    write_comparison(context.folder / PAGE, compared, config, by_lm_eval)
     result = {"task": config.evaluation.name, **compared.result()}
+    if by_lm_eval:
+        result["lm_eval"] = by_lm_eval.result()
     if merged.run_folder == context.run_folder:  # not where a job finds a model that an earlier one has made
         train, data = context.needs["train"].record, context.needs["publish"].record
         model = merged.run_folder / merged.record.result["folder"]
@@ -78,6 +76,35 @@ def run(context: Context) -> Made:
     shares = f"{result['base']['thinks_in_japanese']:.2f} → {result['merged']['thinks_in_japanese']:.2f}"
     summary = f"{_asked(compared, config)}: thinking in Japanese {shares}; {context.folder / PAGE}"
     return Made(summary, [context.folder / ANSWERS, context.folder / PAGE], result)
+
+
+def _compare(context: Context) -> tuple[Comparison, HarnessComparison | None]:
+    """Ask one model after the other, ftkit's own questions and lm-eval's tasks while its weights are loaded."""
+    config, asked = context.config, {}
+    candidates = _candidates(context)
+    with Tasks(config, context.folder, context.say) if config.evaluation.lm_eval.tasks else nullcontext() as tasks:
+        questions = _questions(context)
+        tokens = None if config.evaluation.path else published_rows(context) / TOKENS
+        asking = Asking(questions, config, tokens, context.folder, context.say)
+        for candidate in candidates:
+            asked[candidate.name] = asking.ask(candidate)
+            if tasks:
+                tasks.put_to(candidate)
+            candidate.release()
+    compared = Comparison(base=asked["base"], adapter=asked.get("adapter"), tuned=asked["merged"])
+    return compared, tasks.compared() if tasks else None
+
+
+def _candidates(context: Context) -> list[Candidate]:
+    """Base, adapter if it is to be asked, and merged model."""
+    model, merged = context.config.model, context.needs["merge"]
+    base, digest = model.model_dump_json(exclude={"folder", "tokenizer", "license"}), merged.record.result["digest"]
+    folder = str(merged.run_folder / merged.record.result["folder"])
+    tuned = model.model_copy(update={"pretrained_model_name_or_path": folder, "revision": None, "folder": None})
+    found = [Candidate("base", model, base), Candidate("merged", tuned, digest)]
+    if context.config.evaluation.adapter:
+        found.insert(1, Candidate("adapter", model, f"{base} {digest}", _adapter(context)))
+    return found
 
 
 def _adapter(context: Context) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,24 @@ COMBINATIONS = [
      "did you mean rows.jsonl?"),
     (checks.task_file_exists, f"{TINY} evaluation.path=empty stage=evaluate", "evaluation.path",
      "a file of questions and answers is .jsonl"),
+    (checks.lm_eval_is_there_with_its_tasks, f"{TINY} evaluation.lm_eval.tasks=[gsm8k] stage=evaluate",
+     "evaluation.lm_eval", "lm-eval/bin/pip install lm-eval, then evaluation.lm_eval.python="),
+    (checks.lm_eval_is_there_with_its_tasks, f"{TINY} evaluation.lm_eval.tasks=[a] evaluation.lm_eval.python=none "
+     "stage=evaluate", "evaluation.lm_eval", "python -m venv lm-eval"),
+    (checks.lm_eval_is_there_with_its_tasks, f"{TINY} evaluation.lm_eval.tasks=[a] evaluation.lm_eval.python="
+     f"{sys.executable} stage=evaluate", "evaluation.lm_eval", f"{sys.executable} -m pip install lm-eval"),
+    (checks.lm_eval_is_there_with_its_tasks, f"{TINY} evaluation.lm_eval.tasks=[a] evaluation.lm_eval.include_path="
+     "emtpy stage=evaluate", "evaluation.lm_eval.include_path", "did you mean empty?"),
+    (checks.lm_eval_is_there_with_its_tasks, f"{TINY} evaluation.lm_eval.tasks=[a] evaluation.lm_eval.include_path="
+     "empty stage=evaluate", "evaluation.lm_eval.include_path", "a file like mine.yaml"),
+    (checks.lm_eval_is_there_with_its_tasks, "evaluation.lm_eval.tasks=[gsm8k,gsm8k]", "evaluation.lm_eval",
+     "name each task once"),
+    (checks.lm_eval_is_there_with_its_tasks, "evaluation.lm_eval.limit=5", "evaluation.lm_eval.limit",
+     "evaluation.lm_eval.tasks=[gsm8k]"),
+    (checks.lm_eval_is_there_with_its_tasks, "evaluation.lm_eval.tasks=[gsm8k] stage=evaluate", "evaluation.lm_eval",
+     "/opt/lm-eval/bin/pip install lm-eval"),
+    (checks.gate_can_be_read, 'deployment.gate=["lm_eval.gsm8k.exact_match>=base"]', "deployment.gate",
+     "evaluation.lm_eval.tasks=[gsm8k]"),
     (checks.several_samples_need_a_temperature, "evaluation.samples=4", "evaluation.samples",
      "evaluation.temperature=1.0"),
     (checks.invoke_has_one_request, f"{TINY} stage=invoke invoke.prompt=null", "invoke", "invoke.file=request.json"),

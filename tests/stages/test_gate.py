@@ -61,3 +61,17 @@ def test_rules(rule: str, merged: float, base: float, holds: bool):
     measure = parse(rule).measure
     measured = {"merged": {measure: merged}, "base": {measure: base}, "adapter": {measure: base}}
     assert (parse(rule).broken(measured) == "") is holds
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ("lm_eval.gsm8k.exact_match.strict-match >= base - 0.05", ""),
+        ("lm_eval.gsm8k.exact_match.strict-match > 0.7", "the merged model has 0.500"),
+        ("lm_eval.gsm8k.exact_match >= base", "did you mean lm_eval.gsm8k.exact_match.strict-match?"),
+    ],
+)
+def test_rules_on_figures_of_lm_eval(rule: str, said: str):
+    figure = {"name": "lm_eval.gsm8k.exact_match.strict-match", "merged": 0.5, "base": 0.53}
+    broken = parse(rule).broken({"merged": {}, "base": {}, "lm_eval": {"figures": [figure]}})
+    assert said in broken and bool(broken) is bool(said)

@@ -15,7 +15,7 @@ import httpx
 from azure.ai.ml.entities import BuildContext
 from azure.ai.ml.entities import Environment as Entity
 
-from ftkit.config.sources import PACKAGE
+from ftkit.config.sources import shipped_environment
 from ftkit.errors import StageError
 from ftkit.files import tree_digest
 from ftkit.platforms import Say
@@ -93,10 +93,9 @@ def exists(workspace: Workspace, name: str, version: str) -> bool:
 @contextmanager
 def build_context(kind: str, image: str = "") -> Iterator[Path]:
     """A folder with the Dockerfile of an image and the pinned requirements, as they ship with ftkit."""
-    source = next(folder for folder in (PACKAGE / "environment", PACKAGE.parent / "environment") if folder.is_dir())
     with tempfile.TemporaryDirectory() as folder:
         context = Path(folder, kind)  # the SDK puts the name of the folder into the address: it has to stay the same
-        shutil.copytree(source / kind, context)
+        shutil.copytree(shipped_environment() / kind, context)
         if image:
             dockerfile = context / "Dockerfile"  # Azure ML's builds take no arguments
             text = dockerfile.read_text(encoding="utf-8").replace("ARG IMAGE\nFROM $IMAGE", f"FROM {image}")

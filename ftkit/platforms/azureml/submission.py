@@ -17,6 +17,7 @@ from azure.ai.ml import Input, Output, command
 from azure.ai.ml.entities import ManagedIdentityConfiguration
 
 from ftkit.assets import asset_path
+from ftkit.config.lm_eval import include_folder
 from ftkit.config.resolve import freeze
 from ftkit.config.schema import Config
 from ftkit.config.sources import PACKAGE, shipped_conf
@@ -60,12 +61,14 @@ def snapshot(config: Config) -> Iterator[Path]:
 
 
 def write_given(config: Config, work: Work, folder: Path) -> None:
-    """Write what the job starts from: the resolved configuration, records of the stages before it, a task's file."""
+    """Write what the job starts from: the resolved configuration, records of the stages before it, tasks' files."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     freeze(config.model_copy(update={"attach": None, "check": False, "stage": None}), folder / "config.yaml")
     if task := _task_file(config, work):
         shutil.copy(task, folder)
+    if own_tasks := _own_tasks(config, work):
+        shutil.copytree(own_tasks, folder / own_tasks.name, ignore=shutil.ignore_patterns("__pycache__"))
     for stage, record in work.records.items():
         path = path_of(folder, stage)
         path.parent.mkdir()
@@ -127,6 +130,11 @@ def _task_file(config: Config, work: Work) -> Path | None:
     return None if path is None else Path(path).expanduser()
 
 
+def _own_tasks(config: Config, work: Work) -> Path | None:
+    """The folder with the user's tasks for lm-eval."""
+    return include_folder(config.evaluation.lm_eval, None) if "evaluate" in work.stages else None
+
+
 def tags(config: Config, work: Work, store: str) -> dict[str, str]:
     """By which a job is known again, on another machine as well."""
     kept = {"run": config.run.name, "stages": ",".join(work.stages), "fingerprint": work.fingerprint, "store": store}
@@ -145,7 +153,7 @@ def _inputs(config: Config, work: Work, given: Path) -> tuple[dict[str, Input], 
         inputs["model"] = Input(type="uri_folder", path=model)
     elif model.startswith("azureml:"):
         inputs["model"] = Input(type="custom_model", path=model)
-    if _task_file(config, work):
+    if _task_file(config, work) or _own_tasks(config, work):
         changes.append("evaluation.folder=${{inputs.given}}")
     if "model" in inputs:
         changes.append("model.folder=${{inputs.model}}")
