@@ -11,7 +11,7 @@ from pathlib import Path
 from ftkit import __version__
 from ftkit.console import print_error
 from ftkit.errors import ConfigError, FtkitError, Interrupted, Problem
-from ftkit.processes import end_now, one_of_several
+from ftkit.processes import end_now, keep_ctrl_c, one_of_several
 
 HYDRA_ONLY = ("--hydra-help", "--info", "-i", "--shell-completion", "-sc")
 TAKE_A_VALUE = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
@@ -19,6 +19,7 @@ TAKE_A_VALUE = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--conf
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry of ``python -m ftkit`` and of ``ftkit``; ends the process with status 0, 1, 2, 130 or 143."""
+    keep_ctrl_c()
     status = _status_of(list(sys.argv[1:] if arguments is None else arguments))
     if one_of_several():
         end_now(status)

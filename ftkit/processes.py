@@ -48,6 +48,24 @@ def passing_on_sigterm(process: subprocess.Popen[bytes]) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def keep_ctrl_c() -> None:
+    """Send a Ctrl-C again that fell into a callback or a ``__del__``, where Python drops what is raised.
+
+    Imports run such callbacks by the thousand, so that a Ctrl-C at the beginning of a stage was lost now and then.
+    """
+
+    def hook(dropped: sys.UnraisableHookArgs) -> None:
+        if dropped.exc_type is not KeyboardInterrupt:
+            sys.__unraisablehook__(dropped)
+            return
+        arguments = (threading.main_thread().ident, signal.SIGINT)
+        again = threading.Timer(0.1, signal.pthread_kill, arguments)  # when the callback has returned
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = hook
+
+
 def end_now(status: int) -> NoReturn:
     """End this process with a status, and leave out what the interpreter would wind down.
 

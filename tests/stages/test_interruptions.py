@@ -45,6 +45,24 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint_and_says_so(prepared
     assert record["result"]["global_step"] == 12 and record["result"]["resumed_from"] == 4
 
 
+def test_ctrl_c_within_a_callback_is_not_lost():
+    """Guard: pthread_kill in keep_ctrl_c. Python drops what a callback raises, and would wait on."""
+    script = """
+import signal, threading, weakref
+from ftkit.processes import keep_ctrl_c
+keep_ctrl_c()
+thing = threading.Thread()
+reference = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGINT))
+del thing
+try:
+    threading.Event().wait(60)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "interrupted\n" and not done.stderr
+
+
 @pytest.mark.parametrize(
     ("stage", "trigger"),
     [
