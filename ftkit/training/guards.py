@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ftkit.errors import StageError
-from ftkit.training.heldout import Collate, hidden_states
+from ftkit.training.heldout import Collate, gathering, hidden_states, project
 from ftkit.training.lora import bare_name
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05}
@@ -48,7 +49,7 @@ def check_packing(model: nn.Module, rows: Iterable[Any], collate: Collate) -> tu
     model.eval()
     document = np.repeat(np.arange(len(row["seq_lengths"])), row["seq_lengths"])
     before, *after = (
-        hidden_states(model, collate([changed])).flatten(0, 1)[: len(document)].float()
+        gathering(model, _last_states)(collate([changed])).flatten(0, 1)[: len(document)].float()
         for changed in (row, _turned(row, 0), _turned(row, 1))
     )
     model.train(training)
@@ -66,6 +67,12 @@ def check_packing(model: nn.Module, rows: Iterable[Any], collate: Collate) -> tu
     return len(row["seq_lengths"]), share
 
 
+def _last_states(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+    hidden = hidden_states(model, batch)
+    project(model, hidden[0, :1])  # sharded weights of the last norm and the head are let go together
+    return hidden
+
+
 def _turned(row: dict[str, Any], parity: int) -> dict[str, Any]:
     """A packed row with every other document's tokens in the opposite order."""
     ends = np.cumsum(row["seq_lengths"])
@@ -77,6 +84,38 @@ def _turned(row: dict[str, Any], parity: int) -> dict[str, Any]:
 def _in_bfloat16(model: nn.Module) -> bool:
     parameter = next(model.parameters())
     return parameter.dtype != torch.float32 or torch.is_autocast_enabled(parameter.device.type)
+
+
+class DocumentsApart(TrainerCallback):
+    """Before the first step, ``check_packing`` on the model as it trains, sharded or not.
+
+    Args:
+        rows: as ``training_rows`` makes them.
+        collate: rows to a batch.
+        autocast: makes the context that a training step computes in.
+        say: prints one line.
+    """
+
+    def __init__(
+        self,
+        rows: Iterable[Any],
+        collate: Collate,
+        autocast: Callable[[], AbstractContextManager[Any]],
+        say: Callable[[str], None],
+    ):
+        self._rows, self._collate, self._autocast, self._say = rows, collate, autocast, say
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        with self._autocast():
+            compared = check_packing(kwargs["model"], self._rows, self._collate)
+        if compared:
+            documents, share = compared
+            self._say(
+                f"{documents} packed documents do not notice when others beside them change, "
+                f"to {share:.1e} of the spread"
+            )
 
 
 class WeightsMove(TrainerCallback):

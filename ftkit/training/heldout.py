@@ -84,7 +84,7 @@ class HeldOut:
             self._collate([{**example, "labels": part[i]} for example, part in zip(examples, parts, strict=True)])
             for i in range(3)
         )
-        losses, with_loss = _gathering(model, token_losses)(batch)
+        losses, with_loss = gathering(model, token_losses)(batch)
         masks = [with_loss, *(part["labels"].flatten()[1:] != IGNORED for part in of_parts)]
         return torch.stack([torch.stack([losses[m[with_loss]].sum(), m.sum().double()]) for m in masks])
 
@@ -159,7 +159,7 @@ def token_losses(model: nn.Module, batch: dict[str, Any]) -> tuple[torch.Tensor,
     return torch.cat(losses).double().cpu(), with_loss
 
 
-def _gathering(model: nn.Module, method: Callable[..., Any]) -> Callable[..., Any]:
+def gathering(model: nn.Module, method: Callable[..., Any]) -> Callable[..., Any]:
     """A function of the model, bound to it; sharded weights are gathered around it as around ``forward``."""
     if method.__name__ not in model.__dict__:
         model.__dict__[method.__name__] = MethodType(method, model)

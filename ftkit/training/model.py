@@ -110,6 +110,43 @@ def load_base(
     return loaded
 
 
+def hollow_base(model: Model, dtype: str) -> PreTrainedModel:
+    """The base model for training without its weights: parameters of the right shapes that take no memory.
+
+    Each repeats one number of its own. On the meta device all would have the address 0, and accelerate finds an
+    optimiser's parameters again by their addresses.
+
+    Args:
+        model: which one, and how it computes.
+        dtype: precision of the weights.
+
+    Raises:
+        StageError: its configuration cannot be found or read, or its shape is not ``model.architecture``.
+    """
+    import torch
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from ftkit.training import lora_experts, sink_attention  # noqa: F401  (they register their implementations)
+
+    with _explained(model):
+        path, source = _source(model)
+        config = AutoConfig.from_pretrained(path, **source)
+    check_architecture(model, config)
+    config.use_cache = False
+    with init_empty_weights(include_buffers=False):
+        made = AutoModelForCausalLM.from_config(
+            config,
+            dtype=getattr(torch, dtype),
+            attn_implementation=model.attn_implementation,
+            experts_implementation=model.experts_implementation,
+        )
+    for module in made.modules():
+        for name, empty in module.named_parameters(recurse=False):
+            setattr(module, name, torch.nn.Parameter(torch.zeros(1, dtype=empty.dtype).expand(empty.shape)))
+    return made
+
+
 def save_without_weights(model: Model, folder: Path) -> None:
     """Write the model's configuration and its tokenizer to a folder.
 

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import IntervalStrategy, PrinterCallback, set_seed
+from transformers import IntervalStrategy, PreTrainedModel, PrinterCallback, set_seed
 from trl.trainer.sft_config import SFTConfig
 
 from ftkit.config.schema import Config
 from ftkit.errors import StageError
-from ftkit.processes import one_of_several
+from ftkit.processes import first_process, one_of_several
 from ftkit.training import sharding
 from ftkit.training.collator import Collator, JoiningCollator
 from ftkit.training.dataset import DataCounts, training_rows
 from ftkit.training.document_masks import isolate_documents
 from ftkit.training.fast_path import speed_up, why_plain
-from ftkit.training.guards import Collate, WeightsMove, check_packing
+from ftkit.training.guards import DocumentsApart, WeightsMove
 from ftkit.training.heldout import HeldOut, Marks
 from ftkit.training.lora import Trained, add_lora, train_all
-from ftkit.training.model import load_base, load_tokenizer
+from ftkit.training.model import hollow_base, load_base, load_tokenizer
 from ftkit.training.sink_attention import NAME, flash_takes
-from ftkit.training.trainer import Trainer
+from ftkit.training.trainer import Trainer, together
 
 Say = Callable[[str], None]
 OURS = {
@@ -105,26 +104,41 @@ def set_up(config: Config, args: SFTConfig, tokens: Path, say: Say) -> tuple[Tra
     if config.sft.fsdp and not trainer.is_fsdp_enabled:
         raise StageError("sft.fsdp is true, and accelerate does not shard these processes", cure="sft.fsdp=false")
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(WeightsMove())
     if config.sft.packing and config.sft.verify_packing:
-        _verify_packing(config, trainer, rows, collate, say)
+        trainer.add_callback(DocumentsApart(rows, collate, lambda: trainer.accelerator.autocast(), say))
+    trainer.add_callback(WeightsMove())
     return trainer, counts, trained
 
 
 def _model(config: Config, device: torch.device, *, fused: bool) -> tuple[torch.nn.Module, Trained]:
     """The model with what is trained in it, its documents apart and its layers replaced by faster ones."""
-    base = load_base(
-        config.model,
-        dtype=None if config.lora else "float32",
-        device=torch.device("cpu") if config.sft.fsdp else device,  # sharding takes it to the devices, layer by layer
-        training=True,
-    )
+    base = _sharded_base(config) if config.sft.fsdp else _base(config, device)
     set_seed(config.sft.seed)
     model, trained = add_lora(base, config.lora) if config.lora else (base, train_all(base))
     sharding.leave_frozen_alone(model)
     isolate_documents(model)
     speed_up(model, config, fused=fused)
     return model, trained
+
+
+def _dtype(config: Config) -> str:
+    """Of the weights: all that is trained is in float32."""
+    return config.model.dtype if config.lora else "float32"
+
+
+def _base(config: Config, device: torch.device | None) -> PreTrainedModel:
+    return load_base(config.model, dtype=_dtype(config), device=device, training=True)
+
+
+def _sharded_base(config: Config) -> PreTrainedModel:
+    """The base model on the first process's CPU, and without weights on the others, which get their shares later."""
+    found: list[PreTrainedModel] = []
+
+    def load() -> None:
+        found.append(_base(config, None) if first_process() else hollow_base(config.model, _dtype(config)))
+
+    together(load)
+    return found[0]
 
 
 def _held_out(config: Config, args: SFTConfig, tokens: Path, say: Say) -> Dataset | None:
@@ -140,18 +154,6 @@ def _held_out(config: Config, args: SFTConfig, tokens: Path, say: Say) -> Datase
         say(f"no evaluation: {error.what}")
         args.eval_strategy = IntervalStrategy.NO
         return None
-
-
-def _verify_packing(config: Config, trainer: Trainer, rows: Dataset, collate: Collate, say: Say) -> None:
-    if config.sft.fsdp and trainer.args.device.type == "cuda":
-        say("packing is not checked: the model is still on the CPU, and goes to the GPUs as it is sharded")
-        return
-    model: Any = trainer.model
-    with trainer.accelerator.autocast():
-        compared = check_packing(model, rows, collate)
-    if compared:
-        documents, share = compared
-        say(f"{documents} packed documents do not notice when others beside them change, to {share:.1e} of the spread")
 
 
 def _collator(config: Config, pad_token_id: int) -> Collator | JoiningCollator:

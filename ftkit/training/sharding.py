@@ -20,8 +20,10 @@ CONFIG: dict[str, Any] = {
     "version": 2,
     "transformer_layer_cls_to_wrap": ["GptOssDecoderLayer"],
     "state_dict_type": "SHARDED_STATE_DICT",
+    "cpu_ram_efficient_loading": True,
 }
-"""``fsdp_config``: a layer is gathered at a time, and each process writes its own part of a checkpoint."""
+"""``fsdp_config``: a layer is gathered at a time, each process writes its own part of a checkpoint, and the first reads
+the model and sends the others their shares."""
 
 
 def precision(bf16: bool) -> dict[str, Any]:

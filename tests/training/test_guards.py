@@ -74,7 +74,7 @@ def test_logits_that_are_no_numbers_are_refused(model: GptOssForCausalLM) -> Non
 def test_a_run_in_mixed_precision_is_held_to_bfloat16_s_rounding(
     model_folder: Path, token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Guards: autocast in _verify_packing, and in ``_in_bfloat16``; float32's tolerance is out of reach."""
+    """Guards: autocast in DocumentsApart, and in ``_in_bfloat16``; float32's tolerance is out of reach."""
     monkeypatch.setitem(guards.TOLERANCE, "float32", -1.0)
     assert Run(small_run(model_folder, *PACKED, "sft.bf16=true"), token_file, tmp_path).train()[0].global_step == 2
 
@@ -82,7 +82,7 @@ def test_a_run_in_mixed_precision_is_held_to_bfloat16_s_rounding(
 def test_a_run_whose_documents_see_each_other_stops_before_its_first_step(
     model_folder: Path, token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Guard: check_packing in _verify_packing. The masks' own line is taken out."""
+    """Guard: check_packing in DocumentsApart. The masks' own line is taken out."""
     monkeypatch.setattr(setup, "isolate_documents", lambda model: None)
     run = Run(small_run(model_folder, *PACKED), token_file, tmp_path / "run")
     with pytest.raises(StageError, match="packed documents see each other"):

@@ -93,6 +93,28 @@ def test_sharded_adapters_are_those_of_one_process(model_folder: Path, tokens: P
     assert len(list(two.checkpoints.iterdir())) == 4, "every process finds its last checkpoint old enough"
 
 
+def test_only_the_first_process_reads_the_weights(model_folder: Path, tokens: Path, tmp_path: Path) -> None:
+    """Guards: ``first_process`` and ``together`` in setup._sharded_base: 8 × 84 GB of memory would be read for
+    gpt-oss-20b, and an error of the first would leave the others waiting."""
+    run = Run(small_run(model_folder, *STEPS, *FULL, *SHARDED, "sft.max_steps=1"), tokens, tmp_path / "run")
+    script, *arguments = command(run)
+    text = Path(script).read_text()
+    loader = (
+        "import os\nfrom ftkit.errors import StageError\nfrom ftkit.training import setup\nread = setup.load_base\n"
+    )
+    loader += (
+        "def load_base(*args, **options):\n    assert os.environ['RANK'] == '0'\n    {}\nsetup.load_base = load_base\n"
+    )
+    Path(script).write_text(loader.format("return read(*args, **options)") + text)
+    done = by_torchrun(script, *arguments)
+    assert done.returncode == 0 and "packed documents do not notice" in done.stdout, done.stderr
+
+    shutil.rmtree(run.checkpoints)
+    Path(script).write_text(loader.format("raise StageError('the shard is cut off')") + text)
+    done = by_torchrun(script, *arguments)
+    assert done.returncode != 0 and "another process reports: the shard is cut off" in done.stderr, done.stderr
+
+
 def test_processes_that_would_not_be_sharded_are_refused(model_folder: Path, tokens: Path, tmp_path: Path) -> None:
     """Guard: ``is_fsdp_enabled`` in set_up; shard_on_cpus is taken out."""
     script, *arguments = command(Run(small_run(model_folder, *STEPS, *FULL, *SHARDED), tokens, tmp_path))
