@@ -18,9 +18,9 @@ from ftkit.errors import StageError
 from ftkit.training.heldout import Collate, gathering, hidden_states, project
 from ftkit.training.lora import bare_name
 
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05}
-"""Mean difference of the hidden states, as a share of their standard deviation, that rounding explains. In bfloat16 a
-token may be sent to another expert."""
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.01}
+"""Mean difference of the hidden states, as a share of their standard deviation, that rounding explains. Most ways to
+compute show none at all; experts with float32 weights under autocast showed 0.003 on a GPU, with random weights."""
 
 
 @torch.no_grad()

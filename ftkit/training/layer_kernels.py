@@ -200,8 +200,10 @@ def apply_sinks(o: Tensor, lse: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor]:
     """o (tokens, heads, head_dim) · σ(lse − sink), and log(e^lse + e^sink) for lse (heads, tokens).
 
     Not in place: the compiler loads ``lse`` twice, in two layouts, and one warp would find what another has written.
+    Flash attention lays ``o`` out as the queries were, which may be head by head.
     """
     tokens, heads, width = o.shape
+    o = o.contiguous()
     new_o, new_lse = torch.empty_like(o), torch.empty_like(lse)
     _apply_sinks[(tokens,)](
         o, lse, sinks, new_o, new_lse, lse.stride(0), new_lse.stride(0), HEADS=heads, HP=_power(heads), D=width,

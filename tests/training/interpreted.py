@@ -114,7 +114,7 @@ def flash_attention(
     scores = causal_scores(q, k, bounds, scale, window_size_left)
     o = scores.softmax(-1) @ per_head(v, q)
     unused = q.new_zeros(())
-    return o.transpose(0, 1).to(q.dtype).contiguous(), scores.logsumexp(-1).float(), unused, unused, unused
+    return laid_out_as(q, o), scores.logsumexp(-1).float(), unused, unused, unused
 
 
 def flash_attention_backward(
@@ -127,7 +127,12 @@ def flash_attention_backward(
     dscores = shares * (do @ per_head(v, q).mT - (do * o).sum(-1, keepdim=True)) * scale
     dq, dk, dv = dscores @ per_head(k, q), dscores.mT @ per_head(q, q), shares.mT @ do
     grads = dq, *(t.unflatten(0, groups).sum(1) for t in (dk, dv))
-    return tuple(t.transpose(0, 1).to(q.dtype).contiguous() for t in grads)
+    return tuple(laid_out_as(*pair) for pair in zip((q, k, v), grads, strict=True))
+
+
+def laid_out_as(given: Tensor, result: Tensor) -> Tensor:
+    """A result (heads, tokens, head_dim) in ``given``'s order, precision and layout, as the original's are."""
+    return torch.empty_like(given).copy_(result.transpose(0, 1))
 
 
 def causal_scores(q: Tensor, k: Tensor, bounds: Tensor, scale: float, left: int | None) -> Tensor:
