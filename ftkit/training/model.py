@@ -61,17 +61,14 @@ def load_base(
     """
     require_extra()
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
     from transformers.utils.quantization_config import Mxfp4Config
 
     from ftkit.training import lora_experts, sink_attention  # noqa: F401  (they register their implementations)
     from ftkit.training.packed import load_packed
 
     model = model if training else for_inference(model)
-    with _explained(model):
-        path, source = _source(model)
-        config = AutoConfig.from_pretrained(path, **source)
-    check_architecture(model, config)
+    path, source, config = _configuration(model)
     quantization = getattr(config, "quantization_config", None)
     method = (quantization or {}).get("quant_method")
     if method not in (None, "mxfp4"):
@@ -125,14 +122,11 @@ def hollow_base(model: Model, dtype: str) -> PreTrainedModel:
     """
     import torch
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     from ftkit.training import lora_experts, sink_attention  # noqa: F401  (they register their implementations)
 
-    with _explained(model):
-        path, source = _source(model)
-        config = AutoConfig.from_pretrained(path, **source)
-    check_architecture(model, config)
+    _, _, config = _configuration(model)
     config.use_cache = False
     with init_empty_weights(include_buffers=False):
         made = AutoModelForCausalLM.from_config(
@@ -153,12 +147,7 @@ def save_without_weights(model: Model, folder: Path) -> None:
     Raises:
         StageError: they cannot be found or read, or its shape is not ``model.architecture``.
     """
-    from transformers import AutoConfig
-
-    with _explained(model):
-        path, source = _source(model)
-        config = AutoConfig.from_pretrained(path, **source)
-    check_architecture(model, config)
+    _, _, config = _configuration(model)
     config.save_pretrained(folder)
     load_tokenizer(model).save_pretrained(folder)
 
@@ -214,6 +203,17 @@ def check_architecture(model: Model, config: Any) -> None:
                 where=model.pretrained_model_name_or_path,
                 cure=f"model.architecture.{key}={actual}, or another {KEY}",
             )
+
+
+def _configuration(model: Model) -> tuple[str, dict[str, Any], Any]:
+    """A folder or a hub id, how to read it, and the model's configuration, which agrees with ``model.architecture``."""
+    from transformers import AutoConfig
+
+    with _explained(model):
+        path, source = _source(model)
+        config = AutoConfig.from_pretrained(path, **source)
+    check_architecture(model, config)
+    return path, source, config
 
 
 def _source(model: Model) -> tuple[str, dict[str, Any]]:
