@@ -1,4 +1,4 @@
-"""ftkit: fine-tune gpt-oss from one tree of YAML, from raw rows to a live endpoint."""
+"""ftkit: fine-tune open reasoning models from one tree of YAML, from raw rows to a live endpoint."""
 
 import os
 

@@ -2,25 +2,62 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.padding import Padding
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from ftkit.config.schema import Config
-from ftkit.errors import ConfigError, FtkitError, Problem
+from ftkit.errors import ConfigError, FtkitError, Problem, StageError
 
+UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters, with which a text could command the terminal, and halves of surrogate pairs."""
+INDENT = 13
+"""Columns that the names of the stages take."""
 PLAIN_WIDTH = 200
 """Columns of output that goes to a file or a pipe, so that lines are not broken there."""
 
 
-def console(stderr: bool = False) -> Console:
-    """A console as wide as the terminal, or wide enough for whole lines when there is none."""
+def console(stderr: bool = False, plain_width: int = PLAIN_WIDTH) -> Console:
+    """A console as wide as the terminal, or of a width of its own when there is none."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(file=stream, highlight=False, soft_wrap=False, width=None if stream.isatty() else PLAIN_WIDTH)
+    return Console(file=stream, highlight=False, soft_wrap=False, width=None if stream.isatty() else plain_width)
+
+
+def printable(text: str) -> str:
+    """A text that may hold parts of a user's file, with what a terminal must not get spelt out: \\x1b for ESC."""
+    return UNPRINTABLE.sub(lambda found: found.group().encode("unicode_escape", "surrogatepass").decode(), text)
+
+
+COUNT_EVERY_S = 30.0
+"""Seconds between two lines of a count where there is no terminal."""
+PROBLEM_WIDTH = 120
+"""Columns below which problems are shown one below the other."""
+
+
+def agreed(question: str, config: Config, alone: str, cure: str) -> bool:
+    """Whether the user agrees: by ``yes=true``, or asked at the terminal.
+
+    Args:
+        alone: what is wrong where there is nobody to ask.
+        cure: what mends that.
+
+    Raises:
+        StageError: there is nobody to ask, and ``yes`` is false.
+    """
+    if config.yes:
+        return True
+    if not sys.stdin.isatty():
+        raise StageError(alone, cure=cure)
+    return input(f"{'':13}{question} [y/N] ").strip().lower() in ("y", "yes")
 
 
 class Report:
@@ -34,12 +71,13 @@ class Report:
     def __init__(self, config: Config, label: str = ""):
         self._console = console()
         self._config = config
+        self.label = label
         self._label = f"{label}  " if label else ""
         self._opened = False
 
     def line(self, text: str) -> None:
         """Print one indented line as part of the present stage."""
-        self.of_job(f"{'':13}{text}")
+        self.of_job(f"{'':{INDENT}}{printable(text)}")
 
     def of_job(self, text: str) -> None:
         """Print a line of a job's log, which is laid out as ours already."""
@@ -50,7 +88,7 @@ class Report:
         self._print(stage, f"up to date ({record}); force=true runs it again", style="dim")
 
     def started(self, stage: str) -> None:
-        if stage not in ("plan", "report"):
+        if stage not in ("plan", "report", "clean"):
             self._open()
 
     def finished(self, stage: str, summary: str, seconds: float) -> None:
@@ -70,9 +108,62 @@ class Report:
 
     def _print(self, stage: str, text: str, tail: str = "", style: str = "") -> None:
         line = Text.assemble(
-            (self._label, "dim"), (f"{stage:<13}", "bold"), (text, style), (f"   {tail}" if tail else "", "dim")
+            (self._label, "dim"),
+            (f"{stage:<{INDENT}}", "bold"),
+            (printable(text), style),
+            (f"   {tail}" if tail else "", "dim"),
         )
         self._console.print(line, soft_wrap=True)
+
+
+def print_of_sweep(number: int, runs: int, label: str) -> None:
+    """Say which of a sweep's runs begins, ``2 of 3``."""
+    console().print(
+        Text.assemble((f"{label}  " if label else "", "dim"), (f"{number} of {runs}", "dim")), soft_wrap=True
+    )
+
+
+@contextmanager
+def counting(what: str, say: Callable[[str], None], *, alone: bool = True) -> Iterator[Callable[[int], None]]:
+    """Show how many of something are done: on a terminal in a line that renews itself, elsewhere now and then.
+
+    Args:
+        what: is counted: ``rows read``.
+        say: prints a line.
+        alone: nobody else prints there at the same time.
+
+    Yields:
+        What is called with how many more are done.
+    """
+    out = console()
+    columns = (SpinnerColumn(), TextColumn("{task.completed:,.0f} {task.description}"), TimeElapsedColumn())
+    # Without a thread of its own: a process that forks meanwhile must have none.
+    line = Progress(*columns, console=out, transient=True, auto_refresh=False, disable=not (out.is_terminal and alone))
+    with line:
+        task, said = line.add_task(what, total=None), time.monotonic()
+
+        def more(count: int) -> None:
+            nonlocal said
+            line.update(task, advance=count, refresh=True)
+            if line.disable and time.monotonic() - said > COUNT_EVERY_S:
+                said = time.monotonic()
+                say(f"{line.tasks[task].completed:,.0f} {what}")
+
+        yield more
+
+
+def listing(*headings: str) -> Table:
+    """A table of a stage's figures; headings above, cells that wrap rather than end in dots."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table
+
+
+def print_listing(table: Table) -> None:
+    """Print a table below a stage's line: indented as the lines are where the terminal is wide enough."""
+    out = console()
+    out.print(Padding(table, (0, 0, 0, INDENT if out.width > 80 else 2), expand=False))
 
 
 def print_error(error: FtkitError) -> None:
@@ -81,7 +172,7 @@ def print_error(error: FtkitError) -> None:
     if isinstance(error, ConfigError):
         _print_problems(out, error.problems)
         return
-    head, *rest = str(error).splitlines()
+    head, *rest = map(printable, str(error).split("\n"))
     out.print(Text.assemble(("error  ", "bold red"), head), soft_wrap=True)
     for line in rest:
         out.print(Text(line), soft_wrap=True)
@@ -90,15 +181,22 @@ def print_error(error: FtkitError) -> None:
 def _print_problems(out: Console, problems: Sequence[Problem]) -> None:
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     out.print(Text(f"{count} in the configuration; nothing was started.\n"))
-    out.print(problem_table(problems))
+    if out.width < PROBLEM_WIDTH:
+        for problem in problems:
+            out.print(Text(f"  {problem.key}", style="bold"), soft_wrap=True)
+            for line in filter(None, (problem.what, problem.where, problem.cure)):
+                out.print(Padding(Text(printable(line)), (0, 0, 0, 4), expand=False))
+        return
+    out.print(_problem_table(problems))
 
 
-def problem_table(problems: Sequence[Problem]) -> Table:
+def _problem_table(problems: Sequence[Problem]) -> Table:
     """Problems as rows: key, what, where, cure."""
     table = Table(box=None, show_header=False, padding=(0, 3, 0, 0), pad_edge=False)
     table.add_column(no_wrap=True, style="bold")
     for _ in range(3):
         table.add_column(overflow="fold")
     for problem in problems:
-        table.add_row(Text(f"  {problem.key}"), Text(problem.what), Text(problem.where), Text(problem.cure))
+        cells = (f"  {problem.key}", problem.what, problem.where, problem.cure)
+        table.add_row(*(Text(printable(cell)) for cell in cells))
     return table

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,13 @@ class Problem:
     what: str
     where: str
     cure: str = ""
+
+
+def nearest(word: str, among: Iterable[str]) -> str | None:
+    """The closest of several names, the first of equals, or None when none is close."""
+    likeness = {name: difflib.SequenceMatcher(None, name, word).ratio() for name in among}
+    closest = max(likeness, key=lambda name: likeness[name], default=None)
+    return closest if closest is not None and likeness[closest] >= 0.6 else None
 
 
 class ConfigError(FtkitError):

@@ -9,6 +9,8 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 
@@ -20,6 +22,26 @@ def first_process() -> bool:
 def one_of_several() -> bool:
     """Whether torchrun or Azure ML has started other processes beside this one for the same training."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def runs_since(pid: int, moment: float) -> bool:
+    """Whether a process runs and began before a moment, in seconds since 1970.
+
+    A number is given again, in a container that was started again nearly always to the same program.
+    """
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        pass
+    except (OSError, OverflowError):
+        return False
+    try:
+        began = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
+        lines = Path("/proc/stat").read_text(encoding="utf-8").splitlines()
+        booted = next(line for line in lines if line.startswith("btime"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return True  # not Linux: believe the number
+    return int(booted.split()[1]) + began / os.sysconf("SC_CLK_TCK") < moment + 2  # btime is in whole seconds
 
 
 def usable_cores() -> int:
@@ -35,6 +57,15 @@ def threads_each(processes: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))}
 
 
+def wait_passively() -> None:
+    """Have the threads of torch's kernels sleep while they wait for each other, where the user has not said.
+
+    They spin otherwise, and on a machine whose cores are busy each wait lasts until the system takes the core away.
+    Libraries read this as they are loaded.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
 @contextmanager
 def passing_on_sigterm(process: subprocess.Popen[bytes]) -> Iterator[None]:
     """Whoever ends this process means the one that it waits for, which may save first."""
@@ -46,6 +77,51 @@ def passing_on_sigterm(process: subprocess.Popen[bytes]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """Within the block SIGTERM interrupts as Ctrl-C does, so that what was begun is undone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class TooLongError(Exception):
+    """A block of ``within`` took longer than it may."""
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """End a block of Python that runs longer; in the main thread alone, where Python takes signals.
+
+    Raises:
+        TooLongError: it ran longer.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(_number: int, _frame: FrameType | None) -> None:
+        raise TooLongError(f"it takes more than {seconds:g} s")
+
+    handler = signal.signal(signal.SIGALRM, late)
+    timer = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, *timer)
 
 
 def keep_ctrl_c() -> None:

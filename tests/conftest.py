@@ -8,9 +8,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from browser import chromium  # noqa: F401
-from command import FinishedRun, run_ftkit
-from llama_cpp import Converter, install_converter
+from helpers.browser import chromium  # noqa: F401
+from helpers.command import FinishedRun, run_ftkit
+from helpers.llama_cpp import Converter, install_converter
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and all they start, ignore it
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", COLUMNS="200")
@@ -19,7 +19,7 @@ os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELIS
 @pytest.fixture
 def ftkit(tmp_path: Path):
     """``ftkit("stage=plan", …)`` in an empty folder."""
-    return lambda *arguments, **environment: run_ftkit(*arguments, cwd=tmp_path, **environment)
+    return lambda *arguments, **more: run_ftkit(*arguments, cwd=tmp_path, **more)
 
 
 @pytest.fixture

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from command import REPOSITORY, on_terminal, run_ftkit
+from helpers.command import on_terminal
 from rich.cells import cell_len
 
 from ftkit import processes
-from ftkit.config.schema import STAGES
-from ftkit.config.sources import groups, options
-from ftkit.help import EXAMPLES
+from ftkit.cli.help import EXAMPLES
+from ftkit.config.conf_files import groups, options
+from ftkit.config.stages import LIFE_CYCLE
 
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "azure", "accelerate")
 
@@ -21,7 +22,7 @@ HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "azure", "accelerat
 def test_bare_command_lists_stages_and_groups_and_starts_nothing(ftkit, tmp_path: Path):
     done = ftkit()
     assert done.status == 0
-    assert all(stage in done.out for stage in STAGES) and all(group in done.out for group in groups())
+    assert all(stage in done.out for stage in LIFE_CYCLE) and all(group in done.out for group in groups())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -69,7 +70,9 @@ assert not heavy, heavy
 
 def test_plan_shows_the_arithmetic(ftkit):
     out = ftkit("stage=plan", "compute=h100x2", "sft.packing=false").out
-    assert "2 processes × 1 row × 16 accumulated = 32 rows a step" in out
+    assert "2 processes × 2 rows × 8 accumulated = 32 rows a step" in out
+    assert "chosen       2 rows at a time, no layer recomputed, dense weights" in out and "; next best " in out
+    assert "tokens/s predicted for 2 × H100 NVL" in out
     assert "92,454,912 trained parameters" in out and "20,914,757,184" in out
     assert "of 94 GiB a GPU" in out and "2 × Standard_NC40ads_H100_v5" in out
     assert out.rstrip().endswith("no problems")
@@ -119,35 +122,6 @@ _ftkit_complete; printf '%s\\n' "${{COMPREPLY[@]}}"
     assert offers in done.stdout.split(), done.stderr
 
 
-def test_an_installed_wheel_carries_conf_and_works_from_any_folder(tmp_path: Path):
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(REPOSITORY)]
-    done = subprocess.run(build, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    site = tmp_path / "site"
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)]
-    subprocess.run(install, check=True, capture_output=True)
-    elsewhere = tmp_path / "elsewhere"
-    (elsewhere / "conf" / "experiment").mkdir(parents=True)
-    (elsewhere / "conf" / "experiment" / "mine.yaml").write_text(
-        "# @package _global_\ndefaults:\n  - override /model: tiny\n  - override /compute: local\n"
-        "  - override /deployment: local\nrun: {name: mine}\n"
-    )
-    planned = run_ftkit("experiment=mine", "stage=plan", cwd=elsewhere, PYTHONPATH=str(site))
-    assert planned.status == 0 and "mine" in planned.out, planned.err
-    where = subprocess.run(
-        [sys.executable, "-c", "import ftkit; print(ftkit.__file__)"],
-        cwd=elsewhere,
-        env={"PYTHONPATH": str(site)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert str(site) in where.stdout
-    prepared = run_ftkit("experiment=tiny", "stage=prepare", cwd=elsewhere, PYTHONPATH=str(site))
-    assert prepared.status == 0 and "256 rows" in prepared.out, prepared.err
-
-
 @pytest.mark.parametrize(("arguments", "status"), [(["--version"], 0), (["stage=trian"], 2)])
 def test_one_of_several_processes_keeps_its_status_when_it_crashes_as_it_ends(
     ftkit, tmp_path: Path, arguments: list[str], status: int
@@ -165,3 +139,82 @@ def test_processes_on_one_machine_share_out_its_cores(monkeypatch: pytest.Monkey
     assert [processes.threads_each(n)["OMP_NUM_THREADS"] for n in (1, 2, 32)] == ["16", "8", "1"]
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert processes.threads_each(2)["OMP_NUM_THREADS"] == "3"
+
+
+@pytest.mark.parametrize(("given", "policy"), [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")])
+def test_threads_of_a_command_sleep_while_they_wait_unless_the_user_says_otherwise(given: dict[str, str], policy: str):
+    """Guard: wait_passively, before torch is imported."""
+    code = """
+import os, sys
+sys.argv[1:] = ["--version"]
+from ftkit.__main__ import main
+try:
+    main()
+finally:
+    assert "torch" not in sys.modules
+    print(os.environ["OMP_WAIT_POLICY"])
+"""
+    unset = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run([sys.executable, "-c", code], env=unset | given, capture_output=True, text=True, check=False)
+    assert done.stdout.split()[-1] == policy, done.stderr
+
+
+def test_what_a_file_says_never_commands_the_terminal():
+    from ftkit.console import printable
+
+    assert printable("a\x1b]52;c;aGk=\x07\x9b\udc83\nb\tc 日本") == "a\\x1b]52;c;aGk=\\x07\\x9b\\udc83\nb\tc 日本"
+
+
+def test_prepare_counts_its_rows_on_a_terminal_and_now_and_then_elsewhere(tmp_path: Path, monkeypatch):
+    shown = on_terminal("experiment=tiny", "stage=prepare", f"run.outputs={tmp_path}", columns=100)
+    assert "256 rows read" in shown and shown.splitlines()[-1].startswith("prepare ")
+
+    from ftkit import console
+
+    said: list[str] = []
+    monkeypatch.setattr(console, "COUNT_EVERY_S", -1.0)
+    with console.counting("rows read", said.append) as count:
+        count(1000)
+        count(234)
+    assert said == ["1,000 rows read", "1,234 rows read"]
+
+
+def test_a_dumb_terminal_gets_text_alone(tmp_path: Path):
+    shown = on_terminal("experiment=tiny", "stage=prepare,plan", f"run.outputs={tmp_path}", columns=80, TERM="dumb")
+    assert "\x1b" not in shown and "256 rows" in shown and "no problems" in shown
+
+
+def test_names_of_columns_never_command_the_terminal(ftkit, tmp_path: Path):
+    """OSC 52 writes to the clipboard, CSI 31 m colours what follows."""
+    (tmp_path / "rows.jsonl").write_text('{"\\u001b]52;c;aGk=\\u0007": "a", "\\u009b31mq": "b"}\n', encoding="utf-8")
+    refused = ftkit("experiment=tiny", "dataset=jsonl", "dataset.path=rows.jsonl", "stage=prepare")
+    assert refused.status == 1 and "the columns are \\x1b]52;c;aGk=\\x07, \\x9b31mq" in refused.err
+    assert not {"\x1b", "\x07", "\x9b"} & {*refused.out, *refused.err}
+
+
+def test_a_sweep_says_which_of_its_runs_begins(ftkit):
+    done = ftkit("experiment=tiny", "stage=plan", "lora.r=4,8,16", "-m")
+    assert done.status == 0, done.err
+    assert [line for line in done.out.splitlines() if " of 3" in line] == ["1 of 3", "2 of 3", "3 of 3"]
+
+
+@pytest.mark.parametrize(
+    ("topic", "shown"),
+    [
+        ("train", "needs"),
+        ("hydra/launcher", "hydra/launcher=parallel"),
+        ("sft.learning_rate", "= "),
+        ("stage=prepare,train", "prepare:"),
+    ],
+)
+def test_help_knows_stages_plugins_and_defaults(ftkit, topic: str, shown: str):
+    done = ftkit("--help", topic)
+    assert done.status == 0 and shown in done.out, done
+
+
+@pytest.mark.parametrize("columns", [80])
+def test_the_plan_can_be_read_in_a_narrow_terminal(columns: int, in_empty_folder: Path):
+    out = on_terminal("experiment=tiny", "stage=plan", "deployment.port=0", columns=columns)
+    table = out.partition("batch")[0]
+    assert max(cell_len(line) for line in table.splitlines()) <= columns and "…" not in table
+    assert "environment" in table and "would run" in table

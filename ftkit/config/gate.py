@@ -8,17 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ftkit.config.overrides import nearest
+from ftkit.errors import nearest
 
 MEASURES = (
     *("thinks_in_japanese", "japanese_probability", "parses", "finished", "loops"),
     *("right", "right_number", "thinking_tokens", "tokens"),
 )
+PASS_AT = re.compile(r"pass@([1-9]\d*)")
+"""Name of the figure that one of so many answers is right."""
 LM_EVAL = "lm_eval."
 """Begins the names of figures of lm-eval's tasks."""
 LM_EVAL_FIGURE = re.compile(r"lm_eval\.[^.]+\.[^.]+")
 RULE = re.compile(
-    r"^(?P<measure>[\w.-]*\w) *(?P<compare>>=|<=|>|<) *"
+    r"^(?P<measure>[\w.@-]*\w) *(?P<compare>>=|<=|>|<) *"
     r"(?:(?P<against>base|adapter)(?: *(?P<margin>[+-] *[\d.]+))?|(?P<value>[\d.]+))$"
 )
 COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
@@ -87,11 +89,28 @@ def parse(text: str) -> Rule:
     found = RULE.match(text.strip())
     if found is None:
         raise ValueError("a rule is a measure, one of >= <= > <, and a number, base, adapter, or base - 0.05")
-    if found["measure"] not in MEASURES and not LM_EVAL_FIGURE.match(found["measure"]):
-        known = ", ".join((*MEASURES, f"{LM_EVAL}<task>.<metric>"))
+    known_by_form = PASS_AT.fullmatch(found["measure"]) or LM_EVAL_FIGURE.match(found["measure"])
+    if found["measure"] not in MEASURES and not known_by_form:
+        known = ", ".join((*MEASURES, "pass@<k>", f"{LM_EVAL}<task>.<metric>"))
         raise ValueError(f"no measure {found['measure']!r}; there are {known}")
     number = found["value"] or (found["margin"] or "0").replace(" ", "")
     return Rule(text.strip(), found["measure"], found["compare"], found["against"] or "", float(number))
+
+
+def broken_guard(may_lose: float, measured: Mapping[str, Any]) -> str:
+    """How much more than it may the merged model has lost on the questions of ``evaluation.guard``; empty if it keeps.
+
+    Args:
+        may_lose: share of right answers.
+        measured: figures of ``base`` and ``merged`` on them, and ``task``, what they are called.
+    """
+    base, merged = measured["base"]["right"], measured["merged"]["right"]
+    if base - merged <= may_lose + 1e-9:
+        return ""
+    return (
+        f"evaluation.guard.may_lose={may_lose:g}: of {measured['task']} the merged model has {merged:.2f} right, "
+        f"the base has {base:.2f}"
+    )
 
 
 def broken_rules(rules: Sequence[str], measured: Mapping[str, Any]) -> list[str]:

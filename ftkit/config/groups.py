@@ -7,28 +7,58 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
-from ftkit.config.fields import DATE, SHM_SIZE, AssetName, EndpointName, Fraction, Group, PositiveInt
+from ftkit.config.fields import (
+    AssetName,
+    EndpointName,
+    EngineArgument,
+    Fraction,
+    Group,
+    HostName,
+    IdentityId,
+    Origin,
+    PositiveInt,
+    VariableName,
+)
 from ftkit.config.lm_eval import LmEval
 
-GROUPS = ("model", "dataset", "lora", "sft", "compute", "deployment", "evaluation")
+GROUPS = ("model", "dataset", "lora", "method", "sft", "compute", "deployment", "evaluation", "generate")
 """Config groups whose options are files in ``conf/<group>/``."""
+
+
+Schedule = Literal[
+    "cosine_with_min_lr",
+    "cosine",
+    "linear",
+    "constant",
+    "constant_with_warmup",
+    "cosine_with_restarts",
+    "polynomial",
+    "inverse_sqrt",
+    "cosine_warmup_with_min_lr",
+    "warmup_stable_decay",
+    "reduce_lr_on_plateau",
+    "greedy",
+]
+"""transformers' ``SchedulerType``."""
 
 
 class Architecture(Group):
     """Shape of the model, under transformers' names: what ``plan`` calculates with before any weight is loaded."""
 
+    model_type: str
+    """Family, as transformers names it: gpt_oss, qwen3, qwen3_moe, llama, or another causal language model."""
     num_hidden_layers: PositiveInt
     """Decoder layers."""
     hidden_size: PositiveInt
     """Width of the residual stream."""
     intermediate_size: PositiveInt
-    """Width of one expert."""
-    num_local_experts: PositiveInt
-    """Experts in a layer."""
-    num_experts_per_tok: PositiveInt
-    """Experts that each token is routed to."""
+    """Width of the MLP, or of one expert."""
+    num_local_experts: PositiveInt | None
+    """Experts in a layer; null for a dense model."""
+    num_experts_per_tok: PositiveInt | None
+    """Experts that each token is routed to; null for a dense model."""
     num_attention_heads: PositiveInt
     """Query heads."""
     num_key_value_heads: PositiveInt
@@ -37,102 +67,43 @@ class Architecture(Group):
     """Width of one head."""
     vocab_size: PositiveInt
     """Rows of the embedding and of the output projection."""
+    max_position_embeddings: PositiveInt
+    """Longest sequence in tokens that the model has positions for."""
+    tie_word_embeddings: bool
+    """Whether the output projection is the embedding."""
 
 
 class Model(Group):
+    _folder: str | None = PrivateAttr(default=None)
+
+    @property
+    def folder(self) -> str | None:
+        """``job.model``: where a job has mounted the model; None outside of one."""
+        return self._folder
+
     name: AssetName
     """Short name; the default run and model names are made from it."""
     pretrained_model_name_or_path: str
     """Hub id, folder, ``azureml:<model>:<version>``, or ``package:<name>`` for a model that ships with ftkit."""
     tokenizer: str | None
-    """Hub id or folder of the tokenizer where the model itself cannot be read from here; null takes the model's own."""
-    folder: str | None
-    """Set inside an Azure ML job: where the model is mounted."""
+    """Tokenizer (hub id or folder), if the model is not readable on this machine. null: use the model's."""
     license: str
     """Licence of the weights, as the hub abbreviates it (apache-2.0, mit, other), for the card of the merged model."""
     revision: str | None
     """Branch, tag or commit on the hub; null takes the newest."""
     dtype: Literal["bfloat16", "float32"]
     """Precision of the base weights. bfloat16 halves the memory; float32 suits a CPU."""
-    weights: Literal["dense", "mxfp4"]
-    """dense: experts unpacked to ``dtype``. mxfp4: kept packed, in a quarter of the memory, some 13 % slower."""
-    attn_implementation: Literal["eager", "flex_attention", "ftkit_sinks"]
-    """ftkit_sinks joins documents without padding; flex_attention needs a CUDA GPU; eager's memory grows by length²."""
-    experts_implementation: Literal["eager", "batched_mm", "grouped_mm", "ftkit_lora"]
-    """ftkit_lora keeps adapters low-rank; with the others PEFT builds the whole adapted weight in each pass."""
+    weights: Literal["auto", "dense", "mxfp4"]
+    """dense: experts unpacked to ``dtype``. mxfp4: kept packed, in a quarter of the memory, some 10 % slower. auto:
+    dense where it fits."""
+    attn_implementation: Literal["auto", "eager", "sdpa", "flex_attention", "ftkit_sinks", "ftkit_varlen"]
+    """auto: the family's fastest. ftkit_sinks (gpt-oss) and ftkit_varlen (the others) join documents without padding;
+    flex_attention needs a CUDA GPU; the memory of eager and of packing with sdpa grows by length²."""
+    experts_implementation: Literal["auto", "eager", "batched_mm", "grouped_mm", "ftkit_lora"]
+    """auto: the family's fastest. ftkit_lora keeps adapters low-rank; with the others PEFT builds the whole adapted
+    weight in each pass. A dense model has none: eager."""
     architecture: Architecture
-
-
-class Columns(Group):
-    """Where a row's parts stand. Give question and answer, or messages."""
-
-    question: str | None
-    """Column with the question: text, or a list of messages that ends with the user's."""
-    answer: str | None
-    """Column with the answer: text, or a list of messages; ``<think>…</think>`` may stand before the final answer."""
-    thinking: str | None
-    """Column with the thinking, when the answer does not carry it in ``<think>…</think>``."""
-    messages: str | None
-    """Column with a whole chat, laid out as dataset.turns says; instead of question and answer."""
-    reasoning_effort: str | None
-    """Column that sets dataset.reasoning_effort for each row; where a row has none, the setting holds."""
-    reasoning_language: str | None
-    """Column that sets dataset.reasoning_language for each row; where a row has none, the setting holds."""
-    persona: str | None
-    """Column that sets dataset.persona for each row; where a row has none, the setting holds."""
-
-
-class Turns(Group):
-    """How one message of a chat is laid out."""
-
-    role: str
-    """Key of the message that says who speaks."""
-    content: str
-    """Key of its text."""
-    thinking: str
-    """Key of an assistant's thinking; without it, ``<think>…</think>`` is looked for in the text."""
-    roles: dict[str, Literal["system", "developer", "user", "assistant"]]
-    """Names of roles in the data and what they mean; the four names themselves need no entry."""
-
-
-class Dataset(Group):
-    name: AssetName
-    """Short name, shown by ``plan``."""
-    path: str
-    """Hub id; a .jsonl, .json, .csv, .tsv or .parquet file, also with .gz; a folder or a pattern (\"data/*.jsonl\") of
-    them; or ``package:<file>`` for data that ships with ftkit."""
-    split: str
-    """Split to read from a hub data set; files have one."""
-    revision: str | None
-    """Branch, tag or commit on the hub; null takes the newest."""
-    folder: str | None
-    """Set inside an Azure ML job: where the published rows are mounted."""
-    columns: Columns
-    turns: Turns
-    asset_name: AssetName
-    """Name of the data asset, and of the parquet and JSONL files in it."""
-    reasoning_language: str | None
-    """Written as ``reasoning language: …`` at the top of the system message; null leaves the line out."""
-    persona: str | None
-    """Second paragraph of the system message; null leaves it out."""
-    reasoning_effort: Literal["low", "medium", "high"]
-    """The effort that Harmony's system block asks for."""
-    current_date: Annotated[str, Field(pattern=DATE)]
-    """Date that Harmony's system block gives; pinned, so that the same rows give the same tokens on any day."""
-    thinking: Literal["required", "optional"]
-    """required refuses an answer without thinking; optional trains such a row on its final answer alone."""
-    special_tokens: Literal["refuse", "neutralise"]
-    """Rows with text such as <|end|>: refuse them, or keep them with that text as plain characters."""
-    heldout: Annotated[float, Field(ge=0, lt=1)]
-    """Share of the rows kept out of training, chosen by a hash of the question."""
-    near_duplicates: Annotated[float, Field(gt=0, le=1)]
-    """Likeness (Jaccard, on runs of 5 characters) from which two questions share a side; 1 joins equal ones only."""
-    overlength: Literal["drop", "error", "truncate-thinking"]
-    """Rows longer than sft.max_length: leave out and count, stop, or cut the end of the thinking, never the answer."""
-    max_rows: PositiveInt | None
-    """Read only the first rows; null reads all."""
-    num_proc: PositiveInt | None
-    """Processes that prepare rows; null takes one a core. The rows are the same with any number."""
+    """Taken from the checkpoint's own config.json where it can be read."""
 
 
 class Lora(Group):
@@ -145,7 +116,7 @@ class Lora(Group):
     target_modules: str | list[str]
     """Linear modules to adapt; all-linear means q, k, v and o of every layer."""
     target_parameters: list[str] | None
-    """Expert tensors to adapt, by the end of their names; null adapts none."""
+    """Expert tensors to adapt, by the end of their names; null adapts none; auto: all that the family has."""
     use_rslora: bool
     """Scale by alpha/√r: keeps the update's size when r grows."""
     init_lora_weights: bool | Literal["gaussian"]
@@ -157,22 +128,22 @@ class Sft(Group):
     """Longest row in tokens; a packed row is filled up to it."""
     packing: bool
     """true fills each row with documents that cannot see each other; false takes one a row: slower, a lower peak."""
-    per_device_train_batch_size: PositiveInt
-    """Rows on each GPU at a time."""
+    per_device_train_batch_size: PositiveInt | Literal["auto"]
+    """Rows on each GPU at a time; auto: as many as make it fastest in the GPU's memory."""
     gradient_accumulation_steps: PositiveInt
-    """Batches whose gradients are added before one optimiser step."""
+    """Batches whose gradients are added before one optimiser step; with batches of auto, rows of a step on each GPU."""
     num_train_epochs: Annotated[float, Field(gt=0)]
     """Passes over the training rows; sft.max_steps overrides it when positive."""
     max_steps: int
     """Optimiser steps; -1 goes by num_train_epochs."""
     learning_rate: Annotated[float, Field(gt=0)]
     """Highest rate, reached after the warm-up."""
-    lr_scheduler_type: Literal["cosine_with_min_lr", "cosine", "linear", "constant", "constant_with_warmup"]
-    """Shape of the rate after the warm-up."""
-    lr_scheduler_kwargs: dict[str, Any]
-    """Arguments of that shape; min_lr_rate is the final share of the highest rate, null takes one out."""
+    lr_scheduler_type: Schedule
+    """Shape of the rate after the warm-up, one of transformers' schedules."""
+    lr_scheduler_kwargs: dict[str, Any] | None
+    """Arguments of that shape, such as min_lr_rate, the final share of the highest rate; null takes what it needs."""
     warmup_steps: Annotated[float, Field(ge=0)]
-    """Steps of rising rate; below 1 it is a share of all steps."""
+    """Steps of rising rate, from 1/(n+1) of it in the first of n; below 1 it is a share of all steps."""
     optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"]
     """Optimiser; its state is kept for the adapter only."""
     weight_decay: Annotated[float, Field(ge=0)]
@@ -181,8 +152,9 @@ class Sft(Group):
     """Gradients longer than this are scaled down; 0 leaves them."""
     bf16: bool
     """Compute in bfloat16 with float32 sums; false suits a CPU."""
-    gradient_checkpointing: bool
-    """Recompute activations in the backward pass: about a third slower, far less memory."""
+    gradient_checkpointing: bool | PositiveInt | Literal["auto"]
+    """Recompute activations in the backward pass: about a quarter slower, far less memory. true: of all layers, a
+    number: of so many. auto: of as few as the GPU's memory allows."""
     gradient_checkpointing_kwargs: dict[str, Any]
     """use_reentrant: true fails under DDP when experts carry LoRA."""
     ddp_find_unused_parameters: bool | None
@@ -196,7 +168,7 @@ class Sft(Group):
     save_steps: PositiveInt
     """Steps between two checkpoints."""
     save_minutes: Annotated[float, Field(gt=0)] | None
-    """A checkpoint at the end of the step, too, when the last one is so many minutes old; null goes by steps alone."""
+    """Also save when this many minutes have passed since the last checkpoint. null: by steps only."""
     save_total_limit: PositiveInt
     """Checkpoints kept, and besides them the one with the lowest held-out loss; others are deleted."""
     eval_strategy: Literal["no", "steps", "epoch"]
@@ -204,7 +176,7 @@ class Sft(Group):
     eval_steps: Annotated[float, Field(gt=0)]
     """Steps between two evaluations; below 1 it is a share of all steps."""
     early_stopping_patience: PositiveInt | None
-    """Stop after so many evaluations without a lower held-out loss; null trains to the end."""
+    """Stop after this many evaluations without a lower held-out loss; null trains to the end."""
     load_best_model_at_end: bool
     """true makes the adapter of the evaluation with the lowest held-out loss; false that of the last step."""
     verify_packing: bool
@@ -212,47 +184,26 @@ class Sft(Group):
     seed: Annotated[int, Field(ge=0)]
     """Seed of the adapter's start and of the order of the rows."""
 
+    @property
+    def rows_at_a_time(self) -> int:
+        """Rows on each GPU at a time; 1 while it is left open."""
+        return 1 if self.per_device_train_batch_size == "auto" else self.per_device_train_batch_size
 
-class Compute(Group):
-    platform: Literal["local", "azureml"]
-    """local: this machine. azureml: a job on Azure ML."""
-    instance_type: str | None
-    """VM size on Azure ML, Standard_NC40ads_H100_v5 for instance; null on the local platform."""
-    nodes: PositiveInt
-    """Machines (the NUM_NODES of other kits)."""
-    gpus_per_node: PositiveInt
-    """Processes on each machine, one for each GPU; on a machine without GPUs each is a CPU process."""
-    cluster: str | None
-    """Compute cluster of the workspace; null takes serverless compute of instance_type."""
-    spot: bool
-    """true takes spot machines: cheaper, and a job that is evicted goes on from its last checkpoint."""
-    timeout_hours: Annotated[float, Field(gt=0)]
-    """Hours after which Azure ML ends the job."""
-    shm_size: Annotated[str, Field(pattern=SHM_SIZE)]
-    """Shared memory of the job's containers."""
-    experiment_name: AssetName
-    """Azure ML experiment that jobs are listed under."""
-    sweep: Literal["launcher", "native"]
-    """What runs a sweep on Azure ML. launcher: hydra/launcher=azureml, a job for each combination. native: one sweep
-    job of Azure ML's, which ends trials early whose loss is worse than the others' median."""
-    max_concurrent_trials: PositiveInt
-    """Trials of a native sweep that run at a time."""
-    gib_per_gpu: Annotated[float, Field(gt=0)] | None
-    """Memory of one GPU in GiB, against which plan holds its prediction; null when there is none."""
-    usd_per_hour: Annotated[float, Field(ge=0)] | None
-    """Price of one node for an hour; plan and records calculate costs with it."""
-    environment_variables: dict[str, str]
-    """Set for the training processes, PYTORCH_CUDA_ALLOC_CONF for instance. Never put a secret here."""
+    def recomputed_layers(self, layers: int) -> int:
+        """Of so many, those that recompute their activations; all while it is left open."""
+        given = self.gradient_checkpointing
+        return layers if given is True or given == "auto" else int(given)
 
 
 class Deployment(Group):
-    gate: list[str]
-    """Rules that evaluate's figures must keep before register: thinks_in_japanese >= 0.95, right >= base."""
     platform: Literal["local", "azureml"]
     """local: a server on this machine's loopback. azureml: a managed online endpoint."""
     server: Literal["score", "vllm"]
     """score: ftkit's own score.py on Azure ML's inference server. vllm: OpenAI-compatible; a container
     of it on Azure ML, the vllm that is installed here on the local platform."""
+    engine: Literal["auto", "transformers", "vllm"]
+    """What score.py answers with. vllm: a vLLM of its own, which has to be installed beside it. auto: vllm where it is
+    installed and there is a GPU, else transformers; with adapters transformers."""
     image: str | None
     """Container image of deployment=vllm; null for score and on the local platform."""
     endpoint_name: EndpointName
@@ -260,7 +211,11 @@ class Deployment(Group):
     deployment_name: EndpointName
     """Name of the first deployment; on Azure ML the next version takes the other of blue and green."""
     auth_mode: Literal["key", "aad_token"]
-    """What a request to a managed endpoint proves itself with: a key, or a token of Microsoft Entra."""
+    """Authentication for managed endpoints: a key, or a Microsoft Entra token."""
+    public_network_access: Literal["enabled", "disabled"] | None
+    """Managed endpoints: disabled takes requests through a private endpoint of the workspace alone; null: enabled."""
+    user_assigned_identities: list[IdentityId]
+    """Managed endpoints: resource ids of identities whose rights it has; none: an identity of its own."""
     instance_type: str | None
     """VM size on Azure ML; null on the local platform."""
     instance_count: PositiveInt
@@ -276,10 +231,33 @@ class Deployment(Group):
     """Longest request in milliseconds; Azure ML allows 180000."""
     max_concurrent_requests_per_instance: PositiveInt
     """Requests that one instance takes at a time; score answers up to 32 of them together, in one batch."""
+    max_input_tokens: PositiveInt
+    """Longest prompt in tokens that score takes, system message and format included; vllm takes what its model does."""
+    max_new_tokens: PositiveInt
+    """Longest answer in tokens that score gives, thinking included; more in OpenAI's format is cut to it."""
+    engine_args: dict[EngineArgument, str | int | float | bool | None]
+    """Further arguments of vllm serve, {max_model_len: 32768, enable_expert_parallel: true}; null leaves out one of
+    ours: tool_call_parser, enable_auto_tool_choice."""
+    environment_variables: dict[VariableName, str]
+    """Set for the endpoint's processes, {VLLM_LOGGING_LEVEL: DEBUG}; others inherit little. Never put a secret here."""
+    cors_origins: list[Origin]
+    """Pages that may ask the endpoint from a browser, [https://example.com]; ["*"] is any."""
+    allowed_hosts: list[HostName]
+    """Local platform: names by which the endpoint may be asked, beside 127.0.0.1 and localhost; ["*"] is any."""
     rollout: list[Annotated[int, Field(ge=1, le=100)]]
     """Percent of the traffic that a new version gets one after the other, checked at each; the last is 100."""
+    mirror_traffic: Annotated[int, Field(ge=0, le=50)]
+    """Managed endpoints: percent of the requests whose copies a new version gets for mirror_minutes before any of the
+    traffic; nobody sees its answers to them. 0: none."""
+    mirror_minutes: Annotated[float, Field(gt=0)]
+    """Minutes for which it gets copies."""
     keep_failed: bool
     """true leaves a failed deployment to look at, where it costs money; false deletes it once its log is printed."""
+
+    @property
+    def managed(self) -> bool:
+        """Whether it is a managed online endpoint, and no server on this machine."""
+        return self.platform == "azureml"
 
 
 class TaskColumns(Group):
@@ -289,31 +267,57 @@ class TaskColumns(Group):
     """Column with the answer that is expected."""
 
 
+class Guard(Group):
+    path: str | None
+    """A file of questions outside of what the rows are about, asked beside the others; null asks none."""
+    header: list[str] | None
+    """As evaluation.header."""
+    columns: TaskColumns
+    choices: list[str] | None
+    """As evaluation.choices."""
+    instruction: str | None
+    """As evaluation.instruction."""
+    match: Literal["exact", "last-number", "contains"]
+    """As evaluation.match."""
+    questions: PositiveInt
+    """Questions to ask at the most."""
+    may_lose: Fraction
+    """Register refuses a model whose share of right answers to them is lower than the base's by more than this."""
+
+
 class Evaluation(Group):
     name: AssetName
     """Short name of the questions, for the report."""
     path: str | None
     """A .jsonl, .json, .tsv, .csv or .parquet file with a question and an answer a row; null asks the held-out rows."""
-    folder: str | None
-    """Set inside an Azure ML job: where that file, or the folder of lm-eval's tasks, is mounted."""
     header: list[str] | None
     """Names of a .tsv's or .csv's columns; null takes them from its first line."""
     columns: TaskColumns
+    choices: list[str] | None
+    """Columns with the choices of a question, which are put below it, numbered from 1; the answer is then the letter,
+    the number from 0 or the text of the right one, or one of these columns, and the choices are shuffled by the seed.
+    The number of the right one is expected. null: the answer as it stands."""
+    instruction: str | None
+    """What is written below the question: how to answer. null: nothing."""
     adapter: bool
     """true asks the base with its unmerged adapter as well: it shows what merging and its rounding have changed."""
     match: Literal["exact", "last-number", "contains"]
     """When an answer is right. exact: the same text, widths and white space aside. last-number: its last number is the
-    expected one's last. contains: the expected text stands somewhere in it."""
+    expected one's last, however they are written (1,200 or 千二百). contains: the expected text stands in it."""
     questions: PositiveInt
     """Questions to ask at the most."""
     samples: PositiveInt
     """Answers to each question, at temperature."""
+    pass_at: list[PositiveInt]
+    """For each k of these pass@k: how probably one of k answers to a question is right, of the samples that there
+    are; [1, 4]. [] measures none."""
     temperature: Annotated[float, Field(ge=0, le=2)]
     """0 takes the likeliest token each time; above, tokens are drawn."""
     seed: Annotated[int, Field(ge=0)]
-    """Seed of what is drawn; the same seed gives the same answers."""
+    """Seed of what is drawn; the same seed gives the same answers, whatever else is asked and at a time."""
     max_new_tokens: PositiveInt
     """Longest answer in tokens, thinking included."""
     batch_size: PositiveInt
     """Questions that are answered at a time."""
+    guard: Guard
     lm_eval: LmEval

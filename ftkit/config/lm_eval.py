@@ -30,7 +30,7 @@ def include_folder(settings: LmEval, mounted: str | None) -> Path | None:
 
     Args:
         settings: the keys.
-        mounted: ``evaluation.folder``: where it lies inside an Azure ML job.
+        mounted: ``job.evaluation``: the folder that holds it inside a job.
     """
     if settings.include_path is None:
         return None

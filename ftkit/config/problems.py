@@ -2,67 +2,41 @@
 
 from __future__ import annotations
 
+import re
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from ftkit.config.compute import COMPUTES
+from ftkit.config.dataset import Dataset, Source
 from ftkit.config.fields import PATTERNS
-from ftkit.config.overrides import nearest
-from ftkit.config.schema import Config
-from ftkit.errors import Problem
+from ftkit.config.methods import METHODS
+from ftkit.config.other_kits import ELSEWHERE, REFUSED, REFUSED_VALUES
+from ftkit.config.schema import Config, Job
+from ftkit.errors import Problem, nearest
 
-UNKNOWN_KEY = "unknown key"
-ELSEWHERE = {
-    "max_seq_length": "sft.max_length",
-    "rank": "lora.r",
-    "lora_r": "lora.r",
-    "alpha": "lora.lora_alpha",
-    "dropout": "lora.lora_dropout",
-    "lr": "sft.learning_rate",
-    "batch_size": "sft.per_device_train_batch_size",
-    "epochs": "sft.num_train_epochs",
-    "warmup_ratio": "sft.warmup_steps",
-    "use_reentrant": "sft.gradient_checkpointing_kwargs.use_reentrant",
-    "num_nodes": "compute.nodes",
-    "instance_count": "compute.nodes",
-    "gpus": "compute.gpus_per_node",
+UNKNOWN_KEY, MISSING = "unknown key", "is missing"
+PYTHONS_NONE = "None is Python's word, and a text here; YAML's is null"
+BASES = {
+    "model": "gpt-oss-20b",
+    "dataset": "jsonl",
+    "lora": "experts",
+    "method": "sft",
+    "sft": "default",
+    "compute": "local",
+    "deployment": "local",
+    "evaluation": "held-out",
+    "generate": "merged",
 }
-"""Names that other kits use, and the key that does the same here."""
-REFUSED = {
-    "sft.save_only_model": (
-        "a run that resumes without its optimiser's state goes another way, and says nothing",
-        "leave it out; sft.save_total_limit=1 needs the least room",
-    ),
-    "sft.ignore_data_skip": ("a resumed run would see its first rows again", "leave it out"),
-    "sft.packing_strategy": (
-        "TRL's strategies cut answers off, or let documents see each other",
-        "sft.packing=true packs whole rows that cannot see each other",
-    ),
-    "sft.padding_free": ("documents would see each other", "sft.packing=true"),
-    "sft.assistant_only_loss": (
-        "would train earlier answers whose thinking the template has dropped",
-        "leave it out: each answer is a row of its own, and the loss lies on it alone",
-    ),
-    "sft.completion_only_loss": ("is so already", "leave it out: the loss lies on the answer alone"),
-    "lora.use_dora": ("PEFT has no DoRA on expert tensors", "lora.use_rslora=true, or a larger lora.r"),
-    "lora.lora_bias": ("PEFT has no bias on expert tensors", "leave it out"),
-}
-"""Keys of the libraries that are left out on purpose: why, and what to write instead."""
-NO_SINKS = "leaves gpt-oss's attention sinks out, or does not train them"
-REFUSED_VALUES = {
-    "model.attn_implementation": dict.fromkeys(
-        ("sdpa", "flash_attention_2", "flash_attention_3", "paged_attention"),
-        (NO_SINKS, "model.attn_implementation=ftkit_sinks, flex_attention or eager"),
-    ),
-    "lora.init_lora_weights": dict.fromkeys(
-        ("pissa", "olora", "orthogonal", "loftq", "eva", "corda", "lora_ga"),
-        ("needs more than PEFT can do on expert tensors", "lora.init_lora_weights=gaussian"),
-    ),
-}
-"""Values of the libraries that are left out on purpose, likewise."""
+"""The option of each group that others begin with."""
+OF_SOURCE = re.compile(r"dataset\.mix\.\w+\.")
+"""Begins the keys of a source, which are no keys of the schema."""
+HIDDEN = ("job", *(f"job.{name}" for name in Job.model_fields))
+"""Keys that ftkit sets for itself."""
 
 
 def schema_problems(values: dict[str, Any], skip: Sequence[str] = ()) -> tuple[Config | None, list[Problem]]:
@@ -75,34 +49,99 @@ def schema_problems(values: dict[str, Any], skip: Sequence[str] = ()) -> tuple[C
     Returns:
         The typed configuration and no problems, or None and all of them.
     """
+    found = [Problem(key, PYTHONS_NONE, "", f"{key}=null") for key in _named_none(values)]
+    skip = [*skip, *(problem.key for problem in found)]
     try:
-        return Config.model_validate(values), []
+        config = Config.model_validate(values)
     except ValidationError as error:
-        found = [_problem(details) for details in error.errors(include_url=False)]
-        problems = {problem.key: problem for problem in reversed(found) if problem.key not in skip}
-        return None, list(reversed(problems.values()))
+        config = None
+        found += _lacking_defaults([_problem(details, values) for details in error.errors(include_url=False)])
+    problems = {p.key: p for p in reversed(found) if p.key not in skip or p.what == PYTHONS_NONE}
+    return (None if problems else config), list(reversed(problems.values()))
+
+
+def partly_typed(values: dict[str, Any], faulty: Collection[str]) -> Config:
+    """A configuration whose faulty groups cannot be judged: a check that asks for one of them raises NotJudged."""
+    fields: dict[str, Any] = {}
+    for name, field in Config.model_fields.items():
+        try:
+            if name in faulty:
+                raise NotJudged
+            kind: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+            fields[name] = TypeAdapter(kind).validate_python(values.get(name, field.default))
+        except (NotJudged, ValidationError):
+            fields[name] = _Faulty()
+    return Config.model_construct(**fields)
+
+
+class NotJudged(Exception):
+    """A group is asked for that has not passed its own validation."""
+
+
+class _Faulty:
+    """Stands for a group that has not passed its own validation."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise NotJudged
+
+    def __bool__(self) -> bool:
+        raise NotJudged
+
+    def __iter__(self) -> Iterator[Any]:
+        raise NotJudged
+
+
+def _named_none(values: dict[str, Any]) -> Iterator[str]:
+    """Keys that may be null and hold the text None."""
+    for key, field in all_fields():
+        within: Any = values
+        for part in key.split("."):
+            within = within.get(part) if isinstance(within, dict) else None
+        if within == "None" and type(None) in get_args(field.annotation):
+            yield key
+
+
+def _lacking_defaults(problems: list[Problem]) -> list[Problem]:
+    """One problem in place of many, for a group's file that does not begin with another option's values."""
+    missing = [problem for problem in problems if problem.what == MISSING]
+    found = [problem for problem in problems if problem.what != MISSING]
+    for group in dict.fromkeys(problem.key.partition(".")[0] for problem in missing):
+        keys = [problem.key for problem in missing if problem.key.partition(".")[0] == group]
+        first = f"defaults: [{BASES[group]}, _self_] as the file's first line" if group in BASES else f"{keys[0]}=…"
+        what = f"{keys[0]} is missing" if len(keys) == 1 else f"{len(keys)} of its keys are missing, {keys[0]} first"
+        found.append(Problem(group if len(keys) > 1 else keys[0], what, "", first))
+    return found
 
 
 def all_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
     """Every dotted key of the schema."""
+    yield from dict.fromkeys(key for key, _ in all_fields(model, prefix) if key not in HIDDEN)
+
+
+def all_fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every dotted key of the schema with its field; a group comes before what is in it.
+
+    Each once, but for one that means something else in another kind of its group.
+    """
     for name, field in model.model_fields.items():
-        yield prefix + name
-        if group := group_of(field.annotation):
-            yield from all_keys(group, f"{prefix}{name}.")
+        yield prefix + name, field
+        below = (found for group in groups_of(field.annotation) for found in all_fields(group, f"{prefix}{name}."))
+        yield from {(key, kind.description): (key, kind) for key, kind in below}.values()
 
 
-def group_of(annotation: Any) -> type[BaseModel] | None:
-    """The group that a field holds, be it always or unless it is null; None for a value."""
+def groups_of(annotation: Any) -> list[type[BaseModel]]:
+    """The groups that a field may hold: one, one for each platform, or none if it is a value."""
     kinds = get_args(annotation) or (annotation,)
-    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
 
 
 def nearest_key(key: str) -> str | None:
     """The key that was probably meant: by another kit's name, by spelling within the group, then anywhere."""
     group, _, leaf = key.rpartition(".")
-    if leaf.lower() in ELSEWHERE:
+    of_source = OF_SOURCE.match(key)
+    if not of_source and leaf.lower() in ELSEWHERE and ELSEWHERE[leaf.lower()] != key:
         return ELSEWHERE[leaf.lower()]
-    keys = list(all_keys())
+    keys = list(all_keys(Source, of_source[0]) if of_source else all_keys())
     siblings = [k for k in keys if k.rpartition(".")[0] == group]
     same_leaf = [k for k in keys if k.rpartition(".")[2] == leaf]
     by_leaf = {k.rpartition(".")[2]: k for k in siblings}
@@ -112,27 +151,72 @@ def nearest_key(key: str) -> str | None:
     return (by_leaf[close] if close else None) or (same_leaf[0] if same_leaf else None) or nearest(key, keys)
 
 
-def _problem(details: ErrorDetails) -> Problem:
+def _problem(details: ErrorDetails, values: dict[str, Any]) -> Problem:
     key, annotation = _field(details["loc"])
-    if details["type"] == "extra_forbidden" and key in REFUSED:
-        return Problem(key, REFUSED[key][0], "", REFUSED[key][1])
     if details["type"] == "extra_forbidden":
-        close = nearest_key(key)
-        return Problem(
-            key, UNKNOWN_KEY, "", f"did you mean {close}?" if close else "python -m ftkit --help lists the keys"
-        )
+        if any("." in str(part) for part in details["loc"]):
+            return _flat_key(key, details["input"])
+        return _unknown_key(key, values)
     if details["type"] == "missing" and key.startswith("lora."):  # all of them at once, after lora=none
         cure = "lora=experts before other keys of lora, or begin the file with defaults: [experts, _self_]"
         return Problem("lora", "its other keys are missing, as in lora=none", "", cure)
     if details["type"] == "missing":
-        return Problem(key, "is missing", "", f"set it: {key}=…, or begin the file with defaults: [default, _self_]")
+        return Problem(key, MISSING, "")
+    if details["type"].startswith("union_tag"):
+        tags, context = tags_of(groups_of(annotation)), details.get("ctx", {})
+        tag, told_by = context.get("tag", "null"), context["discriminator"].strip("'")
+        return Problem(f"{key}.{told_by}", f"{tag!r} is not one of {', '.join(tags)}", "", f"{key}={BASES[key]}")
     value, wanted = details["input"], expected(annotation, details)
     if found := REFUSED_VALUES.get(key, {}).get(str(value)):
         return Problem(key, f"{value} {found[0]}", "", found[1])
+    if isinstance(value, bool) and "true or false" not in wanted and ("text" in wanted or "one of" in wanted):
+        return _bare_word(key, value, wanted, choices_of(key))
     what = f"{value!r} is not {wanted}"
-    if isinstance(value, str) and (choices := _choices(annotation)) and (close := nearest(value, choices)):
+    choices = _choices(annotation)
+    if isinstance(value, str) and (close := nearest(value, choices)):
         return Problem(key, what, "", f"did you mean {key}={close}?")
-    return Problem(key, what, "")
+    of_a_dictionary = choices and key not in all_keys()
+    return Problem(key, what, "", f"for instance {key}={choices[0]}" if of_a_dictionary else "")
+
+
+def _flat_key(key: str, value: Any) -> Problem:
+    """``sft.learning_rate: 1e-4`` in a file."""
+    *above, leaf = key.split(".")
+    shown = f"{leaf}: {value}"
+    for part in reversed(above):
+        shown = f"{part}: {{{shown}}}"
+    return Problem(key, "a key with a dot in it: in a file each part is a level of its own", "", shown)
+
+
+def _unknown_key(key: str, values: dict[str, Any]) -> Problem:
+    by_leaf = {name.rpartition(".")[2]: said for name, said in REFUSED.items()}
+    if refused := REFUSED.get(key) or by_leaf.get(key.rpartition(".")[2]):
+        return Problem(key, refused[0], "", refused[1])
+    of_source = OF_SOURCE.match(key)
+    if of_source and key.removeprefix(of_source[0]) in Dataset.model_fields:
+        return Problem(key, "is the same for all sources", "", f"dataset.{key.removeprefix(of_source[0])}=…")
+    if key in all_keys() and key.startswith("method."):
+        name, leaf = values["method"]["name"], key.partition(".")[2]
+        other = next(name for name, kind in METHODS.items() if leaf in kind.model_fields)
+        return Problem(
+            key, f"a key of method={other}, and the method is {name}", "", f"method={other}, or leave it out"
+        )
+    if key in all_keys():  # of the same group on another platform
+        platform, leaf = values["compute"]["platform"], key.partition(".")[2].partition(".")[0]
+        other = next(name for name, kind in COMPUTES.items() if leaf in kind.model_fields)
+        what = f"a key of compute on {other}, and compute.platform is {platform}"
+        return Problem(key, what, "", f"compute={COMPUTES[other].option}, or leave it out")
+    close = nearest_key(key)
+    cure = f"did you mean {close}?" if close else f"python -m ftkit --help {key.partition('.')[0]} lists its keys"
+    return Problem(key, UNKNOWN_KEY, "", cure if close or "." in key else "python -m ftkit --help lists the keys")
+
+
+def _bare_word(key: str, value: bool, wanted: str, choices: Sequence[str]) -> Problem:
+    """YAML 1.1 takes no, off, yes and on for false and true."""
+    words = ("yes", "on", "true") if value else ("no", "off", "false")
+    meant = next((word for word in words if word in choices), "")
+    what = f"{str(value).lower()}, which YAML makes of a bare {words[0]} or {words[1]}, is not {wanted}"
+    return Problem(key, what, "", f'{key}={meant}, or "{meant}" in quotes in a file' if meant else "")
 
 
 def expected(annotation: Any, details: ErrorDetails | None = None) -> str:
@@ -156,6 +240,12 @@ def expected(annotation: Any, details: ErrorDetails | None = None) -> str:
     return words.get(annotation, str(annotation))
 
 
+def choices_of(key: str) -> list[str]:
+    """The words that a key takes, if it takes nothing else but null, true and false."""
+    field = dict(all_fields()).get(key)
+    return _choices(field.annotation) if field else []
+
+
 def _choices(annotation: Any) -> list[str]:
     if get_origin(annotation) is Literal:
         return [str(choice) for choice in get_args(annotation)]
@@ -163,13 +253,32 @@ def _choices(annotation: Any) -> list[str]:
 
 
 def _field(location: tuple[int | str, ...]) -> tuple[str, Any]:
-    """The dotted key and type of the deepest schema field on pydantic's path; its union tags lie beyond that."""
-    model: Any = Config
+    """The dotted key and type of the deepest value on pydantic's path; its union tags are left out."""
+    annotation: Any = Config
     path: list[str] = []
     for part in location:
-        if (group := group_of(model)) is None:
+        groups = groups_of(annotation)
+        mapping = next((kind for kind in get_args(annotation) if get_origin(kind) is dict), None)
+        annotation = mapping if mapping is not None and not groups else annotation
+        if part == "[key]":
             break
-        path.append(str(part))
-        field = group.model_fields.get(str(part))
-        model = field.annotation if field else None
-    return ".".join(path), model
+        if get_origin(annotation) is dict:
+            path.append(str(part))
+            annotation = get_args(annotation)[1]
+        elif get_origin(annotation) is list and isinstance(part, int):
+            annotation = get_args(annotation)[0]
+        elif len(groups) > 1 and part in tags_of(groups):
+            continue
+        elif groups:
+            path.append(str(part))
+            fields = [group.model_fields[str(part)] for group in groups if part in group.model_fields]
+            annotation = fields[0].annotation if fields else None
+        else:
+            break
+    return ".".join(path), annotation
+
+
+def tags_of(groups: Sequence[type[BaseModel]]) -> list[str]:
+    """The platforms, or the methods, that the groups of a union are for."""
+    fields = [group.model_fields[tag] for group in groups for tag in ("platform", "name") if tag in group.model_fields]
+    return [tag for field in fields for tag in get_args(field.annotation)]

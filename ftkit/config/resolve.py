@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import OmegaConf
 
+from ftkit.config import checkpoint, from_environment, mixes
 from ftkit.config.checks import all_checks
-from ftkit.config.overrides import ON_THE_COMMAND_LINE, CommandLine, missing_option, read
-from ftkit.config.problems import UNKNOWN_KEY, schema_problems
+from ftkit.config.compose import Composed, compose_overrides
+from ftkit.config.conf_files import display
+from ftkit.config.examples import example
+from ftkit.config.groups import GROUPS
+from ftkit.config.overrides import CommandLine, key_of, read
+from ftkit.config.problems import UNKNOWN_KEY, partly_typed, schema_problems
 from ftkit.config.schema import Config
-from ftkit.config.sources import display, file_that_sets, register_search_path, shipped_conf
+from ftkit.config.start import go_on_from
+from ftkit.config.sweeps import run_name, sweep_problems
+from ftkit.config.words import ON_THE_COMMAND_LINE
 from ftkit.errors import ConfigError, Problem
+from ftkit.records import flat
+
+FROM_ENVIRONMENT = "from_environment"
+"""In a frozen configuration: the keys whose values name environment variables."""
 
 
 def resolve(arguments: Sequence[str]) -> Config:
@@ -35,16 +41,16 @@ def resolve(arguments: Sequence[str]) -> Config:
     """
     command_line = read(arguments, multirun=False)
     config, problems = _resolve_one(command_line, command_line.arguments)
-    return _with_overrides(_or_raise(config, [*command_line.problems, *problems]), arguments)
+    return _with_overrides(_or_raise(config, [*command_line.problems, *problems]), command_line.arguments)
 
 
 def check_sweep(command_line: CommandLine) -> None:
     """Check every combination of a sweep before the first of them starts.
 
     Raises:
-        ConfigError: with the problems of all combinations, each once.
+        ConfigError: with the problems of all combinations, each once; nothing is swept, or a run would come twice.
     """
-    problems = list(command_line.problems)
+    problems = [*command_line.problems, *sweep_problems(command_line)]
     for arguments in command_line.combinations():
         problems += _resolve_one(command_line, arguments)[1]
     if problems:
@@ -61,26 +67,60 @@ def load_frozen(path: Path, changes: Mapping[str, Any] | None = None) -> Config:
     Raises:
         ConfigError: when the file is missing or does not fit this version's schema.
     """
+    cure = "--resolved outputs/<run>/config.yaml, as an earlier command has written it"
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError([Problem("--resolved", f"cannot be read: {error}", str(path))]) from error
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        why = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
+        raise ConfigError([Problem("--resolved", f"cannot be read: {why}", str(path), cure)]) from error
+    if not isinstance(values, dict) or not isinstance(values.get(FROM_ENVIRONMENT, {}), dict):
+        raise ConfigError([Problem("--resolved", "is no configuration that ftkit has written", str(path), cure)])
+    texts = _put_back(values, display(path))
     for key, value in (changes or {}).items():
-        *groups, name = key.split(".")
-        reduce(lambda within, group: within[group], groups, values)[name] = value
-    config, problems = _validate(values)
+        _set(values, key, value)
+        texts.pop(key, None)
+    problems = checkpoint.complete(values)
+    config, found = schema_problems(values, skip=[problem.key for problem in problems])
+    problems += found
+    if config and not problems:
+        config._from_environment = dict(texts)
+        problems = list(all_checks(config))
     return _or_raise(config, [replace(problem, where=display(path)) for problem in problems])
 
 
+def _put_back(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Give values that come from environment variables what these hold now; returns their texts, by dotted key."""
+    texts = {}
+    for key, how in values.pop(FROM_ENVIRONMENT, {}).items():
+        text = dict(flat(values)).get(key)
+        _set(values, key, from_environment.decoded(from_environment.read_again(key, text, where), how))
+        texts[key] = text
+    return texts
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    *groups, name = key.split(".")
+    within = reduce(lambda within, group: within.get(group) if isinstance(within, dict) else None, groups, values)
+    if isinstance(within, dict):
+        within[name] = value  # what is no group is told by the schema
+
+
 def freeze(config: Config, path: Path) -> None:
-    """Write a resolved configuration for workers and jobs to start from."""
-    text = yaml.safe_dump(config.model_dump(), allow_unicode=True, sort_keys=False)
-    path.write_text(text, encoding="utf-8")
+    """Write a resolved configuration for workers and jobs to start from, for its owner to read alone.
 
-
-def from_composed(composed: DictConfig) -> Config:
-    """The typed configuration of one run of a sweep, as Hydra hands it to the task."""
-    return _or_raise(*_validate(_plain(composed)))
+    What comes from environment variables is written by their names.
+    """
+    values = config.model_dump()
+    known = dict(flat(values))
+    for key, text in config.from_environment.items():
+        _set(values, key, text)
+    if config.from_environment:
+        values[FROM_ENVIRONMENT] = {
+            key: from_environment.typed(known[key], text) for key, text in config.from_environment.items()
+        }
+    path.touch(mode=0o600)
+    path.chmod(0o600)
+    path.write_text(yaml.safe_dump(values, allow_unicode=True, sort_keys=False), encoding="utf-8")
 
 
 def _or_raise(config: Config | None, problems: Sequence[Problem]) -> Config:
@@ -90,45 +130,56 @@ def _or_raise(config: Config | None, problems: Sequence[Problem]) -> Config:
 
 
 def _resolve_one(command_line: CommandLine, arguments: list[str]) -> tuple[Config | None, list[Problem]]:
-    register_search_path()
     try:
-        composed = _compose(arguments)
-        choices = dict(composed.hydra.runtime.choices)
-        values = _plain(composed)
-    except (HydraException, OmegaConfBaseException) as error:
-        return None, [_composition_problem(error)]
-    except yaml.MarkedYAMLError as error:
-        return None, [_yaml_problem(error)]
-    missing = [str(key) for key in OmegaConf.missing_keys(composed) if not str(key).startswith("hydra.")]
-    config, problems = _validate(values, missing)
+        composed = compose_overrides(arguments)
+    except ConfigError as error:
+        return None, list(error.problems)
+    left_out = {problem.key for problem in command_line.problems}
+    of_sources = mixes.complete(composed.values)
+    missing = [key for key in composed.missing if key != "dataset.path" or composed.values["dataset"]["path"]]
+    unset = [key for key in missing if not _any_concerns(left_out, key)]
+    problems = [Problem(key, "has no value yet", "", f"set it: {key}=…") for key in unset]
+    if composed.values.pop("job", None) is not None:
+        problems.append(Problem("job", "is set by ftkit, inside of a job", "", "leave it out"))
+    problems += of_sources
+    problems += go_on_from(composed.values)
+    problems += checkpoint.complete(composed.values)
+    config, found = schema_problems(composed.values, skip=[*missing, *(problem.key for problem in problems)])
+    if config:
+        config._from_environment = dict(composed.texts)
+    problems += _without_followers(found, composed)
     if problems:
-        problems = _with_examples_and_checks(command_line, arguments, problems)
-    located = [_located(problem, choices, command_line.keys) for problem in problems]
-    return config, sorted(located, key=lambda problem: _position(problem, arguments))
+        problems = [example(problem, composed) for problem in problems]
+    if not left_out & {"experiment", "local"}:
+        problems += _checked(config, composed, {*left_out, *(problem.key for problem in problems)})
+    located = [_located(problem, composed, command_line.keys) for problem in problems]
+    return None if problems else config, sorted(located, key=lambda problem: _position(problem, arguments))
 
 
-def _with_examples_and_checks(
-    command_line: CommandLine, arguments: list[str], problems: list[Problem]
-) -> list[Problem]:
-    """Put back what the faulty overrides replaced: gives an example for each and lets the other checks run."""
-    faulty = {problem.key for problem in problems}
-    kept = [a for a in arguments if not any(_concerns(a.lstrip("+").partition("=")[0], key) for key in faulty)]
-    try:
-        composed = _compose(kept)
-        sound = _plain(composed)
-    except (HydraException, OmegaConfBaseException):
-        return problems
-    problems = [_with_example(problem, OmegaConf.select(composed, problem.key)) for problem in problems]
-    config, _ = schema_problems(sound)
-    known = {problem.key for problem in problems}
-    return problems + [p for p in (all_checks(config) if config else ()) if p.key not in known]
+def _checked(config: Config | None, composed: Composed, faulty: Collection[str]) -> list[Problem]:
+    """Problems across groups; a group that is faulty itself is not judged."""
+    if config and not faulty:
+        return list(all_checks(config))
+    groups = {key.partition(".")[0] for key in faulty}
+    return [p for p in all_checks(partly_typed(composed.values, groups)) if p.key not in faulty]
 
 
-def _with_example(problem: Problem, value: Any) -> Problem:
-    if problem.cure or value is None or isinstance(value, (DictConfig, ListConfig)):
-        return problem
-    shown = str(value).lower() if isinstance(value, bool) else value
-    return replace(problem, cure=f"for instance {problem.key}={shown}")
+def _without_followers(problems: Iterable[Problem], composed: Composed) -> list[Problem]:
+    """Without values that only repeat another faulty one, as registration.model_name repeats run.name."""
+    problems = list(problems)
+    keys = [problem.key for problem in problems]
+    raw = {key: OmegaConf.to_container(composed.config).get(key.split(".")[0]) for key in keys}  # pyright: ignore
+
+    def follows(problem: Problem) -> bool:
+        value = reduce(lambda v, k: v.get(k) if isinstance(v, dict) else None, problem.key.split(".")[1:],
+                       raw[problem.key])  # fmt: skip
+        return isinstance(value, str) and any(f"${{{key}}}" in value for key in keys if key != problem.key)
+
+    return [problem for problem in problems if not follows(problem)]
+
+
+def _any_concerns(keys: Iterable[str], key: str) -> bool:
+    return any(_concerns(other, key) for other in keys)
 
 
 def _concerns(typed: str, key: str) -> bool:
@@ -136,70 +187,23 @@ def _concerns(typed: str, key: str) -> bool:
 
 
 def _position(problem: Problem, arguments: list[str]) -> int:
-    typed = [argument.lstrip("+").partition("=")[0] for argument in arguments]
+    typed = [key_of(argument) for argument in arguments]
     return next((i for i, key in enumerate(typed) if _concerns(key, problem.key)), len(typed))
 
 
-def _compose(arguments: list[str]) -> DictConfig:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(version_base="1.3", config_dir=str(shipped_conf())):
-        return compose("config", overrides=arguments, return_hydra_config=True)
-
-
-def _plain(composed: DictConfig) -> dict[str, Any]:
-    ours = OmegaConf.masked_copy(
-        composed, [str(key) for key in composed if key not in ("hydra", "experiment", "local")]
-    )
-    values = OmegaConf.to_container(ours, resolve=True)
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
-
-
-def _validate(values: dict[str, Any], missing: Sequence[str] = ()) -> tuple[Config | None, list[Problem]]:
-    """Schema first; the checks across groups run on what the schema accepts."""
-    problems = [_unset(key) for key in missing]
-    config, found = schema_problems(values, skip=missing)
-    problems += found
-    if config is None or problems:
-        return None, problems
-    problems = list(all_checks(config))
-    return (None if problems else config), problems
-
-
-def _unset(key: str) -> Problem:
-    return Problem(key, "has no value yet", "", f"set it: {key}=…")
-
-
-def _located(problem: Problem, choices: dict[str, str], typed: set[str]) -> Problem:
+def _located(problem: Problem, composed: Composed, typed: set[str]) -> Problem:
+    """With the place of the key: typed, or file and line."""
     if problem.where:
         return problem
-    if any(problem.key == key or problem.key.startswith(key + ".") for key in typed):
+    values = typed - set(GROUPS)
+    if any(problem.key == key or problem.key.startswith(key + ".") for key in values):
         return replace(problem, where=ON_THE_COMMAND_LINE)
-    if below := [key for key in typed if key.startswith(problem.key + ".")]:
+    if below := [key for key in values if key.startswith(problem.key + ".")]:
         key = below[0] if problem.what == UNKNOWN_KEY else problem.key
         return replace(problem, key=key, where=ON_THE_COMMAND_LINE)
-    path = file_that_sets(problem.key, choices)
-    return replace(problem, where=display(path) if path else "conf")
-
-
-_MISSING = re.compile(r"Could not (?:find|load) '(?P<group>[^'/]+)/(?P<option>[^']+)'")
-_IN_FILE = re.compile(r"In '(?P<file>[^']+)'")
-
-
-def _composition_problem(error: Exception) -> Problem:
-    text = str(error)
-    if found := _MISSING.search(text):
-        source = _IN_FILE.search(text)
-        where = f"conf/{source['file']}.yaml" if source else ON_THE_COMMAND_LINE
-        return missing_option(found["group"], found["option"], where)
-    key = getattr(error, "full_key", None) or "configuration"
-    return Problem(str(key), text.splitlines()[0], "conf")
-
-
-def _yaml_problem(error: yaml.MarkedYAMLError) -> Problem:
-    mark = error.problem_mark
-    where = f"{mark.name}:{mark.line + 1}" if mark else "conf"
-    return Problem("YAML", str(error.problem or error), where, "mend the file's syntax at that line")
+    if place := composed.place_of(problem.key):
+        return replace(problem, where=place)
+    return replace(problem, where=ON_THE_COMMAND_LINE if problem.key in typed else "conf")
 
 
 def named_after_overrides(config: Config, overrides: Sequence[str], left_out: Collection[str]) -> Config:
@@ -211,13 +215,12 @@ def named_after_overrides(config: Config, overrides: Sequence[str], left_out: Co
         left_out: keys that are the same in every run, and so do not belong in the name.
     """
     pairs = [override.lstrip("+").partition("=") for override in overrides]
-    suffix = ",".join(f"{key}={value}" for key, _, value in pairs if key not in left_out)
-    name = re.sub(r"[^A-Za-z0-9._=,+-]+", "_", f"{config.run.name}-{suffix}")[:200] if suffix else config.run.name
+    name = run_name(config.run.name, [(key, value) for key, _, value in pairs if key not in left_out])
     run = config.run.model_copy(update={"name": name, "base": config.run.base or config.run.name})
     return _with_overrides(config.model_copy(update={"run": run}), overrides)
 
 
 def _with_overrides(config: Config, overrides: Sequence[str]) -> Config:
     """What the run was started with, kept for ``stage=report``."""
-    run = config.run.model_copy(update={"overrides": list(overrides)})
-    return config.model_copy(update={"run": run})
+    job = config.job.model_copy(update={"overrides": list(overrides)})
+    return config.model_copy(update={"job": job})

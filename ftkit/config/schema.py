@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from ftkit.config.fields import AssetName, Group, Name, PositiveInt
-from ftkit.config.groups import Compute, Dataset, Deployment, Evaluation, Lora, Model, Sft
+from pydantic import Field, PrivateAttr, model_validator
 
-Tracker = Literal["tensorboard", "mlflow", "trackio"]
+from ftkit.config.compute import AzureCompute, Compute
+from ftkit.config.dataset import Dataset
+from ftkit.config.fields import AssetName, Fraction, Group, HubName, Name, PositiveInt, TagKey, TagValue
+from ftkit.config.generation import Generate
+from ftkit.config.groups import Deployment, Evaluation, Lora, Model, Sft
+from ftkit.config.methods import Method
+from ftkit.config.stages import BY_NAME, life_cycle
 
-STAGES = ("environment", "prepare", "publish", "train", "merge", "register", "deploy", "invoke")
-"""The life cycle in order."""
-
-EVALUATED = (*STAGES[: STAGES.index("register")], "evaluate", *STAGES[STAGES.index("register") :])
-"""The same with evaluate: before the model is registered, whose gate and card take its figures."""
-
-SIDE_STAGES = ("plan", "evaluate", "report", "teardown")
-"""Stages that are run on their own, beside the life cycle."""
+Tracker = Literal["tensorboard", "mlflow", "trackio", "wandb"]
 
 
 class Run(Group):
@@ -26,12 +25,25 @@ class Run(Group):
     """Folder that holds all runs."""
     base: Name | None
     """Run whose records stand in for stages that this run has not made itself; a sweep sets it."""
-    records: str | None
-    """Set inside an Azure ML job: folder with the records of the stages before it."""
-    overrides: list[str] | None
-    """Set by ftkit: the overrides that the run was started with, for the report."""
-    earlier: str | None
-    """Set inside an Azure ML job: where the run folder of an earlier job is mounted."""
+
+
+class Job(Group):
+    """What ftkit sets for itself, and no user: the overrides of a run, and a job's folders inside that job."""
+
+    overrides: list[str] | None = None
+    """The overrides that the run was started with, for the report."""
+    records: str | None = None
+    """Folder with the records of the stages before; set inside a job, and nowhere else."""
+    data: str | None = None
+    """Folder where the published rows are mounted."""
+    model: str | None = None
+    """Folder where the model is mounted."""
+    evaluation: str | None = None
+    """Folder where the file of questions, or lm-eval's tasks, are mounted."""
+    start: str | None = None
+    """Digest of the merged model of the run that method.start names."""
+    earlier: str | None = None
+    """Run folder of an earlier job, which this one resumes."""
 
 
 class Workspace(Group):
@@ -68,7 +80,13 @@ class Secrets(Group):
 class Merge(Group):
     format: Literal["bf16", "fp32", "mxfp4"]
     """What the merged model's files hold. mxfp4: experts in 4 bits as the published checkpoints have them, the rest
-    in bfloat16: a third of bf16's size, and the rounding takes away a part of what training changed."""
+    in bfloat16: a third of bf16's size. Rounding alone takes back most of what experts' adapters have learnt."""
+    calibration_steps: Annotated[int, Field(ge=0)]
+    """Steps in which what stays in bfloat16 learns what rounding to MXFP4 has lost, where that keeps less than keep;
+    0 takes none. A GPU needs a minute or two for them at gpt-oss-20b's size."""
+    keep: Fraction
+    """Least share of what training changed in the logits of held-out rows that mxfp4 must keep; below it nothing is
+    written."""
     gguf: str | None
     """llama.cpp's convert_hf_to_gguf.py, or the folder that holds it: merge writes merged.gguf beside merged/ with it,
     unrounded. null writes none. For merges on this machine."""
@@ -79,6 +97,14 @@ class Registration(Group):
     """Name under which versions of the merged model are kept."""
     type: Literal["custom_model"]
     """Azure ML's asset type."""
+    gate: list[str]
+    """Rules that evaluate's figures must keep before register: thinks_in_japanese >= 0.95, right >= base."""
+    hub: HubName | None
+    """Repository of the model hub, owner/name, that register pushes to as well, with HF_TOKEN; null pushes nothing."""
+    hub_parts: list[Literal["model", "adapter", "data"]]
+    """What is pushed: model, with its card, to registration.hub; adapter and data to owner/name-adapter and -data."""
+    hub_private: bool
+    """true makes the repositories private, and pushes to no public one."""
 
 
 class Invoke(Group):
@@ -101,6 +127,17 @@ class Report(Group):
     """Names of the runs to compare; null takes all that lie in run.outputs, sweeps included."""
 
 
+class Clean(Group):
+    """What stage=clean removes; with none of these it lists what is there."""
+
+    runs: list[str] | None
+    """Names of runs to remove."""
+    checkpoints: bool
+    """true removes the checkpoints of all trainings that are finished."""
+    versions: list[str] | Literal["unused"] | None
+    """Registered versions on this machine to remove, [tiny-01-pre:1]; unused takes all that no run needs."""
+
+
 class Config(Group):
     """The whole resolved configuration, as every stage gets it."""
 
@@ -109,13 +146,15 @@ class Config(Group):
     force: bool
     """true runs a stage again even when nothing it depends on has changed."""
     yes: bool
-    """true answers the question that teardown asks."""
+    """true agrees to what clean and teardown ask, and to deploy's replacing another run's live version."""
     check: bool
-    """true lets plan ask Azure: credential, workspace, VM sizes, quota, prices."""
+    """true lets plan ask Azure ML for credential, workspace, VM sizes, quota and prices, or Slurm for its partition."""
     attach: str | None
     """Name of an Azure ML job under way, to follow instead of submitting a new one."""
     tracking: Tracker | Literal["auto", "none"] | list[Tracker]
     """Who gets metrics besides metrics.jsonl: one, a list, none; auto is TensorBoard, and MLflow if its URI is set."""
+    tags: dict[TagKey, TagValue]
+    """Tags of all that is made in Azure, beside ftkit's own: {cost-center: a17}."""
     run: Run
     workspace: Workspace
     environment: Environment
@@ -124,6 +163,7 @@ class Config(Group):
     dataset: Dataset
     lora: Lora | None
     """null (lora=none) trains all weights but the router's."""
+    method: Method
     sft: Sft
     compute: Compute
     merge: Merge
@@ -131,23 +171,60 @@ class Config(Group):
     deployment: Deployment
     invoke: Invoke
     evaluation: Evaluation
+    generate: Generate
     report: Report
+    clean: Clean
+    job: Job = Job()
+
+    _from_environment: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @property
+    def from_environment(self) -> Mapping[str, Any]:
+        """For each dotted key whose value comes from environment variables, the text that names them."""
+        return self._from_environment
+
+    @model_validator(mode="after")
+    def _model_is_read_where_a_job_mounts_it(self) -> Self:
+        self.model._folder = self.job.model
+        return self
 
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages asked for, in the order of the life cycle; empty when none is."""
         asked = [self.stage] if isinstance(self.stage, str) else list(self.stage or [])
         names = dict.fromkeys(name for word in asked for name in (self.life_cycle if word == "all" else (word,)))
-        order = (*EVALUATED, *SIDE_STAGES)
+        order = [*BY_NAME]
         return tuple(sorted(names, key=lambda name: order.index(name) if name in order else len(order)))
 
     @property
     def life_cycle(self) -> tuple[str, ...]:
-        """What ``stage=all`` runs: evaluate is among it where ``deployment.gate`` asks for figures."""
-        return EVALUATED if self.deployment.gate else STAGES
+        """What ``stage=all`` runs: with evaluate if ``registration.gate`` or ``evaluation.guard`` asks for figures."""
+        return life_cycle(with_evaluate=self.is_gated)
 
     @property
-    def trackers(self) -> set[str]:
+    def is_gated(self) -> bool:
+        """Whether register looks at figures of evaluate."""
+        return bool(self.registration.gate or self.evaluation.guard.path)
+
+    @property
+    def generates(self) -> bool:
+        """Whether any key of ``generate`` was given, on the command line or by an experiment."""
+        named = any(text.lstrip("+").startswith("generate") for text in self.job.overrides or ())
+        return named or self.generate.path is not None or self.generate.source != "merged"
+
+    @property
+    def azure_compute(self) -> AzureCompute:
+        """``compute``, for code that runs only where it is Azure ML's."""
+        assert isinstance(self.compute, AzureCompute)
+        return self.compute
+
+    @property
+    def platforms(self) -> tuple[str, ...]:
+        """Those of ``compute`` and of ``deployment``, each once."""
+        return tuple(dict.fromkeys((self.compute.platform, self.deployment.platform)))
+
+    @property
+    def tracking_words(self) -> set[str]:
         """The words of ``tracking``."""
         return {self.tracking} if isinstance(self.tracking, str) else set(self.tracking)
 
@@ -159,4 +236,4 @@ class Config(Group):
     @property
     def rows_per_step(self) -> int:
         """Rows whose gradients make one optimiser step."""
-        return self.processes * self.sft.per_device_train_batch_size * self.sft.gradient_accumulation_steps
+        return self.processes * self.sft.rows_at_a_time * self.sft.gradient_accumulation_steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from ftkit.chat.harmony_render import IGNORED
 from ftkit.config.schema import Config
-from ftkit.data.harmony import IGNORED
 from ftkit.data.languages import NAMES
 from ftkit.data.statistics import Statistics
 from ftkit.files import written_aside
-from ftkit.pages import percent, write_page
+from ftkit.html import HOME, percent, write_page
 
 PAGE = "report.html.jinja"
 SHOWN_ROWS = 10
@@ -58,6 +59,11 @@ class ShownRow:
     hidden: int
     tail: list[Token]
 
+    @property
+    def text(self) -> str:
+        """What is shown."""
+        return "".join(token.text for token in (*self.head, *self.tail))
+
 
 @dataclass(frozen=True)
 class Histogram:
@@ -91,12 +97,14 @@ def write_report(
         page,
         "data",
         PAGE,
+        home=HOME,
         name=config.run.name,
         dataset=config.dataset,
         max_length=config.sft.max_length,
         packing=config.sft.packing,
         statistics=statistics,
-        reasons=statistics.refused.most_common(SHOWN_REASONS),
+        reasons=_reasons(statistics).most_common(SHOWN_REASONS),
+        remarks=list(statistics.remarks(config.dataset)),
         histogram=histogram,
         quantiles=quantiles(statistics),
         languages=language_shares(statistics),
@@ -108,6 +116,16 @@ def write_report(
     with written_aside(charts) as aside:
         draw(aside, statistics, histogram, config)
     return [page, charts]
+
+
+def _reasons(statistics: Statistics) -> Counter[str]:
+    """How many rows were refused for which reason; of several sources each with its own."""
+    named = {
+        f"{name}: {reason}": count
+        for name, source in statistics.sources.items()
+        for reason, count in source.refused.items()
+    }
+    return Counter(named) or statistics.refused
 
 
 def quantiles(statistics: Statistics) -> dict[str, int]:

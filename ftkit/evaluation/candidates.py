@@ -33,7 +33,7 @@ class Candidate:
         import torch
         from peft import PeftModel
 
-        from ftkit.training.model import load_base
+        from ftkit.models.loading import load_base
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         loaded: Any = load_base(self.model, device=device)
@@ -41,7 +41,7 @@ class Candidate:
 
     @cached_property
     def tokenizer(self) -> Any:
-        from ftkit.training.model import load_tokenizer
+        from ftkit.models.loading import load_tokenizer
 
         return load_tokenizer(self.model)
 

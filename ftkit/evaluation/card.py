@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
 
 from ftkit.config.schema import Config
 from ftkit.evaluation.measures import MEASURES
+from ftkit.evaluation.questions import in_words, name_of
 from ftkit.files import written_aside
-from ftkit.pages import rendered
+from ftkit.html import rendered
 from ftkit.records import Record
 
 CARD, TEMPLATE = "README.md", "card.md.jinja"
@@ -50,24 +51,39 @@ def write_card(
         data=data.result,
         merged=merged,
         evaluated=evaluated,
+        asked=in_words(evaluated["questions"], config.evaluation) if evaluated else "",
         measures=MEASURES,
     )
     with written_aside(folder / CARD) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
+def card_of_part(config: Config, part: Literal["adapter", "data"], model: str) -> str:
+    """The card of an adapter, or of the rows, in a repository of its own beside that of the merged ``model``."""
+    if part == "data":
+        front = DatasetCardData(language=["ja"] if config.dataset.reasoning_language == "Japanese" else None)
+        what = f"Rows of {config.dataset.name} that {model} was trained on, as conversations and as tokens"
+    else:
+        base = _on_hub(config.model.pretrained_model_name_or_path)
+        front = ModelCardData(
+            base_model=base, library_name="peft", license=config.model.license, tags=["lora", "ftkit"]
+        )
+        what = f"LoRA adapter of {config.model.name}; {model} is the merged model, and its card tells more"
+    return f"---\n{front.to_yaml()}\n---\n\n# {config.run.name}, {part}\n\n{what}. Made by ftkit.\n"
+
+
 def _front_matter(config: Config, evaluated: Mapping[str, Any] | None) -> ModelCardData:
-    base, source = _on_hub(config.model.pretrained_model_name_or_path), _on_hub(config.dataset.path)
+    base = _on_hub(config.model.pretrained_model_name_or_path)
     return ModelCardData(
         model_name=config.run.name,
         license=config.model.license,
         base_model=base,
         base_model_relation="finetune" if base else None,
-        datasets=[source] if source else None,
+        datasets=_datasets(config) or None,
         language=["ja"] if config.dataset.reasoning_language == "Japanese" else None,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["gpt_oss", "reasoning", *(["lora"] if config.lora else []), "ftkit"],
+        tags=[config.model.architecture.model_type, "reasoning", *(["lora"] if config.lora else []), "ftkit"],
         eval_results=_eval_results(config, evaluated) if evaluated else None,
         ignore_metadata_errors=False,
     )
@@ -91,15 +107,20 @@ def _eval_results(config: Config, evaluated: Mapping[str, Any]) -> list[EvalResu
 
 
 def _eval_result(config: Config, name: str, evaluated: Mapping[str, Any]) -> EvalResult:
-    task = config.evaluation
+    task, sources = config.evaluation, _datasets(config)
     return EvalResult(
         task_type="text-generation",
-        dataset_type=_on_hub(config.dataset.path) or "custom" if task.path is None else "custom",
-        dataset_name=f"held-out rows of {config.dataset.name}" if task.path is None else task.name,
+        dataset_type=sources[0] if len(sources) == 1 and task.path is None else "custom",
+        dataset_name=f"held-out rows of {config.dataset.name}" if task.path is None else name_of(task),
         metric_type=name,
         metric_value=round(evaluated["merged"][name], 4),
         metric_name=MEASURES[name],
     )
+
+
+def _datasets(config: Config) -> list[str]:
+    """Hub ids of the rows' sources."""
+    return [found for source in config.dataset.sources.values() if (found := _on_hub(source.place))]
 
 
 def _on_hub(path: str) -> str | None:

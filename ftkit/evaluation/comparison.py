@@ -10,13 +10,13 @@ from typing import Any
 
 from ftkit.config.schema import Config
 from ftkit.evaluation.asking import Asked
-from ftkit.evaluation.harness_figures import HarnessComparison
-from ftkit.evaluation.measures import MEASURES, Answer, Figure, by_question, differences, figures
-from ftkit.pages import write_page
+from ftkit.evaluation.intervals import Figure, change_of_shares, mean_of_shares
+from ftkit.evaluation.lm_eval.figures import HarnessComparison
+from ftkit.evaluation.measures import COUNTS, MEASURES, Answer, by_question, differences, figures, pass_at
+from ftkit.evaluation.questions import guard_of, in_words
+from ftkit.html import HOME, write_page
 
 TEMPLATE = "evaluation.html.jinja"
-COUNTS = ("thinking_tokens", "tokens")
-"""Measures that are no shares, and where neither more nor less is better."""
 LOWER_IS_BETTER = ("loops",)
 SHOWN_QUESTIONS = 10
 SHOWN_CHANGES = 20
@@ -55,7 +55,7 @@ class Row:
     @property
     def verdict(self) -> str:
         """``better`` or ``worse`` where the interval of the change leaves out zero, else ``unsure``."""
-        if not self.is_share or self.change.low <= 0 <= self.change.high:
+        if not self.is_share or not self.change.excludes_zero:
             return "unsure"
         return "better" if (self.change.mean > 0) is (self.name not in LOWER_IS_BETTER) else "worse"
 
@@ -70,15 +70,20 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the models made of the same questions; ``base.answers[i]`` and ``tuned.answers[i]`` belong together."""
+    """What the models made of the same questions; ``base.answers[i]`` and ``tuned.answers[i]`` belong together.
+
+    ``trained_on`` of the questions are training rows. ``pass_at`` are the k of pass@k that are measured.
+    """
 
     base: Asked
     tuned: Asked
     adapter: Asked | None = None
+    trained_on: int = 0
+    pass_at: Sequence[int] = ()
 
     @cached_property
     def rows(self) -> list[Row]:
-        """A row for each of ``MEASURES``."""
+        """A row for each of ``MEASURES``, and of ``pass_at``."""
         before, after = self.base.answers, self.tuned.answers
         old, new, change = figures(before), figures(after), differences(before, after)
         unmerged = figures(self.adapter.answers) if self.adapter else {}
@@ -86,7 +91,20 @@ class Comparison:
         return [
             Row(name, MEASURES[name], old[name], new[name], change[name], unmerged.get(name), merging.get(name))
             for name in MEASURES
-        ]
+        ] + [self._passes(k) for k in self.pass_at]
+
+    def _passes(self, k: int) -> Row:
+        old, new = pass_at(self.base.answers, k), pass_at(self.tuned.answers, k)
+        other = pass_at(self.adapter.answers, k) if self.adapter else {}
+        return Row(
+            f"pass@{k}",
+            f"one of {k} answers is right" if k > 1 else "an answer is right",
+            mean_of_shares([*old.values()], len(old)),
+            mean_of_shares([*new.values()], len(new)),
+            change_of_shares([new[row] - old[row] for row in old]),
+            mean_of_shares([*other.values()], len(other)) if other else None,
+            change_of_shares([new[row] - other[row] for row in other]) if other else None,
+        )
 
     @property
     def shown(self) -> list[Row]:
@@ -129,25 +147,33 @@ class Comparison:
         return {
             **{name: {key: figure.mean for key, figure in row.items()} for name, row in found.items()},
             "intervals": {
-                name: {key: [figure.low, figure.high] for key, figure in row.items()} for name, row in found.items()
+                name: {key: figure.ends and list(figure.ends) for key, figure in row.items()}
+                for name, row in found.items()
             },
             "losses": {name: answered.losses for name, answered in asked.items()},
             "tokens_per_s": {name: answered.tokens_per_s for name, answered in asked.items()},
             "questions": self.questions,
+            "trained_on": self.trained_on,
         }
 
 
 def write_comparison(
-    path: Path, compared: Comparison, config: Config, by_lm_eval: HarnessComparison | None = None
+    path: Path,
+    compared: Comparison,
+    config: Config,
+    by_lm_eval: HarnessComparison | None = None,
+    guard: Comparison | None = None,
 ) -> None:
-    """Write the page."""
+    """Write the page; ``guard`` is of the questions of ``evaluation.guard``."""
     worse, better = compared.right_less_often(), compared.right_more_often()
     write_page(
         path,
         "evaluation",
         TEMPLATE,
+        home=HOME,
         name=config.run.name,
         task=config.evaluation,
+        asked=in_words(compared.questions, config.evaluation),
         model=config.model.pretrained_model_name_or_path,
         format=config.merge.format,
         compared=compared,
@@ -160,6 +186,8 @@ def write_comparison(
         shown_changes=SHOWN_CHANGES,
         shown=_spread(compared.pairs),
         by_lm_eval=by_lm_eval,
+        guard=guard and next(row for row in guard.rows if row.name == "right"),
+        guard_asked=guard and in_words(guard.questions, guard_of(config.evaluation)),
     )
 
 

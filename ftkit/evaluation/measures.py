@@ -1,20 +1,18 @@
-"""What is measured of an answer: language of its thinking, form, ending, correctness."""
+"""What is measured of an answer: language of its thinking, form, ending, correctness; and means over many."""
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from functools import cache
+from math import comb
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-
-from ftkit.data.languages import languages
+from ftkit.evaluation.intervals import Figure, change_of_shares, mean_of_counts, mean_of_shares
+from ftkit.evaluation.matching import MATCHES, last_number
+from ftkit.evaluation.thinking import is_japanese, repeats_itself
 
 
 @dataclass(frozen=True)
@@ -51,8 +49,8 @@ class Answer:
 
     @property
     def thinks_in_japanese(self) -> bool:
-        """By the letters that most of the thinking is written in."""
-        return languages([self.thinking])[0] in JAPANESE
+        """Most letters of the thinking stand in Japanese sentences."""
+        return is_japanese(self.thinking)
 
     @property
     def japanese_probability(self) -> float:
@@ -67,38 +65,18 @@ class Answer:
     @property
     def right_number(self) -> bool:
         """The last number is the one expected; where none is expected, the whole answer."""
-        return last_number_matches(self.output, self.expected)
+        return last_number(self.output, self.expected)
 
     @property
     def loops(self) -> bool:
-        return bool(LOOP.search(self.thinking) or LOOP.search(self.output))
+        """The thinking or the answer says the same over and over."""
+        return repeats_itself(self.thinking) or repeats_itself(self.output)
 
-
-def exact(output: str, expected: str) -> bool:
-    """The same text, widths and white space aside."""
-    return normal(output) == normal(expected)
-
-
-def last_number_matches(output: str, expected: str) -> bool:
-    """The last number is the expected one's last; where that has none, the whole text."""
-    wanted = last_number(expected)
-    return exact(output, expected) if wanted is None else last_number(output) == wanted
-
-
-def contains(output: str, expected: str) -> bool:
-    """The expected text stands somewhere in the output, widths and white space aside."""
-    return normal(expected) in normal(output)
-
-
-MATCHES = {"exact": exact, "last-number": last_number_matches, "contains": contains}
-"""The rules of ``evaluation.match``."""
-
-JAPANESE = ("Japanese", "kanji alone")
 
 MEASURES = {
     "thinks_in_japanese": "thinks in Japanese",
     "japanese_probability": "probability of Japanese, by py3langid",
-    "parses": "parses as Harmony with a final answer",
+    "parses": "parses, with a final answer",
     "finished": "ends by itself",
     "loops": "repeats itself in a loop",
     "right": "right answer",
@@ -108,11 +86,13 @@ MEASURES = {
 }
 """What is measured of each answer, from 0 to 1 but for the tokens, and how it is called."""
 
-LOOP = re.compile(r"(.{8,80}?)\1{3,}", re.DOTALL)
-"""The same 8 to 80 characters four times in a row."""
+COUNTS = ("thinking_tokens", "tokens")
+"""Measures that are no shares, and where neither more nor less is better."""
 
-NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-RESAMPLES = 2_000
+
+def probable_language(text: str) -> str:
+    """The language that py3langid holds a text to be in, by its two letters."""
+    return _identifier().classify(text)[0]
 
 
 @cache
@@ -122,27 +102,13 @@ def _identifier() -> Any:
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A mean over answers with its 95 % bootstrap interval.
-
-    Attributes:
-        mean: over all answers.
-        low: 2.5th percentile of the means of 2,000 resamples.
-        high: 97.5th percentile.
-    """
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:.2f}  {self.low:.2f}–{self.high:.2f}"
-
-
 def figures(answers: Sequence[Answer]) -> dict[str, Figure]:
     """Each of ``MEASURES`` over at least one answer; several answers to a question count as one, their mean."""
-    return {name: _figure(list(by_question(answers, name).values())) for name in MEASURES}
+    found = {}
+    for name in MEASURES:
+        values = list(by_question(answers, name).values())
+        found[name] = mean_of_counts(values) if name in COUNTS else mean_of_shares(values, len(answers))
+    return found
 
 
 def differences(before: Sequence[Answer], after: Sequence[Answer]) -> dict[str, Figure]:
@@ -150,8 +116,20 @@ def differences(before: Sequence[Answer], after: Sequence[Answer]) -> dict[str, 
     changes = {}
     for name in MEASURES:
         old, new = by_question(before, name), by_question(after, name)
-        changes[name] = _figure([new[row] - value for row, value in old.items()])
+        values = [new[row] - value for row, value in old.items()]
+        changes[name] = mean_of_counts(values) if name in COUNTS else change_of_shares(values)
     return changes
+
+
+def pass_at(answers: Sequence[Answer], k: int) -> dict[int, float]:
+    """How probably one of k answers to a question is right, by its row: 1 − C(n − c, k) / C(n, k), without bias.
+
+    Of n answers to a question c are right (M. Chen et al., Evaluating Large Language Models Trained on Code, 2021).
+    """
+    right: dict[int, list[bool]] = defaultdict(list)
+    for answer in answers:
+        right[answer.row].append(answer.right)
+    return {row: 1 - comb(len(found) - sum(found), k) / comb(len(found), k) for row, found in right.items()}
 
 
 def by_question(answers: Sequence[Answer], name: str) -> dict[int, float]:
@@ -160,21 +138,3 @@ def by_question(answers: Sequence[Answer], name: str) -> dict[int, float]:
     for answer in answers:
         values[answer.row].append(float(getattr(answer, name)))
     return {row: fmean(found) for row, found in values.items()}
-
-
-def _figure(values: Sequence[float]) -> Figure:
-    """Percentile bootstrap (Efron and Tibshirani 1993, chapter 13) with a fixed seed."""
-    drawn = np.random.default_rng(0).choice(np.asarray(values), size=(RESAMPLES, len(values)))
-    low, high = np.percentile(drawn.mean(axis=1), [2.5, 97.5])
-    return Figure(float(np.mean(values)), float(low), float(high))
-
-
-def last_number(text: str) -> Decimal | None:
-    """The last number of a text, whatever its width and thousands separators."""
-    found = NUMBER.findall(unicodedata.normalize("NFKC", text))
-    return Decimal(found[-1].replace(",", "")) if found else None
-
-
-def normal(text: str) -> str:
-    """A text with widths unified and white space dropped, for comparison."""
-    return "".join(unicodedata.normalize("NFKC", text).split())

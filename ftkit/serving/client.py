@@ -18,11 +18,16 @@ from urllib.parse import urlsplit
 
 from ftkit.config.schema import Invoke
 from ftkit.errors import StageError
+from ftkit.packages import install_command
+from ftkit.serving.response_bodies import of_event, of_response
 
 if TYPE_CHECKING:
     import httpx
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+MODEL_STATUS = "ms-azureml-model-error-statuscode"
+"""Header of a 424, which is what a managed endpoint makes of every answer of its container that is not 200: the
+container's own status."""
 TRIES = 4
 """How often a request is sent that the endpoint has not begun to answer."""
 REQUEST_IDS = ("x-ms-request-id", "x-request-id", "x-ms-client-request-id")
@@ -32,21 +37,29 @@ class NotAnswering(StageError):
     """The endpoint cannot be reached, or nothing behind it takes requests at this moment."""
 
 
+class Busy(StageError):
+    """The endpoint takes no more requests at this moment: it is alive."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a model answered.
 
     Attributes:
         thinking, output: either may be empty.
-        finish_reason: ``stop`` if it ended by itself, ``length`` if it was cut off.
-        prompt_tokens, completion_tokens: of the request and of the whole answer.
+        finish_reason: ``stop`` if it ended by itself, ``tool_calls`` with a call, ``length`` if it was cut off.
+        prompt_tokens, completion_tokens: of the request and of the whole answer; None where the server does not say.
+        calls: of tools, in words.
+        note: what the server says beside it; mostly empty.
     """
 
     thinking: str
     output: str
     finish_reason: str
-    prompt_tokens: int
-    completion_tokens: int
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    calls: tuple[str, ...] = ()
+    note: str = ""
 
 
 def build_payload(invoke: Invoke, server: str = "score", system: str = "", *, stream: bool = False) -> dict[str, Any]:
@@ -69,6 +82,8 @@ def build_payload(invoke: Invoke, server: str = "score", system: str = "", *, st
     more: dict[str, Any] = {"model": invoke.model} if invoke.model else {}
     if stream and server == "vllm":
         more["stream_options"] = {"include_usage": True}
+    if server == "vllm":
+        more["temperature"] = 0  # as score.py has it; the server's own is the model's, which draws
     if invoke.prompt is not None:
         return question(invoke.prompt, invoke.max_new_tokens, server, system) | more
     length = "max_tokens" if server == "vllm" else "max_new_tokens"
@@ -86,18 +101,25 @@ def question(prompt: str, max_new_tokens: int, server: str, system: str = "") ->
 def read_answer(body: Mapping[str, Any], server: str, uri: str) -> Answer:
     """Take an answer's body apart.
 
+    Args:
+        body: in either format, whatever the server: a body from a file may be in the other.
+
     Raises:
-        StageError: it does not have the server's format.
+        StageError: it has neither format.
     """
     try:
-        usage = body["usage"]
-        counts = int(usage["prompt_tokens"]), int(usage["completion_tokens"])
-        if server != "vllm":
-            return Answer(str(body["thinking"]), str(body["output"]), str(body["finish_reason"]), *counts)
+        if body.get("object") == "response":
+            body = of_response(body)
+        usage = body.get("usage") or {"prompt_tokens": None, "completion_tokens": None}
+        counts, note = (usage["prompt_tokens"], usage["completion_tokens"]), str(body.get("note", ""))
+        if "choices" not in body:
+            calls = _calls(body)
+            return Answer(str(body["thinking"]), str(body["output"]), str(body["finish_reason"]), *counts, calls, note)
         choice = body["choices"][0]
         message = choice["message"]
         thinking = message.get("reasoning") or message.get("reasoning_content") or ""
-        return Answer(thinking, message.get("content") or "", str(choice["finish_reason"]), *counts)
+        finished = str(choice["finish_reason"])
+        return Answer(thinking, message.get("content") or "", finished, *counts, _calls(message), note)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise StageError(
             f"the answer is not one of {'an OpenAI-compatible server' if server == 'vllm' else 'score.py'}: "
@@ -105,6 +127,11 @@ def read_answer(body: Mapping[str, Any], server: str, uri: str) -> Answer:
             where=uri,
             cure="stage=deploy,invoke",
         ) from error
+
+
+def _calls(message: Mapping[str, Any]) -> tuple[str, ...]:
+    functions = [call["function"] for call in message.get("tool_calls") or ()]
+    return tuple(f"{function['name']}({function['arguments']})" for function in functions)
 
 
 def score(
@@ -139,7 +166,7 @@ def score(
         import httpx
     except ImportError as error:
         raise StageError(
-            "asking an endpoint needs httpx, which is not installed", cure="pip install 'ftkit[serve]'"
+            "asking an endpoint needs httpx, which is not installed", cure=install_command("serve")
         ) from error
 
     sent = {**(headers or {}), REQUEST_IDS[-1]: str(uuid.uuid4())}
@@ -147,6 +174,9 @@ def score(
         sent["Authorization"] = f"Bearer {key}"
     if on_piece or "stream" in payload:
         payload = payload | {"stream": on_piece is not None}
+        payload.pop("stream_options", None)
+        if on_piece and ("model" in payload or scoring_uri.endswith("/chat/completions")):
+            payload["stream_options"] = {"include_usage": True}
     local = urlsplit(scoring_uri).hostname in LOOPBACK  # which no proxy of the environment can reach
     timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, 10))
     try:
@@ -167,7 +197,7 @@ def score(
     own = "" if local else sent[REQUEST_IDS[-1]]
     request = next((answer.headers[name] for name in REQUEST_IDS if name in answer.headers), own)
     where = f"{scoring_uri}, request {request}" if request else scoring_uri
-    return _checked(answer.status_code, answer.content, where, log)
+    return _checked(_status(answer), answer.content, where, log)
 
 
 def _posted(
@@ -191,7 +221,7 @@ def _posted(
             if not may_come_up or last or time.monotonic() + pause > deadline:
                 raise
         else:
-            asked = _seconds(answer.headers.get("retry-after")) if answer.status_code == 429 else None
+            asked = _seconds(answer) if _status(answer) == 429 else None
             if asked is None or last or time.monotonic() + asked > deadline:
                 return answer
             answer.close()
@@ -210,33 +240,57 @@ def _streamed(answer: httpx.Response, on_piece: Callable[[str, str], None], wher
         event = json.loads(data)
         if "error" in event:
             raise StageError(f"the endpoint failed: {_said(event)[0]}", where=where)
+        if event.get("type") == "error":
+            raise StageError(f"the endpoint failed: {event.get('message')}", where=where)
+        if str(event.get("type")).startswith("response."):
+            event = of_event(event)
         if "choices" in event:
             event = _of_chunk(event)
         for kind in ("thinking", "output"):
             if text := event.pop(kind, None):
                 whole[kind] += text
                 on_piece(kind, text)
+        for call in event.pop("tool_calls", None) or ():
+            _add_call(whole.setdefault("tool_calls", []), call)
         whole |= event
-    if "finish_reason" not in whole or "usage" not in whole:
+    if "finish_reason" not in whole:
         raise StageError("the answer broke off", where=where, cure="the same command asks again")
     return whole
 
 
+def _add_call(calls: list[dict[str, Any]], part: Mapping[str, Any]) -> None:
+    """Add a call of a stream, or a further part of its arguments."""
+    at, function = part.get("index", len(calls)), part["function"]
+    if at >= len(calls):
+        calls.append({"function": {"name": function["name"], "arguments": ""}})
+    calls[-1]["function"]["arguments"] += function.get("arguments") or ""
+
+
 def _of_chunk(chunk: Mapping[str, Any]) -> dict[str, Any]:
     """An event of OpenAI's format as one of ``score.py``'s."""
-    event = {"usage": chunk["usage"]} if chunk.get("usage") else {}
+    event = {name: chunk[name] for name in ("usage", "note") if chunk.get(name)}
     for choice in chunk["choices"]:
         delta = choice.get("delta") or {}
         event["thinking"] = delta.get("reasoning") or delta.get("reasoning_content")
         event["output"] = delta.get("content")
+        event["tool_calls"] = delta.get("tool_calls")
         if choice.get("finish_reason"):
             event["finish_reason"] = choice["finish_reason"]
     return event
 
 
-def _seconds(text: str | None) -> float | None:
+def _status(answer: httpx.Response) -> int:
+    """The status that the model's server gave, where the gateway shows another."""
+    own = answer.headers.get(MODEL_STATUS, "")
+    return int(own) if answer.status_code == 424 and own.isascii() and own.isdigit() else answer.status_code
+
+
+def _seconds(answer: httpx.Response) -> float | None:
+    """How long a busy server asks to wait; a second where a gateway has kept that back."""
     try:
-        return max(0.0, float(text)) if text else None
+        return max(0.0, float(answer.headers["retry-after"]))
+    except KeyError:
+        return 1.0 if answer.status_code == 424 else None
     except ValueError:
         return None
 
@@ -256,7 +310,7 @@ def _checked(status: int, content: bytes, uri: str, log: str | None) -> dict[str
     if status in (408, 504):
         raise StageError(f"the endpoint took too long ({status})", where=uri, cure="invoke.max_new_tokens=<fewer>")
     if status == 429:
-        raise StageError(f"the endpoint is busy: {said or status}", where=uri, cure="try again in a few seconds")
+        raise Busy(f"the endpoint is busy: {said or status}", where=uri, cure="try again in a few seconds")
     if status in (502, 503) or (status == 404 and "deployments" in content.decode(errors="replace")):
         raise NotAnswering(
             f"nothing behind the endpoint takes requests ({status})",
@@ -292,14 +346,31 @@ def _no_number(word: str) -> Any:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        body = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+        body = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_no_number)
     except OSError as error:
         raise StageError(
             f"cannot be read: {error.strerror}", where=str(path), cure="invoke.file=<a JSON file>"
         ) from error
-    except ValueError as error:
+    except UnicodeDecodeError as error:
+        cure = f"iconv -f CP932 -t UTF-8 {path} > request.json, if it is Shift_JIS; then invoke.file=request.json"
+        raise StageError(f"is not UTF-8: {error.reason} at byte {error.start}", where=str(path), cure=cure) from error
+    except (ValueError, RecursionError) as error:
         raise StageError(f"is not JSON: {error}", where=str(path), cure="mend it, or invoke.file=<another>") from error
     if not isinstance(body, dict):
         cure = 'write {"messages": [{"role": "user", "content": "…"}]}'
         raise StageError("holds no JSON object", where=str(path), cure=cure)
     return body
+
+
+def question_in(payload: Mapping[str, Any]) -> str:
+    """What a request asks, for the user: its prompt, its last message's text, or the beginning of whatever it holds."""
+    messages = payload.get("messages")
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    content = last.get("content") if isinstance(last, dict) else payload.get("prompt", payload.get("input"))
+    if isinstance(content, list):
+        texts = [part.get("text") for part in content if isinstance(part, dict)]
+        content = "".join(text for text in texts if isinstance(text, str))
+    if isinstance(content, str) and content:
+        return content
+    text = json.dumps(payload, ensure_ascii=False)
+    return text if len(text) <= 200 else f"{text[:199]}…"

@@ -1,16 +1,9 @@
-"""The application of Azure ML's inference server, with OpenAI's paths beside ``/score``.
-
-A managed endpoint leads no other path than ``/score`` to the server; that takes OpenAI's format just as well.
-"""
+"""Azure ML's inference server on this machine."""
 
 from __future__ import annotations
 
-from azureml_inference_server_http.server.entry import app
+from azureml_inference_server_http.server.entry import app as server
 
-for path, method in (("/v1/chat/completions", "POST"), ("/v1/models", "GET")):
-    app.add_url_rule(
-        path,
-        endpoint=f"main.{path.replace('/', '_')}",  # of the server's blueprint, whose preparations a request needs
-        view_func=app.view_functions["main.handle_score"],
-        methods=[method],
-    )
+from ftkit.serving.local_paths import add_paths
+
+app = add_paths(server, server.view_functions["main.handle_score"])

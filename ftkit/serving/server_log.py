@@ -1,11 +1,11 @@
-"""Why Azure ML's inference server did not start, from its log."""
+"""Why the server of an endpoint did not start, from its log: Azure ML's inference server, or gunicorn alone."""
 
 from __future__ import annotations
 
 import re
 
 _REASON = re.compile(r"^(?:[a-z_]\w*\.)*([A-Z]\w*(?:Error|Exception)): (.+)")
-_FAILURE = re.compile(r" E \[\d+\] azmlinfsrv - ")
+_FAILURE = re.compile(r" E \[\d+\] azmlinfsrv - |\[ERROR\] Exception in worker process")
 """The server's word that the script failed; a traceback about model versions before it means nothing."""
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from ftkit.config.schema import Config
 from ftkit.files import tree_digest
-from ftkit.platforms.adapted import find_adapters
+from ftkit.pipeline.stage import Context, Made
+from ftkit.platforms.local.adapters import find_adapters
 from ftkit.records import Record
-from ftkit.stages import Context, Made
 
 
 def outside_inputs(config: Config) -> dict[str, str]:

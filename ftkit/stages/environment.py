@@ -7,29 +7,24 @@ python -m ftkit stage=environment environment.wait=true
 from __future__ import annotations
 
 import platform
-from importlib import metadata
-from pathlib import Path
 
 from packaging.requirements import Requirement
-from rich.table import Table
 
-from ftkit.config.places import place_of
-from ftkit.config.sources import PACKAGE
-from ftkit.console import console
+from ftkit.config.conf_files import shipped_environment
+from ftkit.console import listing, print_listing
 from ftkit.errors import StageError
-from ftkit.stages import Context, Made
-from ftkit.versions import version_of
+from ftkit.packages import install_command, requirements, version_of
+from ftkit.pipeline.stage import Context, Made
+from ftkit.platforms.base import remote_platform_of
 
 SHOWN = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "hydra-core", "omegaconf")
 EXTRAS = ("train", "serve")
 
 
 def run(context: Context) -> Made:
-    """See ``ftkit.platforms.azureml.environments`` for Azure ML; here see ``check_installed``."""
-    if place_of("environment", context.config) == "azureml":
-        from ftkit.platforms.azureml import AzureML
-
-        return Made(AzureML(context.config, context.run_folder).build_images(context.say))
+    """Have a platform with jobs make its images; here see ``check_installed``."""
+    if context.config.compute.elsewhere:
+        return Made(remote_platform_of(context.config, context.run_folder).build_images(context.say))
     return check_installed(context)
 
 
@@ -39,20 +34,18 @@ def check_installed(context: Context) -> Made:
     Raises:
         StageError: a package is missing or outside its bounds; names the command that mends it.
     """
-    needed = {r.name.lower(): r for extra in ("", *EXTRAS) for r in _requirements(extra)}
+    needed = {r.name.lower(): r for extra in ("", *EXTRAS) for r in requirements(extra)}
     wrong = [f"{r} ({version_of(r.name) or 'not installed'})" for r in needed.values() if not _met(r)]
     tested = pinned_versions()
-    table = Table(box=None, padding=(0, 3, 0, 13), pad_edge=True)
-    for heading in ("package", "installed", "tested", "bounds"):
-        table.add_column(heading, header_style="dim")
+    table = listing("package", "installed", "tested", "bounds")
     for name in dict.fromkeys((*SHOWN, *needed)):
         bounds = str(needed[name].specifier) if name in needed else ""
         table.add_row(name, version_of(name) or "missing", tested.get(name, ""), bounds)
-    console().print(table)
+    print_listing(table)
     if wrong:
         raise StageError(
             f"not as pinned: {', '.join(wrong)}",
-            cure="pip install 'ftkit[train,serve]' -c environment/requirements.txt",
+            cure=install_command(*EXTRAS),
         )
     for line in _devices():
         context.say(line)
@@ -61,19 +54,10 @@ def check_installed(context: Context) -> Made:
 
 def pinned_versions() -> dict[str, str]:
     """Versions that this release was tested with, from ``environment/requirements.txt``."""
-    candidates = (PACKAGE / "environment", PACKAGE.parent / "environment")
-    path = next((c / "requirements.txt" for c in candidates if (c / "requirements.txt").is_file()), None)
-    lines = Path(path).read_text(encoding="utf-8").splitlines() if path else []
+    path = shipped_environment() / "requirements.txt"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     pairs = (line.partition("==") for line in lines if "==" in line and not line.startswith("#"))
     return {name.strip().lower(): version.split(";")[0].strip() for name, _, version in pairs}
-
-
-def _requirements(extra: str) -> list[Requirement]:
-    """ftkit's own requirements: those of the base, or those that one extra adds."""
-    found = [Requirement(line) for line in metadata.requires("ftkit") or ()]
-    if not extra:
-        return [r for r in found if r.marker is None]
-    return [r for r in found if r.marker and r.marker.evaluate({"extra": extra}) and r.name != "ftkit"]
 
 
 def _met(requirement: Requirement) -> bool:

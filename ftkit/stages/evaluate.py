@@ -9,41 +9,55 @@ python -m ftkit stage=evaluate evaluation.lm_eval.tasks=[gsm8k] evaluation.lm_ev
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
+from ftkit.config.groups import Evaluation
 from ftkit.config.lm_eval import include_folder
 from ftkit.config.schema import Config
-from ftkit.console import console
+from ftkit.console import console, listing, print_listing
 from ftkit.errors import StageError
 from ftkit.evaluation.asking import Asking
 from ftkit.evaluation.candidates import Candidate
 from ftkit.evaluation.card import write_card
 from ftkit.evaluation.comparison import Comparison, Pair, Row, write_comparison
-from ftkit.evaluation.harness_figures import HarnessComparison, table_of
+from ftkit.evaluation.lm_eval.figures import HarnessComparison, table_of
+from ftkit.evaluation.lm_eval.tasks import Tasks
 from ftkit.evaluation.measures import MEASURES, Answer
-from ftkit.evaluation.questions import Question, heldout_questions, task_file, task_questions
-from ftkit.evaluation.tasks import Tasks
+from ftkit.evaluation.questions import (
+    Question,
+    guard_of,
+    heldout_questions,
+    in_words,
+    name_of,
+    task_file,
+    task_questions,
+    trained_on,
+)
 from ftkit.files import sha256, tree_digest, written_aside
-from ftkit.quiet import libraries_to
-from ftkit.stages import Context, Made
+from ftkit.library_logs import libraries_to
+from ftkit.pipeline.stage import Context, Made
 from ftkit.stages.prepare import TOKENS
 from ftkit.stages.publish import published_rows
 
 ANSWERS, PAGE = "answers.jsonl", "report.html"
 LIBRARY_LOG = "library.log"
+NOT_HELD_OUT = "what the model makes of them says nothing of new questions"
 SHOWN = ("thinking", "output", *MEASURES, "seconds")
 
 
 def outside_inputs(config: Config) -> dict[str, str]:
     """Digests of a file of questions, and of a folder with tasks for lm-eval."""
-    evaluation = config.evaluation
-    path, tasks = task_file(evaluation), include_folder(evaluation.lm_eval, evaluation.folder)
+    evaluation, mounted = config.evaluation, config.job.evaluation
+    path, tasks = task_file(evaluation, mounted), include_folder(evaluation.lm_eval, mounted)
     found = {"task": sha256(path)} if path and path.is_file() else {}
+    guard = Path(evaluation.guard.path).expanduser() if evaluation.guard.path else None
+    found |= {"guard": sha256(guard)} if guard and guard.is_file() else {}
     return found | ({"lm_eval_tasks": tree_digest(tasks)} if tasks and tasks.is_dir() else {})
 
 
@@ -56,17 +70,21 @@ def run(context: Context) -> Made:
     config, merged = context.config, context.needs["merge"]
     context.folder.mkdir(parents=True, exist_ok=True)
     with libraries_to(context.folder / LIBRARY_LOG):
-        compared, by_lm_eval = _compare(context)
-    _print(compared, config)
+        compared, by_lm_eval, guard = _compare(context)
+    _print(compared, config.evaluation)
+    if guard:
+        _print(guard, guard_of(config.evaluation))
     if by_lm_eval:
-        console().print(table_of(by_lm_eval, config.evaluation.adapter))
+        print_listing(table_of(by_lm_eval, config.evaluation.adapter))
         for text in by_lm_eval.cut_off_in_words:
             limit = config.evaluation.max_new_tokens
             context.say(f"{text} at {limit} tokens; for more of them evaluation.max_new_tokens={4 * limit}")
     with written_aside(context.folder / ANSWERS) as aside:
-        _write(aside, compared)
-    write_comparison(context.folder / PAGE, compared, config, by_lm_eval)
-    result = {"task": config.evaluation.name, **compared.result()}
+        _write(aside, compared, guard)
+    write_comparison(context.folder / PAGE, compared, config, by_lm_eval, guard)
+    result = {"task": name_of(config.evaluation), **compared.result()}
+    if guard:
+        result["guard"] = {"task": guard_of(config.evaluation).name, **guard.result()}
     if by_lm_eval:
         result["lm_eval"] = by_lm_eval.result()
     if merged.run_folder == context.run_folder:  # not where a job finds a model that an earlier one has made
@@ -74,25 +92,50 @@ def run(context: Context) -> Made:
         model = merged.run_folder / merged.record.result["folder"]
         write_card(model, config, trained=train, data=data, merged=merged.record.result, evaluated=result)
     shares = f"{result['base']['thinks_in_japanese']:.2f} → {result['merged']['thinks_in_japanese']:.2f}"
-    summary = f"{_asked(compared, config)}: thinking in Japanese {shares}; {context.folder / PAGE}"
+    summary = (
+        f"{in_words(compared.questions, config.evaluation)}: thinking in Japanese {shares}; {context.folder / PAGE}"
+    )
     return Made(summary, [context.folder / ANSWERS, context.folder / PAGE], result)
 
 
-def _compare(context: Context) -> tuple[Comparison, HarnessComparison | None]:
-    """Ask one model after the other, ftkit's own questions and lm-eval's tasks while its weights are loaded."""
-    config, asked = context.config, {}
+def _compare(context: Context) -> tuple[Comparison, HarnessComparison | None, Comparison | None]:
+    """Ask one model after the other, all questions and lm-eval's tasks while its weights are loaded."""
+    config, asked, on_guard = context.config, {}, {}
     candidates = _candidates(context)
     with Tasks(config, context.folder, context.say) if config.evaluation.lm_eval.tasks else nullcontext() as tasks:
         questions = _questions(context)
         tokens = None if config.evaluation.path else published_rows(context) / TOKENS
         asking = Asking(questions, config, tokens, context.folder, context.say)
+        guarding = _guarding(context)
         for candidate in candidates:
             asked[candidate.name] = asking.ask(candidate)
+            if guarding:
+                on_guard[candidate.name] = guarding.ask(candidate)
             if tasks:
                 tasks.put_to(candidate)
             candidate.release()
-    compared = Comparison(base=asked["base"], adapter=asked.get("adapter"), tuned=asked["merged"])
-    return compared, tasks.compared() if tasks else None
+    known = _trained_on(context, questions) if config.evaluation.path else 0
+    pass_at = tuple(config.evaluation.pass_at)
+    compared = Comparison(asked["base"], asked["merged"], asked.get("adapter"), trained_on=known, pass_at=pass_at)
+    guard = Comparison(on_guard["base"], on_guard["merged"], on_guard.get("adapter")) if guarding else None
+    return compared, tasks.compared() if tasks else None, guard
+
+
+def _guarding(context: Context) -> Asking | None:
+    """What asks the questions of ``evaluation.guard``, if there are any."""
+    from ftkit.models.loading import load_tokenizer
+
+    config = context.config
+    if config.evaluation.guard.path is None:
+        return None
+    guard = config.model_copy(update={"evaluation": guard_of(config.evaluation)})
+    path = Path(config.evaluation.guard.path).expanduser()
+    try:
+        questions = task_questions(path, guard, load_tokenizer(config.model))
+    except StageError as error:
+        cure = re.sub(r"\bevaluation\.", "evaluation.guard.", error.cure)
+        raise StageError(error.what, where=error.where, cure=cure) from error
+    return Asking(questions, guard, None, context.folder, context.say, name="guard")
 
 
 def _candidates(context: Context) -> list[Candidate]:
@@ -117,31 +160,35 @@ def _adapter(context: Context) -> Path:
 
 
 def _questions(context: Context) -> list[Question]:
-    from ftkit.training.model import load_tokenizer
+    from ftkit.models.loading import load_tokenizer
 
     config = context.config
-    if path := task_file(config.evaluation):
+    if path := task_file(config.evaluation, config.job.evaluation):
         return task_questions(path, config, load_tokenizer(config.model))
     folder, name = published_rows(context), context.needs["publish"].record.result["name"]
     return heldout_questions(folder / f"{name}.parquet", folder / TOKENS, config.evaluation.questions)
 
 
-def _asked(compared: Comparison, config: Config) -> str:
-    question = "question" if compared.questions == 1 else "questions"
-    of = f"held-out {question}" if config.evaluation.path is None else f"{question} of {config.evaluation.name}"
-    return f"{compared.questions} {of}"
+def _trained_on(context: Context, questions: Sequence[Question]) -> int:
+    """How many questions of a file the model was trained on; says so."""
+    folder, name = published_rows(context), context.needs["publish"].record.result["name"]
+    known = trained_on(questions, folder / f"{name}.parquet", folder / TOKENS)
+    if known:
+        context.say(
+            f"{known} of {in_words(len(questions), context.config.evaluation)} are training rows: {NOT_HELD_OUT}"
+        )
+    return known
 
 
-def _print(compared: Comparison, config: Config) -> None:
-    table = Table(box=None, padding=(0, 3, 0, 13), header_style="dim")
+def _print(compared: Comparison, evaluation: Evaluation) -> None:
     unmerged = ["adapter"] if compared.adapter else []
-    for heading in (_asked(compared, config), "before", *unmerged, "after", "change, 95 % interval"):
-        table.add_column(heading)
+    asked = in_words(compared.questions, evaluation)
+    table = listing(asked, "before", *unmerged, "after", "change, 95 % interval")
     for row in compared.shown:
-        style = "" if row.change.low <= 0 <= row.change.high else "bold"
+        style = "bold" if row.change.excludes_zero else ""
         means = [f"{figure.mean:.2f}" for figure in (row.base, row.adapter, row.tuned) if figure]
         table.add_row(row.label, *means, Text(_change(row), style=style))
-    console().print(table)
+    print_listing(table)
     pair = _example(compared.pairs)
     for label, text in (
         ("question", pair.base.question),
@@ -152,11 +199,10 @@ def _print(compared: Comparison, config: Config) -> None:
 
 
 def _change(row: Row) -> str:
-    """``+0.98  +0.93 to +1.00``; plain 0.00 where no answer has changed."""
-    change = row.change
-    if change.low == change.high == 0:
-        return "0.00"
-    return f"{change.mean:+.2f}  {change.low:+.2f} to {change.high:+.2f}"
+    """``+0.98  +0.87 to +1.00``."""
+    mean, ends = row.change.mean, row.change.ends
+    shown = f"{mean:+.2f}" if mean else "0.00"
+    return f"{shown}  {ends[0]:+.2f} to {ends[1]:+.2f}" if ends and any(ends) else shown
 
 
 def _example(pairs: Sequence[Pair]) -> Pair:
@@ -164,14 +210,21 @@ def _example(pairs: Sequence[Pair]) -> Pair:
     return next((pair for pair in pairs if pair.tuned.right and pair.tuned.thinks_in_japanese), pairs[0])
 
 
-def _write(path: Path, compared: Comparison) -> None:
+def _write(path: Path, compared: Comparison, guard: Comparison | None) -> None:
     with path.open("w", encoding="utf-8") as stream:
-        for place, pair in enumerate(compared.pairs):
-            asked = {name: getattr(pair.base, name) for name in ("row", "sample", "question", "expected")}
-            made = {"base": _shown(pair.base), "merged": _shown(pair.tuned)}
-            if compared.adapter:
-                made["adapter"] = _shown(compared.adapter.answers[place])
-            stream.write(json.dumps(asked | made, ensure_ascii=False) + "\n")
+        stream.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in _lines(compared))
+        if guard:
+            stream.writelines(json.dumps({"guard": True} | line, ensure_ascii=False) + "\n" for line in _lines(guard))
+
+
+def _lines(compared: Comparison) -> Iterator[dict[str, Any]]:
+    """A line for each answer: what was asked, and what each model made of it."""
+    for place, pair in enumerate(compared.pairs):
+        asked = {name: getattr(pair.base, name) for name in ("row", "sample", "question", "expected")}
+        made = {"base": _shown(pair.base), "merged": _shown(pair.tuned)}
+        if compared.adapter:
+            made["adapter"] = _shown(compared.adapter.answers[place])
+        yield asked | made
 
 
 def _shown(answer: Answer) -> dict[str, object]:

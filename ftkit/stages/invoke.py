@@ -8,11 +8,11 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
-from ftkit.console import console
-from ftkit.data.conversations import system_message
+from ftkit.chat.messages import system_message
+from ftkit.console import console, printable
 from ftkit.errors import StageError
-from ftkit.serving.client import build_payload, read_answer, score
-from ftkit.stages import Context, Made
+from ftkit.pipeline.stage import Context, Made
+from ftkit.serving.client import Answer, build_payload, question_in, read_answer, score
 
 
 def run(context: Context) -> Made:
@@ -30,22 +30,35 @@ def run(context: Context) -> Made:
     form = "vllm" if config.invoke.model else target.server  # a request that names a model is OpenAI's
     payload = build_payload(config.invoke, form, system_message(config.dataset), stream=stream)
     printed = Labelled(out)
-    printed.add("question", payload.get("prompt") or payload["messages"][-1]["content"])
-    body = score(
-        target.scoring_uri,
-        payload,
-        timeout_s=config.deployment.request_timeout_ms / 1000,
-        key=target.key,
-        log=target.log or None,
-        on_piece=printed.add if stream else None,
-    )
-    answer = read_answer(body, "score" if stream else form, target.scoring_uri)
-    for kind, text in (("thinking", answer.thinking), ("output", answer.output)):
-        if not (stream and text):
-            printed.add(kind, text or "–")
-    printed.end()
-    how = "ended by itself" if answer.finish_reason == "stop" else "cut off at invoke.max_new_tokens"
-    return Made(f"{answer.completion_tokens} tokens after {answer.prompt_tokens} of prompt, {how}")
+    printed.add("question", question_in(payload))
+    try:
+        body = score(
+            target.scoring_uri,
+            payload,
+            timeout_s=config.deployment.request_timeout_ms / 1000,
+            key=target.key,
+            log=target.log or None,
+            on_piece=printed.add if stream else None,
+        )
+        answer = read_answer(body, "score" if stream else form, target.scoring_uri)
+        for kind, text in (("thinking", answer.thinking), ("output", answer.output)):
+            if not (stream and text):
+                printed.add(kind, text or "–")
+        for call in answer.calls:
+            printed.add("call", call)
+        if answer.note:
+            printed.add("note", answer.note)
+    finally:
+        printed.end()
+    return Made(_summary(answer, from_file=config.invoke.file is not None))
+
+
+def _summary(answer: Answer, *, from_file: bool) -> str:
+    hows = {"stop": "ended by itself", "tool_calls": "ended with a call of a tool"}
+    how = hows.get(answer.finish_reason, "cut off" if from_file else "cut off at invoke.max_new_tokens")
+    if answer.completion_tokens is None:
+        return how
+    return f"{answer.completion_tokens} tokens after {answer.prompt_tokens} of prompt, {how}"
 
 
 class Labelled:
@@ -59,11 +72,12 @@ class Labelled:
             self.end()
             self._kind = kind
             self._print(f"{'':13}{'answer' if kind == 'output' else kind:<10}", style="dim")
-        self._print(text)
+        self._print(printable(text), style="dim" if kind == "thinking" else "")
 
     def end(self) -> None:
         if self._kind:
             self._print("\n")
+            self._kind = ""
 
     def _print(self, text: str, style: str = "") -> None:
         self._out.print(Text(text, style), end="", soft_wrap=True)

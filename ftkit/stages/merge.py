@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftkit import __version__, records
-from ftkit.data.conversations import system_message
+from ftkit.chat.serving_defaults import ServingDefaults
+from ftkit.config.stages import BY_NAME
+from ftkit.digests import Digests
 from ftkit.evaluation.card import CARD, write_card
-from ftkit.files import tree, tree_digest, written_aside
-from ftkit.stages import BY_NAME, Context, Made, settings_of
+from ftkit.files import size_in_words, tree, tree_digest, written_aside
+from ftkit.packages import require_train_extra
+from ftkit.pipeline.stage import Context, Made, settings_of
 from ftkit.stages.prepare import TOKENS
 from ftkit.stages.publish import published_rows
-from ftkit.training import require_extra
 
 if TYPE_CHECKING:
-    from ftkit.training.merge import MergeResult
+    from ftkit.export.merge import MergeResult
 
 FOLDER = "merged"
 PASSED = "passed.json"
@@ -39,8 +41,8 @@ def run(context: Context) -> Made:
         StageError: the reloaded model is not the base with the adapter; no ``merged`` is left then. Or it could not be
             converted; ``merged`` is left then.
     """
-    require_extra()
-    from ftkit.training import gguf
+    require_train_extra()
+    from ftkit.export import gguf
 
     config, training, published = context.config, context.needs["train"], context.needs["publish"]
     out, converted = context.run_folder / FOLDER, context.run_folder / gguf.FILE
@@ -62,19 +64,19 @@ def run(context: Context) -> Made:
     if not again or not (out / CARD).exists():
         write_card(out, config, trained=training.record, data=published.record, merged=kept)
     files = list(_weights(out).values())
-    size = _shown(sum(path.stat().st_size for path in files))
+    size = size_in_words(sum(path.stat().st_size for path in files))
     if not config.merge.gguf:
         return Made(f"{size} in {out}; {result.summary}", files, kept)
     kept["gguf"] = gguf.convert(
         config, out, converted, parameters=result.parameters, folder=context.folder, say=context.say
     )
-    summary = f"{size} in {out}, {_shown(kept['gguf']['bytes'])} in {converted}; {result.summary}"
+    summary = f"{size} in {out}, {size_in_words(kept['gguf']['bytes'])} in {converted}; {result.summary}"
     return Made(summary, [*files, converted], kept)
 
 
 def _merge(context: Context, digest: str) -> MergeResult:
     """Merge and compare, and leave word of it."""
-    from ftkit.training.merge import merge
+    from ftkit.export.merge import merge
 
     config, training, out = context.config, context.needs["train"], context.run_folder / FOLDER
     passed = context.folder / PASSED
@@ -84,39 +86,36 @@ def _merge(context: Context, digest: str) -> MergeResult:
         trained=training.run_folder / training.record.result["folder"],
         tokens=published_rows(context) / TOKENS,
         out=out,
-        serving={
-            "name": config.registration.model_name,
-            "system": system_message(config.dataset),
-            "reasoning_effort": config.dataset.reasoning_effort,
-        },
+        serving=ServingDefaults.of(config, config.registration.model_name),
     )
-    sizes = {name: path.stat().st_size for name, path in _weights(out).items()}
+    kept = {"digest": digest, "files": _digests(context), "result": asdict(result)}
     with written_aside(passed) as aside:
-        aside.write_text(json.dumps({"digest": digest, "sizes": sizes, "result": asdict(result)}), encoding="utf-8")
+        aside.write_text(json.dumps(kept), encoding="utf-8")
     return result
 
 
 def _passed(context: Context, digest: str) -> MergeResult | None:
     """How the merged model that lies there compared, if it was made from just this and no file is gone or changed."""
-    from ftkit.training.merge import MergeResult
+    from ftkit.export.merge import MergeResult
 
     try:
         passed: Mapping[str, Any] = json.loads((context.folder / PASSED).read_text(encoding="utf-8"))
-        sizes = {name: path.stat().st_size for name, path in _weights(context.run_folder / FOLDER).items()}
-        same = passed["digest"] == digest and passed["sizes"] == sizes
+        same = passed["digest"] == digest and passed["files"] == _digests(context)
         return MergeResult.of(passed["result"]) if same else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
+def _digests(context: Context) -> dict[str, str]:
+    """Of the merged model's files, by name."""
+    files = _weights(context.run_folder / FOLDER)
+    found = Digests(context.run_folder)(files.values())
+    return {name: found[path] for name, path in files.items()}
+
+
 def _weights(folder: Path) -> dict[str, Path]:
     """The files of a merged model by name; the card, which an evaluation writes anew, is none of them."""
     return {name: path for name, path in tree(folder).items() if name != CARD}
-
-
-def _shown(size: int) -> str:
-    mib = size / 2**20
-    return f"{mib / 1024:.1f} GiB" if mib >= 1024 else f"{mib:.1f} MiB"
 
 
 def _digest(context: Context) -> str:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from ftkit.evaluation.report import PICTURE, write_report
-from ftkit.evaluation.runs import best, judged_by, trainings
-from ftkit.stages import Context, Made
+from ftkit.pipeline.stage import Context, Made
+from ftkit.reports.runs import best, data_differ, judged_by, trainings
+from ftkit.reports.trainings import write_report
 
 FOLDER = "_report"
 
@@ -24,9 +24,7 @@ def run(context: Context) -> Made:
     """
     outputs = Path(context.config.run.outputs)
     found = trainings(outputs, context.config.report.runs)
-    page, *pictures = write_report(found, outputs / FOLDER, outputs)
-    if not pictures and any(training.steps for training in found):
-        context.say(f"no {PICTURE}: pip install 'ftkit[train]'")
+    page, *_ = write_report(found, outputs / FOLDER, outputs)
     counts = Counter(training.status for training in found)
     summary = ", ".join(
         f"{counts[status]} {status}" for status in ("finished", "failed", "unfinished") if counts[status]
@@ -34,5 +32,7 @@ def run(context: Context) -> Made:
     if winner := best(found):
         figure = judged_by(found)
         name = {"eval_loss": "held-out loss", "last_loss": "loss"}[figure]
+        if data_differ(found):
+            context.say("the runs had different rows: their losses do not say which of them is better")
         summary += f"; lowest {name} {winner.result[figure]:.4f}: {winner.name}"
     return Made(f"{summary}; {page}")

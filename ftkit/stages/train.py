@@ -11,13 +11,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ftkit.errors import StageError
 from ftkit.files import tree
-from ftkit.platforms import local_processes
-from ftkit.stages import Context, Made
+from ftkit.packages import require_train_extra
+from ftkit.pipeline.stage import Context, Made
 from ftkit.stages.prepare import TOKENS
 from ftkit.stages.publish import published_rows
-from ftkit.training import require_extra
-from ftkit.training.trained import folder_name
+from ftkit.training import launch as local_processes
+from ftkit.training.artifact import folder_name
 
 
 def run(context: Context) -> Made:
@@ -26,6 +27,7 @@ def run(context: Context) -> Made:
     Raises:
         StageError: training could not start, diverged or was cut short.
     """
+    _check_questions(context)
     tokens = published_rows(context) / TOKENS
     checkpoints = context.run_folder / "checkpoints" / context.fingerprint[:12]
     context.folder.mkdir(parents=True, exist_ok=True)
@@ -43,7 +45,7 @@ def run(context: Context) -> Made:
 
 def _train(context: Context, tokens: Path, checkpoints: Path) -> dict[str, Any]:
     config = context.config
-    require_extra()
+    require_train_extra()
     os.environ.update(config.compute.environment_variables)
     if config.processes > 1 and "RANK" not in os.environ:
         return local_processes.train(
@@ -52,7 +54,24 @@ def _train(context: Context, tokens: Path, checkpoints: Path) -> dict[str, Any]:
             out=context.folder,
             checkpoints=checkpoints,
             frozen=context.run_folder / "config.yaml",
+            label=context.label,
         )
     from ftkit.training.train import train
 
-    return asdict(train(config, tokens=tokens, out=context.folder, checkpoints=checkpoints))
+    return asdict(train(config, tokens=tokens, out=context.folder, checkpoints=checkpoints, label=context.label))
+
+
+def _check_questions(context: Context) -> None:
+    """See that evaluate, asked for in the same command, will have something to ask.
+
+    Raises:
+        StageError: it asks the held-out rows, and there is none.
+    """
+    config, published = context.config, context.needs["publish"].record.result
+    held_out = published.get("tags", {}).get("heldout")
+    if "evaluate" in config.stages and config.evaluation.path is None and str(held_out) == "0":
+        share = max(0.2, config.dataset.heldout * 2)
+        raise StageError(
+            "no row is held out, so evaluate would have nothing to ask after the training",
+            cure=f"dataset.heldout={share:g} with prepare and publish before, or evaluation.path=<a file of questions>",
+        )

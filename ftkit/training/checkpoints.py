@@ -1,7 +1,7 @@
 """Checkpoints that are either whole or known not to be.
 
-A checkpoint counts only with ``complete.json`` in it, which names every file and its size and is written after all of
-them lie on the disk. What has none, or other sizes, was cut off.
+A checkpoint counts only with ``complete.json`` in it, which names every file with size and digest and is written after
+all of them lie on the disk. What has none, or other sizes, was cut off; one that training goes on from is read as well.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import errno
 import json
 import os
 import re
+import resource
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ftkit.digests import Digests
 from ftkit.files import explained, tree, written_aside
 
 MARKER = "complete.json"
@@ -23,21 +25,29 @@ NAME = re.compile(r"checkpoint-(\d+)")
 
 def mark_complete(checkpoint: Path) -> None:
     """Bring every file to the disk, then write the marker."""
-    files = tree(checkpoint)
+    files = {name: path for name, path in tree(checkpoint).items() if name != MARKER}
     for path in files.values():
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
-    sizes = {name: path.stat().st_size for name, path in files.items() if name != MARKER}
+    digests = Digests(checkpoint.parent)(files.values())
+    marked = {name: [path.stat().st_size, digests[path]] for name, path in files.items()}
     with written_aside(checkpoint / MARKER) as aside:
-        aside.write_text(json.dumps({"step": step_of(checkpoint), "files": sizes}, indent=1), encoding="utf-8")
+        aside.write_text(json.dumps({"step": step_of(checkpoint), "files": marked}, indent=1), encoding="utf-8")
 
 
-def is_complete(checkpoint: Path) -> bool:
-    """Whether every file is there, whole."""
+def is_complete(checkpoint: Path, *, read: bool = False) -> bool:
+    """Whether every file is there, whole.
+
+    Args:
+        read: whether their digests are compared as well, not their sizes alone.
+    """
     try:
-        sizes: dict[str, int] = json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))["files"]
-        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        marked: dict[str, tuple[int, str]] = json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))["files"]
+        if any((checkpoint / name).stat().st_size != size for name, (size, _) in marked.items()):
+            return False
+        digests = Digests(checkpoint.parent)([checkpoint / name for name in marked]) if read else {}
+        return all(digests.get(checkpoint / name, digest) == digest for name, (_, digest) in marked.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 
@@ -47,10 +57,16 @@ def step_of(checkpoint: Path) -> int:
     return int(match.group(1)) if match else -1
 
 
-def newest_complete(folder: Path) -> tuple[Path | None, list[Path]]:
-    """The newest whole checkpoint, or None; and those that were cut off, newest first. Changes nothing."""
+def newest_complete(folder: Path, *, read: bool = False) -> tuple[Path | None, list[Path]]:
+    """The newest whole checkpoint, or None; and those that were cut off, newest first. Changes nothing.
+
+    Args:
+        read: whether the newest has to have the digests that were written; those that have not count as cut off.
+    """
     found = sorted((p for p in folder.glob("checkpoint-*") if NAME.fullmatch(p.name)), key=step_of, reverse=True)
     whole = [p for p in found if is_complete(p)]
+    while read and whole and not is_complete(whole[0], read=True):
+        whole = whole[1:]
     return (whole[0] if whole else None), [p for p in found if p not in whole]
 
 
@@ -89,7 +105,8 @@ def saving(path: Path) -> Iterator[None]:
         if code := re.search(r"os error (\d+)", text):
             number = int(code.group(1))
         elif re.search(r"(?i)no space left|file write failed|failed writing|inline_container|unexpected pos", text):
-            number = errno.ENOSPC
+            limited = resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
+            number = errno.EFBIG if limited else errno.ENOSPC
         else:
             raise
         raise explained(OSError(number, os.strerror(number), str(path)), path) from error

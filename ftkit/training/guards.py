@@ -15,8 +15,8 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ftkit.errors import StageError
+from ftkit.models.lora import bare_name
 from ftkit.training.heldout import Collate, gathering, hidden_states, project
-from ftkit.training.lora import bare_name
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.01}
 """Mean difference of the hidden states, as a share of their standard deviation, that rounding explains. Most ways to
@@ -121,23 +121,31 @@ class DocumentsApart(TrainerCallback):
 class WeightsMove(TrainerCallback):
     """After the second step every adapter's B has moved, and without adapters every weight that is trained.
 
-    The first step's rate is 0 where there is a warm-up.
+    Args:
+        patient: waits for the first step that moves any.
 
     Raises:
         StageError: some have not; names them.
     """
 
+    def __init__(self, *, patient: bool = False):
+        self._patient, self._seen = patient, False
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self._seen = state.global_step >= 2  # of a run that goes on
         self._start = _norms(kwargs["model"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.global_step != 2:
+        if state.global_step < 2 or self._seen:
             return
         model: nn.Module = kwargs["model"]
         now = _norms(model)
         still = [name for name, norm in now.items() if norm == self._start[name]]
+        if len(still) == len(now) and self._patient:  # no gradient yet: all answers were worth the same
+            return
+        self._seen = True
         if still:
             adapters = isinstance(model, PeftModel)
             raise StageError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
 from typing import Any, cast
@@ -16,31 +15,18 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ftkit.chat.format import Parser, parser_of
 from ftkit.config.schema import Config
 from ftkit.errors import StageError
+from ftkit.models.lora import bare_model
 from ftkit.training.collator import Collator
 from ftkit.training.dataset import IGNORED, training_rows
-from ftkit.training.lora import bare_model
+from ftkit.training.losses import PARTS, of_source
 
 LOGIT_ROWS = 512
 """Rows of logits that exist at a time."""
 NOT_FOR_THE_MODEL = ("labels", "loss_positions", "loss_targets", "tokens", "rows")
-PARTS = ("eval_loss", "eval_thinking_loss", "eval_answer_loss")
-
 Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Marks:
-    """Ids of the special tokens that messages are told apart by."""
-
-    message: int
-    ends: tuple[int, ...]
-
-    @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> Marks:
-        ids: Any = tokenizer.convert_tokens_to_ids(["<|message|>", "<|end|>", "<|return|>", "<|call|>"])
-        return cls(ids[0], tuple(ids[1:]))
 
 
 class HeldOut:
@@ -52,20 +38,26 @@ class HeldOut:
         rows: of the held-out split, as ``training_rows`` makes them.
         collate: rows to a batch, as in training.
         batch_size: rows in it.
-        marks: of the tokenizer.
+        parser: tells thinking and answers apart.
+        mix: names of the sources of ``dataset.mix``, whose losses are measured apart too.
+
+    Attributes:
+        names: what is measured, in the order of ``sums``.
     """
 
-    def __init__(self, rows: Dataset, collate: Collate, batch_size: int, marks: Marks):
-        self._rows, self._collate, self._size, self._marks = rows, collate, batch_size, marks
+    def __init__(self, rows: Dataset, collate: Collate, batch_size: int, parser: Parser, mix: Sequence[str] = ()):
+        self._rows, self._collate, self._size, self._parser = rows, collate, batch_size, parser
+        self.names = [*PARTS, *(name for source in mix for name in of_source(source))]
 
     def sums(self, model: nn.Module, *, process: int, processes: int) -> torch.Tensor:
         """Sums over every ``processes``-th batch, from batch ``process`` on.
 
         Returns:
-            float64 (3, 2): of all loss tokens, of the thinking's and of the answers', the cross entropies' sum in nats
-            and their number. The marks around messages are neither thinking nor answer.
+            float64 (names, 2): of all loss tokens, of the thinking's and of the answers', of all rows and of each
+            source's, the cross entropies' sum in nats and their number. The marks around messages are neither thinking
+            nor answer.
         """
-        total = torch.zeros(3, 2, dtype=torch.float64)
+        total = torch.zeros(len(self.names), 2, dtype=torch.float64)
         training = model.training
         model.eval()
         for first in range(0, len(self._rows), processes * self._size):
@@ -79,10 +71,10 @@ class HeldOut:
         return total
 
     def _of_batch(self, model: nn.Module, examples: list[dict[str, Any]]) -> torch.Tensor:
-        parts = [_parts(example, self._marks) for example in examples]
+        parts = [_of_sources(_parts(example, self._parser), example, len(self.names)) for example in examples]
         batch, *of_parts = (
             self._collate([{**example, "labels": part[i]} for example, part in zip(examples, parts, strict=True)])
-            for i in range(3)
+            for i in range(len(self.names))
         )
         losses, with_loss = gathering(model, token_losses)(batch)
         masks = [with_loss, *(part["labels"].flatten()[1:] != IGNORED for part in of_parts)]
@@ -114,13 +106,14 @@ def losses_on(
         return {}  # all are too long
     asked = found.select([i for i, row in enumerate(found["rows"]) if int(row[0]) in rows])
     collate = Collator(cast(int, tokenizer.pad_token_id), packed=False)
-    size = config.sft.per_device_train_batch_size
-    return means(HeldOut(asked, collate, size, Marks.of(tokenizer)).sums(model, process=0, processes=1))
+    size = config.sft.rows_at_a_time
+    heldout = HeldOut(asked, collate, size, parser_of(tokenizer), tuple(config.dataset.mix or ()))
+    return means(heldout.sums(model, process=0, processes=1), heldout.names)
 
 
-def means(sums: torch.Tensor) -> dict[str, float]:
-    """The mean losses by name, from sums of all processes; a part without tokens is left out."""
-    return {name: float(total / count) for name, (total, count) in zip(PARTS, sums, strict=True) if count}
+def means(sums: torch.Tensor, names: Sequence[str]) -> dict[str, float]:
+    """The mean losses by name, from sums of all processes; what has no tokens is left out."""
+    return {name: float(total / count) for name, (total, count) in zip(names, sums, strict=True) if count}
 
 
 def best_step(log_history: Sequence[dict[str, Any]]) -> int | None:
@@ -188,20 +181,23 @@ def project(model: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     return head(hidden.to(head.weight.dtype)).float()
 
 
-def _parts(example: dict[str, Any], marks: Marks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels (length,) of all loss tokens, of the thinking's and of the answers'.
+def _of_sources(parts: Sequence[np.ndarray], example: dict[str, Any], count: int) -> list[np.ndarray]:
+    """``parts`` of the whole row, and then of each source's documents in it, ``count`` in all."""
+    found = list(parts)
+    for source in range(count // len(parts) - 1):
+        own = np.repeat(example["sources"] == source, example["seq_lengths"])
+        found += [np.where(own, part, IGNORED) for part in parts]
+    return found
 
-    A message's part is its text and the token that ends it. A document's last message is its answer, earlier ones are
-    its thinking.
-    """
+
+def _parts(example: dict[str, Any], parser: Parser) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels (length,) of all loss tokens, of the thinking's and of the answers', as the model's format has them."""
     labels = example["labels"]
     thinking, answer = np.full_like(labels, IGNORED), np.full_like(labels, IGNORED)
     ends = np.cumsum(example["seq_lengths"])
     for start, end in zip([0, *ends[:-1]], ends, strict=True):
-        ids = example["input_ids"][start:end]
-        begins = start + 1 + np.flatnonzero((ids == marks.message) & (labels[start:end] != IGNORED))
-        stops = start + 1 + np.flatnonzero(np.isin(ids, marks.ends))
-        for begin in begins:
-            part = slice(begin, min(stops[stops > begin], default=end))
-            (answer if begin == begins[-1] else thinking)[part] = labels[part]
+        found = parser.parts(np.asarray(example["input_ids"][start:end]), np.asarray(labels[start:end]))
+        for kind, parts in zip((thinking, answer), found, strict=True):
+            for part in parts:
+                kind[start:end][part] = labels[start:end][part]
     return labels, thinking, answer

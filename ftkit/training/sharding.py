@@ -16,14 +16,21 @@ from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.nn.parallel import DistributedDataParallel
 
-CONFIG: dict[str, Any] = {
-    "version": 2,
-    "transformer_layer_cls_to_wrap": ["GptOssDecoderLayer"],
-    "state_dict_type": "SHARDED_STATE_DICT",
-    "cpu_ram_efficient_loading": True,
-}
-"""``fsdp_config``: a layer is gathered at a time, each process writes its own part of a checkpoint, and the first reads
-the model and sends the others their shares."""
+from ftkit.families import Family
+
+
+def config_for(family: Family) -> dict[str, Any]:
+    """``fsdp_config``: a layer is gathered at a time, and each process writes its own part of a checkpoint.
+
+    Rank 0 reads the model and sends the others their shares. Where the family names no layer class, accelerate takes
+    those that transformers says must not be split.
+    """
+    config: dict[str, Any] = {
+        "version": 2,
+        "state_dict_type": "SHARDED_STATE_DICT",
+        "cpu_ram_efficient_loading": True,
+    }
+    return config | ({"transformer_layer_cls_to_wrap": [family.layer_class]} if family.layer_class else {})
 
 
 def precision(bf16: bool) -> dict[str, Any]:

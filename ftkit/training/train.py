@@ -5,9 +5,13 @@ python -m ftkit experiment=tiny stage=train
 
 from __future__ import annotations
 
+import gc
 import json
+import pickle
+import shlex
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +24,21 @@ from ftkit.config.schema import Config
 from ftkit.console import console
 from ftkit.errors import Interrupted, StageError
 from ftkit.files import explained, written_aside
-from ftkit.processes import first_process
-from ftkit.quiet import libraries_to
-from ftkit.training.checkpoints import newest_complete, saving, step_of
+from ftkit.library_logs import libraries_to
+from ftkit.models.lora import Trained
+from ftkit.processes import first_process, one_of_several
+from ftkit.training.artifact import KINDS, Origin, folder_name
+from ftkit.training.build import for_all_weights, hardware, set_up
+from ftkit.training.checkpoints import is_complete, newest_complete, saving, step_of
 from ftkit.training.dataset import DataCounts
-from ftkit.training.fast_path import for_all_weights
-from ftkit.training.heldout import PARTS, best_step, evaluations, stops_early
-from ftkit.training.lora import Trained
-from ftkit.training.savings import out_of_memory
-from ftkit.training.setup import Say, hardware, set_up, sft_config
+from ftkit.training.fitting import next_smaller, settled_here
+from ftkit.training.heldout import best_step, evaluations, stops_early
+from ftkit.training.losses import PARTS, losses_of
+from ftkit.training.memory_advice import OutOfMemory, out_of_memory
+from ftkit.training.methods import Say, method_of
+from ftkit.training.progress import Watch, history, loss_picture, of_the_method
 from ftkit.training.tracking import trackers, tracking_callbacks
-from ftkit.training.trained import Origin, folder_name
-from ftkit.training.trainer import Trainer, together
-from ftkit.training.watch import Watch, history, loss_picture
+from ftkit.training.trainer import TrustworthyTrainer, together
 from ftkit.training.weights import gather_weights, write_weights
 
 
@@ -57,6 +63,8 @@ class TrainResult:
         trained: adapted modules and trained parameters.
         resumed_from: step of the checkpoint that this call went on from; None if it began anew.
         hardware: of its processes, ``2 × NVIDIA H100 80GB HBM3``.
+        figures: of the method's own, as the last line of training and the last evaluation have them, by TRL's names.
+        source_losses: held-out losses of each source of ``dataset.mix``, by the names of metrics.jsonl.
     """
 
     global_step: int
@@ -75,9 +83,13 @@ class TrainResult:
     trained: Trained
     resumed_from: int | None
     hardware: str
+    figures: dict[str, float]
+    source_losses: dict[str, float]
 
 
-def train(config: Config, *, tokens: Path, out: Path, checkpoints: Path, say: Say | None = None) -> TrainResult:
+def train(
+    config: Config, *, tokens: Path, out: Path, checkpoints: Path, say: Say | None = None, label: str = ""
+) -> TrainResult:
     """Train, or go on from the newest whole checkpoint.
 
     Runs as the only process, or as one of several that torchrun or Azure ML has started (RANK, WORLD_SIZE,
@@ -89,6 +101,7 @@ def train(config: Config, *, tokens: Path, out: Path, checkpoints: Path, say: Sa
         out: folder for ``adapter/``, ``metrics.jsonl``, ``tensorboard/``, ``loss.png`` and ``library.log``.
         checkpoints: folder for checkpoints of this configuration and this data, and of no other.
         say: prints one line; standard output if not given.
+        label: begins the lines on standard output, where other runs print there as well.
 
     Raises:
         StageError: the model, the data or the disk is not as it should be, the loss is not a number, or training
@@ -96,32 +109,53 @@ def train(config: Config, *, tokens: Path, out: Path, checkpoints: Path, say: Sa
         Interrupted: Ctrl-C or SIGTERM; a checkpoint of the last step was written.
     """
     first = first_process()
-    say = (say or _print) if first else _silent
+    say = (say or partial(_print, label)) if first else _silent
     tracked_by = trackers(config)
     config = for_all_weights(config, say)
     _make_folders(out, checkpoints)
     with libraries_to(out / "library.log" if first else None):
-        args = sft_config(config, checkpoints)
+        settled = settled_here(config, checkpoints, say)
         try:
-            trainer, counts, trained = set_up(config, args, tokens, say)
-        except torch.OutOfMemoryError as error:
-            raise StageError(
-                f"{config.model.name} does not fit into the GPU's memory, or something else lies there: "
-                + str(error).split(". Of the allocated")[0],
-                cure="stage=plan shows what it needs; nvidia-smi shows what else runs on the GPU",
-            ) from error
-        watch = Watch(out, say, tensorboard="tensorboard" in tracked_by)
-        if first:
-            trainer.add_callback(watch)
-            for callback in tracking_callbacks(config, tracked_by, say):
-                trainer.add_callback(callback)
-        resumed = _resume_point(checkpoints, say)
-        try:
-            max_steps = _to_the_end(config, trainer, counts, resumed, checkpoints, say)
-        finally:
-            watch.close()
-        kept = _save(config, trainer, out, checkpoints, max_steps, say)
-        trainer.accelerator.end_training()  # a process group that is left open can abort a process as it ends
+            return _train(settled, tokens, out, checkpoints, tracked_by, say, alone=not label)
+        except OutOfMemory as error:
+            smaller = next_smaller(config, settled, checkpoints)
+            if smaller is None:
+                raise
+            if one_of_several():
+                raise OutOfMemory(error.what, cure=f"the same command goes on with {smaller}") from error
+            said = f"{error.what}; going on from the last checkpoint with {smaller}"
+        say(said)
+        gc.collect()  # what the failed step held: the error's frames are gone
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return _train(smaller.config, tokens, out, checkpoints, tracked_by, say, alone=not label)
+
+
+def _train(
+    config: Config, tokens: Path, out: Path, checkpoints: Path, tracked_by: set[str], say: Say, *, alone: bool
+) -> TrainResult:  # fmt: skip
+    """With a configuration that leaves nothing open."""
+    args = method_of(config).arguments(config, checkpoints)
+    try:
+        trainer, counts, trained = set_up(config, args, tokens, say)
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(
+            f"{config.model.name} does not fit into the GPU's memory, or something else lies there: "
+            + str(error).split(". Of the allocated")[0],
+            cure="stage=plan shows what it needs; nvidia-smi shows what else runs on the GPU",
+        ) from error
+    watch = Watch(out, say, tensorboard="tensorboard" in tracked_by, alone=alone)
+    if first_process():
+        trainer.add_callback(watch)
+        for callback in tracking_callbacks(config, tracked_by, say):
+            trainer.add_callback(callback)
+    resumed = _resume_point(checkpoints, say, anew=config.force, patience=trainer.patience)
+    try:
+        max_steps = _to_the_end(config, trainer, counts, resumed, checkpoints, say)
+    finally:
+        watch.close()
+    kept = _save(config, trainer, out, checkpoints, max_steps, say)
+    trainer.accelerator.end_training()  # a process group that is left open can abort a process as it ends
     lines = history(trainer.state.log_history)
     evaluated = {log["step"]: log for log in evaluations(trainer.state.log_history)}
     return TrainResult(
@@ -139,22 +173,40 @@ def train(config: Config, *, tokens: Path, out: Path, checkpoints: Path, say: Sa
         trained=trained,
         resumed_from=step_of(resumed) if resumed else None,
         hardware=hardware(args),
+        figures=of_the_method(lines[-1]) | of_the_method(evaluated.get(kept, {})),
+        source_losses={k: v for k, v in losses_of(evaluated.get(kept, {})).items() if k not in PARTS},
     )
 
 
-def _resume_point(checkpoints: Path, say: Say) -> Path | None:
-    """The newest whole checkpoint, the same for all processes; what was cut off is named and removed."""
+def _resume_point(checkpoints: Path, say: Say, *, anew: bool, patience: int | None) -> Path | None:
+    """The newest whole checkpoint, the same for all processes; what was cut off is named and removed.
+
+    With ``anew`` those of a training that came to its end are removed as well; one that was interrupted goes on, so
+    that a job which is evicted does not begin again each time.
+    """
     found: list[Any] = [None]
     if first_process():
-        found[0], cut_off = newest_complete(checkpoints)
+        found[0], cut_off = newest_complete(checkpoints, read=True)
         for checkpoint in cut_off:
-            say(f"{checkpoint} was cut off while it was written; removed")
+            what = "was changed since" if is_complete(checkpoint) else "was cut off while"
+            say(f"{checkpoint} {what} it was written; removed")
             shutil.rmtree(checkpoint, ignore_errors=True)
+        if anew and found[0] and _is_finished(found[0], patience):
+            say(f"force=true trains again: the checkpoints of the training that came to its end at {found[0]} go")
+            for checkpoint in sorted(checkpoints.glob("checkpoint-*"), key=step_of):  # the finished one last
+                shutil.rmtree(checkpoint)
+            found[0] = None
     return broadcast_object_list(found)[0]
 
 
+def _is_finished(checkpoint: Path, patience: int | None) -> bool:
+    """Whether the training that left a checkpoint came to its end with it."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return state["global_step"] >= state["max_steps"] or stops_early(state["log_history"], patience)
+
+
 def _to_the_end(
-    config: Config, trainer: Trainer, counts: DataCounts, resumed: Path | None, checkpoints: Path, say: Say
+    config: Config, trainer: TrustworthyTrainer, counts: DataCounts, resumed: Path | None, checkpoints: Path, say: Say
 ) -> int:
     """Train to the end; returns the number of steps, fewer than asked for where it stopped early."""
     done = 0
@@ -163,7 +215,7 @@ def _to_the_end(
         done, planned = state["global_step"], state["max_steps"]
         say(f"resuming from step {done} of {planned} ({resumed})")
         trainer.resume_counts(state["log_history"])
-        if done >= planned or stops_early(state["log_history"], trainer.patience):
+        if _is_finished(resumed, trainer.patience):
             _load_finished(trainer, resumed)
             return done
     try:
@@ -173,6 +225,12 @@ def _to_the_end(
         newest, _ = newest_complete(checkpoints)
         raise Interrupted(
             f"interrupted; the same command goes on from {f'step {step_of(newest)}' if newest else 'the start'}"
+        ) from error
+    except pickle.UnpicklingError as error:
+        raise StageError(
+            "the checkpoint holds what is no state of a training",
+            where=str(resumed),
+            cure=f"rm -r {shlex.quote(str(resumed))}; the same command goes on from the one before",
         ) from error
     except torch.OutOfMemoryError as error:
         raise out_of_memory(config, trainer.state.global_step + 1, counts.longest) from error
@@ -191,20 +249,22 @@ def _to_the_end(
     return max_steps
 
 
-def _load_finished(trainer: Trainer, checkpoint: Path) -> None:
+def _load_finished(trainer: TrustworthyTrainer, checkpoint: Path) -> None:
     """Everything was trained, and the run was cut off before it could save the adapter."""
     trainer.load_weights(checkpoint)
     trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
 
 
-def _save(config: Config, trainer: Trainer, out: Path, checkpoints: Path, max_steps: int, say: Say) -> int:
+def _save(config: Config, trainer: TrustworthyTrainer, out: Path, checkpoints: Path, max_steps: int, say: Say) -> int:
     """Write what was trained and the picture, aside first. Returns the step that the weights are of."""
     step, best, kind = trainer.state.global_step, best_step(trainer.state.log_history), folder_name(config)
     if config.sft.load_best_model_at_end and best not in (None, step):
         say(f"the {kind} is that of step {best}, which had the lowest held-out loss")
-        step = best
-        trainer.load_weights(checkpoints / f"checkpoint-{best}")
+        step, checkpoint = best, checkpoints / f"checkpoint-{best}"
+        if not is_complete(checkpoint, read=first_process()):
+            raise StageError("is gone or changed", where=str(checkpoint), cure="sft.load_best_model_at_end=false")
+        trainer.load_weights(checkpoint)
     model: Any = trainer.model
     weights = gather_weights(model)
 
@@ -214,6 +274,9 @@ def _save(config: Config, trainer: Trainer, out: Path, checkpoints: Path, max_st
             write_weights(model, aside, weights)
             trainer.processing_class.save_pretrained(aside)
             Origin.of(config, global_step=trainer.state.global_step, max_steps=max_steps).write(aside)
+        for other in KINDS:
+            if other != kind:  # of an earlier training with other settings
+                shutil.rmtree(out / other, ignore_errors=True)
         with written_aside(out / "loss.png") as aside:
             log_history = trainer.state.log_history
             loss_picture(history(log_history), evaluations(log_history), config.run.name, aside)
@@ -230,8 +293,8 @@ def _make_folders(*folders: Path) -> None:
             raise explained(error, folder) from error
 
 
-def _print(line: str) -> None:
-    console().print(Text(f"{'':13}{line}"), soft_wrap=True)
+def _print(label: str, line: str) -> None:
+    console().print(Text.assemble((f"{label}  " if label else "", "dim"), f"{'':13}{line}"), soft_wrap=True)
 
 
 def _silent(line: str) -> None:

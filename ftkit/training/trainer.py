@@ -1,70 +1,50 @@
-"""TRL's SFTTrainer with what a run that can be trusted needs: whole checkpoints, honest counts, and a stop that
-saves."""
+"""What a run that can be trusted needs of any trainer: whole checkpoints, honest counts, and a stop that saves."""
 
 from __future__ import annotations
 
 import math
-import os
-import resource
 import shutil
-import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from accelerate.utils import gather, gather_object
-from peft import PeftModel
 from torch.distributed.fsdp import FSDPModule
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from trl.trainer.sft_trainer import SFTTrainer
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ftkit.config.groups import Sft
 from ftkit.errors import FtkitError, StageError
 from ftkit.training.checkpoints import keep_newest, mark_complete, saving
-from ftkit.training.heldout import HeldOut, best_step, means, stops_early
-from ftkit.training.lora import bare_model
-from ftkit.training.loss_head import add_loss_head
+from ftkit.training.heldout import best_step, stops_early
+from ftkit.training.schedule import rate_scheduler
+from ftkit.training.stop import StopRequest
 from ftkit.training.weights import write_weights
+from ftkit.training.window import News, Window, peak_gib
 
-GIB = 2**30
 clock = time.monotonic
 
 
-class Trainer(SFTTrainer):
-    """One process of a training run.
+class TrustworthyTrainer(Trainer):
+    """One process of a training run, whatever the method: it stands before a trainer of TRL's among the bases.
+
+    A batch brings ``tokens``, the number of those that are not padding, ``rows``, the numbers of its source rows, and
+    where TRL does not count them by labels, ``loss_tokens``.
 
     Args:
-        save_total_limit: whole checkpoints to keep.
-        save_minutes: age of the last checkpoint at which another one is due; None goes by steps alone.
-        heldout: what to evaluate on; None where ``eval_strategy`` is no.
-        patience: evaluations without a lower loss after which training ends; None trains on.
-        kwargs: SFTTrainer's own; ``data_collator`` is a ``Collator`` or ``JoiningCollator``, and the dataset
-            ``training_rows``'.
+        sft: how often and how many checkpoints are kept, when training ends, and the rate's schedule.
+        kwargs: those of TRL's trainer.
     """
 
-    def __init__(
-        self,
-        *,
-        save_total_limit: int,
-        save_minutes: float | None = None,
-        heldout: HeldOut | None = None,
-        patience: int | None = None,
-        **kwargs: Any,
-    ):
+    def __init__(self, *, sft: Sft, **kwargs: Any):
         super().__init__(**kwargs)
         model: Any = self.model
-        self._head_is_frozen = isinstance(model, PeftModel)
-        if self._head_is_frozen:
-            add_loss_head(bare_model(model))
         _visit_less(model)
         self.stop = StopRequest()
-        self._limit, self._heldout, self.patience = save_total_limit, heldout, patience
-        self._save_s = math.inf if save_minutes is None else 60 * save_minutes
+        self._limit, self.patience = sft.save_total_limit, sft.early_stopping_patience
+        self._schedule = sft
+        self._save_s = math.inf if sft.save_minutes is None else 60 * sft.save_minutes
         self._saved_at = clock()
         self.saving_is_due = False
         self._window = Window()
@@ -78,24 +58,33 @@ class Trainer(SFTTrainer):
         last = next((line for line in reversed(log_history) if "seconds" in line), None)
         self._window = Window(last["tokens"], last["loss_tokens"], last["seconds"]) if last else Window()
 
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """The schedule of ``sft``, whose first step trains as well."""
+        if self.lr_scheduler is None:
+            found: Any = optimizer or self.optimizer
+            self.lr_scheduler = rate_scheduler(found, self._schedule, num_training_steps)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """The batches of one step, relieved of what is there for counting, and their loss tokens on all processes."""
         batches, loss_tokens = super().get_batch_samples(*args, **kwargs)
-        self._rows = [row for batch in batches for row in batch.pop("rows")]
-        self._window.add(sum(batch.pop("tokens") for batch in batches), loss_tokens)
+        self._count(batches, loss_tokens)
         return batches, loss_tokens
+
+    def _count(self, batches: list[Any], loss_tokens: Any) -> None:
+        self._rows = [row for batch in batches for row in batch.pop("rows")]
+        counted = sum(batch.pop("loss_tokens", 0) for batch in batches)
+        of_all = self._of_all_processes(counted) if loss_tokens is None else loss_tokens
+        self._window.add(sum(batch.pop("tokens") for batch in batches), of_all)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The mean loss over the step's loss tokens; by ``loss_head`` where the batch and the model are made for it."""
-        if self.aux_loss_enabled or not self._head_is_frozen or "loss_positions" not in inputs:
-            inputs = {name: value for name, value in inputs.items() if not name.startswith("loss_")}
-            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        else:
-            count = len(inputs["loss_targets"]) if num_items_in_batch is None else num_items_in_batch
-            loss = model(**inputs) * (self.args.world_size / torch.as_tensor(count).clamp(min=1))
-        self._note(loss[0] if return_outputs else loss)
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        self._note(loss[0] if isinstance(loss, tuple) else loss)
         return loss
 
     def _note(self, loss: torch.Tensor) -> None:
@@ -127,17 +116,16 @@ class Trainer(SFTTrainer):
             )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The mean loss on the held-out rows, of all processes together, by ``eval_…``; goes to the log."""
-        assert self._heldout is not None
-        model: Any = self.model
-        with self.accelerator.autocast():
-            here = self._heldout.sums(model, process=self.args.process_index, processes=self.args.world_size)
-        there = gathered(here.flatten().to(self.args.device))
-        losses = means(there.sum(0).view(3, 2).cpu())
-        self.log(dict(losses))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, losses)
+        """Figures on the held-out rows, of all processes together, by ``eval_…``; they go to the log."""
+        figures = self.held_out_figures()
+        self.log(dict(figures))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
         self._window.restart()
-        return losses
+        return figures
+
+    def held_out_figures(self) -> dict[str, float]:
+        """``eval_loss`` and what else the method has to say of the held-out rows."""
+        raise NotImplementedError
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -174,7 +162,7 @@ class Trainer(SFTTrainer):
 
         def write() -> None:
             with saving(checkpoint):
-                super(Trainer, self)._save_checkpoint(model, trial)
+                super(TrustworthyTrainer, self)._save_checkpoint(model, trial)
 
         def seal() -> None:
             with saving(checkpoint):
@@ -194,6 +182,11 @@ class Trainer(SFTTrainer):
             keep_newest(folder, self._limit, best=best_step(self.state.log_history))
         self._saved_at = clock()
         self._window.restart()
+
+    def _of_all_processes(self, count: int) -> torch.Tensor | int:
+        """The sum of every process's count, which stays on the device."""
+        one = torch.tensor([count], device=self.args.device)
+        return gathered(one).sum() if self.args.world_size > 1 else count
 
     def _gathered(self, tokens: int) -> tuple[int, float]:
         """Tokens of all processes, and the highest peak of memory among them in GiB."""
@@ -243,112 +236,10 @@ def together(work: Callable[[], None]) -> None:
         raise StageError(f"another process reports: {failed[0]}")
 
 
-class Window:
-    """Counts of tokens and seconds: of the whole run, and since the last line of metrics.
-
-    Args:
-        tokens: trained on so far, padding not counted.
-        loss_tokens: of them, with loss.
-        seconds: so far.
-    """
-
-    def __init__(self, tokens: int = 0, loss_tokens: int = 0, seconds: float = 0.0):
-        self.tokens, self.loss_tokens = tokens, loss_tokens
-        self._began = time.perf_counter() - seconds
-        self._new_tokens = 0
-        self._new_loss_tokens: torch.Tensor | int = 0
-        self.restart()
-
-    def restart(self) -> None:
-        """Begin to measure speed from now: saving is not training."""
-        self._since = time.perf_counter()
-
-    def add(self, tokens: int, loss_tokens: torch.Tensor | int | None) -> None:
-        """Count one optimiser step; ``loss_tokens`` stays on the device, for reading it would make the host wait."""
-        self._new_tokens += tokens
-        self._new_loss_tokens = self._new_loss_tokens + (0 if loss_tokens is None else loss_tokens)
-
-    def close(self, gathered: Callable[[int], tuple[int, float]]) -> dict[str, float]:
-        """Figures for a line of metrics; the next window begins.
-
-        Args:
-            gathered: sums tokens over processes, and gives the peak of memory in GiB.
-        """
-        (tokens, peak), loss_tokens, now = gathered(self._new_tokens), int(self._new_loss_tokens), time.perf_counter()
-        elapsed = max(now - self._since, 1e-9)
-        self.tokens, self.loss_tokens = self.tokens + tokens, self.loss_tokens + loss_tokens
-        self._new_tokens, self._new_loss_tokens, self._since = 0, 0, now
-        return {
-            "tokens": self.tokens,
-            "loss_tokens": self.loss_tokens,
-            "tokens_per_s": tokens / elapsed,
-            "loss_tokens_per_s": loss_tokens / elapsed,
-            "peak_gib": peak,
-            "seconds": now - self._began,
-        }
-
-
-class News:
-    """Numbers on their way from the device to the host."""
-
-    def __init__(self) -> None:
-        self._numbers = torch.zeros(1, dtype=torch.long)
-        self._arrived: torch.cuda.Event | None = None
-
-    def send(self, numbers: torch.Tensor) -> None:
-        """Send (n,) integers without waiting for the device."""
-        self._numbers = numbers.to("cpu", non_blocking=True)
-        self._arrived = None
-        if numbers.is_cuda:
-            self._arrived = torch.cuda.Event()
-            self._arrived.record()
-
-    def read(self) -> list[int]:
-        """What was sent last."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        return self._numbers.tolist()
-
-
-class StopRequest:
-    """Ctrl-C or SIGTERM: the present step is finished and saved, then training stops. A second Ctrl-C stops at once.
-
-    Attributes:
-        signal: number of the signal that came to this process; 0 if none has.
-        agreed: number of a signal that came to any process, as all of them know since the last optimiser step.
-    """
-
-    def __init__(self) -> None:
-        self.signal = 0
-        self.agreed = 0
-
-    @contextmanager
-    def listening(self, say: bool) -> Iterator[None]:
-        """Take the signals over. Python lets only the main thread do so; elsewhere nothing changes."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def note(number: int, _frame: FrameType | None) -> None:
-            # torchrun passes Ctrl-C on, so that a worker gets it twice.
-            if self.signal and number == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ:
-                raise KeyboardInterrupt
-            if say and not self.signal:
-                os.write(sys.stderr.fileno(), b"\nfinishing this step and saving it; Ctrl-C again stops at once\n")
-            self.signal = number
-
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
 class _Guard(TrainerCallback):
     """Calls the trainer's checks at their moments, and writes a line of metrics with every checkpoint."""
 
-    def __init__(self, trainer: Trainer):
+    def __init__(self, trainer: TrustworthyTrainer):
         self._trainer = trainer
 
     def on_train_begin(
@@ -380,11 +271,3 @@ class _Guard(TrainerCallback):
             control.should_save = control.should_training_stop = True
         if best_step(state.log_history) == state.global_step:
             control.should_save = True
-
-
-def peak_gib() -> float:
-    """Highest memory so far in GiB: allocated on the GPU, or resident in this process where there is none."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / GIB
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB

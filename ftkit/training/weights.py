@@ -11,6 +11,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
+from ftkit.families import family_of
+
 
 def gather_weights(model: nn.Module) -> dict[str, torch.Tensor] | None:
     """Trained weights from all processes, on the first; None where each process has them whole."""
@@ -33,5 +35,6 @@ def write_weights(model: nn.Module, folder: Path, gathered: dict[str, torch.Tens
         model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=gathered)
     else:
         assert isinstance(model, PreTrainedModel)
-        # By default a model that came from MXFP4 is saved under names that the dense architecture does not find again.
-        model.save_pretrained(folder, save_original_format=False, state_dict=gathered)
+        # A model that came from MXFP4 would be saved under names that its dense architecture does not find again.
+        original = gathered is None and not family_of(model.config.model_type).mxfp4
+        model.save_pretrained(folder, save_original_format=original, state_dict=gathered)

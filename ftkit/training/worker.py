@@ -1,4 +1,4 @@
-"""One training process among several, started by torchrun with CONFIG TOKENS OUT CHECKPOINTS RESULT."""
+"""One training process among several, started by torchrun with CONFIG TOKENS OUT CHECKPOINTS RESULT [LABEL]."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from pathlib import Path
 
 from ftkit.config.resolve import load_frozen
 from ftkit.errors import FtkitError
-from ftkit.platforms.local_processes import report
 from ftkit.processes import end_now, first_process
+from ftkit.training.launch import report
 from ftkit.training.train import train
 
 
 def main() -> int:
     """Train; returns the exit status. Rank 0 reports the result, the first rank that fails its error."""
-    config, tokens, out, checkpoints, result = map(Path, sys.argv[1:])
+    config, tokens, out, checkpoints, result = map(Path, sys.argv[1:6])
+    label = "".join(sys.argv[6:])
     try:
-        outcome = train(load_frozen(config), tokens=tokens, out=out, checkpoints=checkpoints)
+        outcome = train(load_frozen(config), tokens=tokens, out=out, checkpoints=checkpoints, label=label)
     except FtkitError as error:
         report(result, error)
         return error.exit_status

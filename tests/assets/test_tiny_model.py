@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Mxfp4Config
 
 from ftkit.assets import asset_path
 from ftkit.data import sample
-from ftkit.training.mxfp4 import dequantize_mxfp4
+from ftkit.models.mxfp4 import dequantize_mxfp4
 
 FOLDER = Path(asset_path("package:tiny-gpt-oss"))
 STOPS = ("<|return|>", "<|endoftext|>", "<|call|>")

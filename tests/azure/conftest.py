@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from quick.client import install
+from quick.service import Service
+from quick.user import User
 from sdk_worker import SdkWorker
 from standin import StandIn
 
@@ -83,3 +86,17 @@ def scoring(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder: Path = tmp_path_factory.mktemp("scoring")
     (folder / "score.py").write_text(SCORE)
     return str(folder)
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Service:
+    """Jobs and endpoints in this process, for ftkit's own code."""
+    service = Service()
+    install(service, monkeypatch)
+    return service
+
+
+@pytest.fixture
+def user(service: Service, tmp_path: Path) -> Callable[..., User]:
+    """A person by name, with a run of a name, at a machine of their own."""
+    return lambda name="ann", run="jp": User(service, name, tmp_path / name, run)

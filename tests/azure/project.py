@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from command import Command, run_ftkit
+from helpers.command import Command, run_ftkit
 from standin import StandIn
 
 

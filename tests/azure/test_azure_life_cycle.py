@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command import Command
+from helpers.command import Command
 from project import Project
 from standin import StandIn, names
 
@@ -41,7 +41,9 @@ def test_every_stage_reports_and_the_jobs_log_is_shown_as_it_is(first: Command, 
     for stage in ("environment", "prepare", "publish", "train", "merge", "register", "deploy", "invoke"):
         assert re.search(rf"^{stage} ", first.out, re.MULTILINE), stage
     assert re.search(r"^ {13}step 56/56 ", first.out, re.MULTILINE)
-    assert f"job {job_of(project, azure).name} on 2 × Standard_F4s_v2" in first.out
+    name = job_of(project, azure).name
+    assert f"job {name} on 2 × Standard_F4s_v2" in first.out
+    assert f"https://ml.azure.com/runs/{name}?wsid={names.WORKSPACE_ID}&tid={names.TENANT}" in first.out
     assert not re.search(r"RunId|Web View|Streaming user_logs", first.out)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from command import Command, read_until
+from helpers.command import Command, read_until
 from project import Project
 from sdk_worker import SdkWorker
 from standin import StandIn
@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow
 MODEL = ("compute.nodes=1", "sft.max_steps=2", "registration.model_name=served")
 NAME, SIZE = "ftkit-tiny", "Standard_F4s_v2"
 FAMILY = "standardFSv2Family"
+IDENTITIES = "/subscriptions/s/resourceGroups/g/providers/Microsoft.ManagedIdentity/userAssignedIdentities"
 VLLM = "deployment=vllm"
 """A container that is up in a moment stands for vLLM; what the other tests need is only that something answers."""
 
@@ -123,19 +124,23 @@ def test_a_model_is_served_asked_and_served_again_without_doing_anything(
     assert "deploy       up to date" in succeeds(project.ftkit("stage=deploy"))
     (project.run / "deploy" / "record.json").unlink()
     assert "blue already serves served:1" in succeeds(project.ftkit("stage=deploy"))
-    assert not azure.record.to("PUT") and azure.record.uploaded_bytes == 0
+    assert not azure.record.to("PUT", "/onlineEndpoints/") and azure.record.uploaded_bytes == 0
 
     azure.record.clear()
-    out = succeeds(next_version.ftkit("stage=deploy,invoke"))
+    fails(next_version.ftkit("stage=deploy"), "a live version of another run", "0.17 USD", "yes=true")
+    azure.record.clear()
+    out = succeeds(next_version.ftkit("stage=deploy,invoke", "yes=true"))
     assert "green serves served:2 with 100 % of the traffic" in out and "センチメートル" in out
     assert puts(azure) == [{"green": 10, "blue": 90}, {"green": 50, "blue": 50}, {"green": 100}]
     green = azure.serving.find(NAME, "green")
     assert green and green.answered >= 2 and green.mirrored == 0
     assert deployments(azure) == ["green"] and azure.record.uploaded_bytes == 0, "the scoring script is there already"
 
-    out = fails(project.ftkit("stage=teardown"), "yes=true")
+    out = succeeds(project.ftkit("stage=teardown", "yes=true"))
+    assert "run served-next" in out and "left as it is" in out and "nothing to do" in out
+    out = fails(next_version.ftkit("stage=teardown"), "yes=true")
     assert f"green serves served:2 with 100 % of the traffic on 1 × {SIZE}, 0.17 USD an hour" in out
-    succeeds(project.ftkit("stage=teardown", "yes=true"))
+    succeeds(next_version.ftkit("stage=teardown", "yes=true"))
     assert azure.costing() == [] and not azure.resources.children("onlineEndpoints")
     fails(project.ftkit("stage=invoke"), f"the endpoint {NAME} is not running")
 
@@ -153,14 +158,41 @@ def test_vllm_speaks_openais_format_and_entra_tokens_are_taken(azure: StandIn, p
     assert deployments(azure) == ["blue"]
 
 
+def test_what_a_team_sets_stands_where_azure_takes_it(azure: StandIn, project: Project, gate: Path):
+    identity = f"{IDENTITIES}/endpoints"
+    closed = ("deployment.public_network_access=disabled", f"deployment.user_assigned_identities=[{identity}]")
+    team = (VLLM, *closed, "tags={cost-center: a17}")
+    succeeds(project.ftkit("stage=deploy", *team))
+    endpoint = azure.resources.get(f"onlineEndpoints/{NAME}")
+    assert endpoint["properties"]["publicNetworkAccess"] == "Disabled"
+    assert endpoint["identity"]["type"] == "UserAssigned" and [*endpoint["identity"]["userAssignedIdentities"]] == [
+        identity
+    ]
+    blue = azure.resources.get(f"onlineEndpoints/{NAME}/deployments/blue")
+    for made in (endpoint, blue):
+        assert made["tags"].items() >= {"cost-center": "a17", "made-by": "ftkit", "ftkit-run": "served"}.items()
+    fails(project.ftkit("stage=deploy", VLLM), "was made with public_network_access=disabled", "stage=teardown")
+    fails(project.ftkit("stage=deploy", VLLM, closed[0]), "keeps the identity", f"identities=[{identity}]")
+
+    azure.record.clear()
+    copies = ("deployment.mirror_traffic=10", "deployment.mirror_minutes=0.02", "deployment.request_timeout_ms=170000")
+    assert "green: gets copies of 10 %" in succeeds(project.ftkit("stage=deploy", *team, *copies))
+    bodies = [json.loads(seen.body)["properties"] for seen in azure.record.to("PUT", f"/{NAME}$")]
+    assert [body.get("mirrorTraffic") or {} for body in bodies] == [{"green": 10}, {}, {}, {}]
+    assert bodies[0]["traffic"] == {"blue": 100} and deployments(azure) == ["green"]
+    model = azure.resources.get("models/served/versions/1")["properties"]
+    assert model["tags"].items() >= {"made-by": "ftkit", "ftkit-run": "served"}.items()
+
+
 # Refused before anything is made.
 
 
 def test_too_small_a_quota_and_an_unknown_size_are_found_before_anything_is_made(azure: StandIn, project: Project):
-    azure.quota.limits[FAMILY] = 3
-    fails(project.ftkit("stage=deploy"), f"1 × {SIZE} takes 4 vCPUs of {FAMILY}, and 3 of 3 are free", "stage=teardown")
+    azure.quota.limits[FAMILY] = 7
+    kept = f"2 × {SIZE} (1, and 1 that Azure keeps for upgrades) takes 8 vCPUs of {FAMILY}, and 7 of 7 are free"
+    fails(project.ftkit("stage=deploy"), kept, "Azure's portal")
     fails(project.ftkit("stage=deploy", "deployment.instance_type=Standard_F4_v2"), f"did you mean {SIZE}?")
-    assert not azure.record.to("PUT")
+    assert not azure.record.to("PUT", "/onlineEndpoints/")
 
 
 def test_a_wrong_secret_an_identity_without_the_role_and_another_ones_endpoint(
@@ -175,8 +207,8 @@ def test_a_wrong_secret_an_identity_without_the_role_and_another_ones_endpoint(
     sdk("make_endpoint", NAME)
     azure.record.clear()
     fails(project.ftkit("stage=deploy"), "that ftkit has not made", "deployment.endpoint_name=")
-    fails(project.ftkit("stage=teardown", "yes=true"), "that ftkit has not made")
-    assert not azure.record.to("PUT") and not azure.record.to("DELETE")
+    assert "nothing to do" in succeeds(project.ftkit("stage=teardown", "yes=true"))
+    assert not azure.record.to("PUT", "/onlineEndpoints/") and not azure.record.to("DELETE")
 
 
 # Failures: traffic as it was, nothing that costs money, and the same command completes.
@@ -265,7 +297,7 @@ def test_what_passes_is_waited_out(azure: StandIn, project: Project, gate: Path)
         azure.faults.unavailable("POST", "/v1/chat", times=1, after=2),
     )
     out = succeeds(project.ftkit("stage=deploy", VLLM))
-    assert "something else is still being done to it" in out
+    assert "waiting to start the deployment ftkit-tiny/blue: something else is being done to it: Another" in out
     assert [fault.met for fault in faults] == [2, 1, 1, 1, 1]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command import Command
+from helpers.command import Command
 from project import Project
 from standin import StandIn
 from standin.faults import FOREVER

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command import read_until
+from helpers.command import read_until
 from project import Project
 from standin import StandIn
+from standin.faults import FOREVER
 
 from ftkit.assets import asset_path
 
@@ -178,14 +179,26 @@ def test_the_base_may_be_a_registered_model(azure: StandIn, sdk, tmp_path: Path)
 
 
 def test_the_base_may_be_a_folder_which_is_sent_once(azure: StandIn, folder: Path, tmp_path: Path):
+    """Guard: no ignore file of the folder drops a part of the model."""
     shutil.copytree(asset_path("package:tiny-gpt-oss"), tmp_path / "base")
+    (tmp_path / "base" / ".gitignore").write_text("*.safetensors\n")
+    (tmp_path / "base" / ".amlignore").write_text("*.json\n*.jinja\n")
     own = (f"model.pretrained_model_name_or_path={tmp_path / 'base'}", "sft.max_steps=2")
     project = Project(tmp_path, azure, "base-in-a-folder", *own)
-    assert project.ftkit("stage=prepare,publish,train").status == 0
+    done = project.ftkit("stage=prepare,publish,train")
+    assert done.status == 0 and "all is sent but .amlignore, .gitignore" in done.out, str(done)
     azure.record.clear()
     again = project.ftkit("stage=train", "sft.learning_rate=1e-3")
     assert again.status == 0, str(again)
     assert azure.record.uploaded_bytes < 500_000  # code and configuration, and not the model's 2 MB
+
+
+def test_an_upload_of_inputs_that_breaks_off_gives_its_reason(azure: StandIn, project: Project):
+    azure.faults.cut("PUT", r"blob\.core.*config\.yaml", times=FOREVER)
+    failed = project.ftkit("stage=train")
+    assert failed.status == 1 and "Traceback" not in failed.err and "\x1b" not in failed.err
+    assert "cannot submit a job that runs train: the connection broke off" in failed.err
+    assert "the same command goes on from here" in failed.err and not jobs_of(azure, project)
 
 
 def test_a_registered_base_needs_a_tokenizer_here(azure: StandIn, tmp_path: Path):

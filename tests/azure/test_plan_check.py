@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command import Command, run_ftkit
+from helpers.command import Command, run_ftkit
 from standin import StandIn
 
 CHECK = ("stage=plan", "check=true")
@@ -23,7 +23,7 @@ def plan(azure: StandIn, tmp_path: Path):
 def verdicts(done: Command) -> dict[str, str]:
     """The table: verdict and text by what was asked for."""
     assert "Traceback" not in done.err
-    _, _, table = done.out.partition("on Azure, now\n")
+    _, _, table = done.out.partition("on Azure ML, now\n")
     rows = re.findall(r"^(\S.*?)  +(ok|WRONG|\?)  +(.*?)\s*$", table, re.MULTILINE)
     return {what: f"{verdict} {text}" for what, verdict, text in rows}
 
@@ -31,7 +31,7 @@ def verdicts(done: Command) -> dict[str, str]:
 def test_all_is_well(azure: StandIn, plan):
     done = plan("compute.cluster=gpu-cluster", "compute.nodes=2")
     assert done.status == 0 and done.err == ""
-    assert done.out.index("no problems") < done.out.index("on Azure, now")
+    assert done.out.index("no problems") < done.out.index("on Azure ML, now")
     assert verdicts(done) == {
         "credential": "ok accepted",
         "workspace": "ok ws-test in eastus",
@@ -42,7 +42,9 @@ def test_all_is_well(azure: StandIn, plan):
         "deployment: VM size": "ok 1 × Standard_NC40ads_H100_v5, 40 vCPUs each",
         "deployment: quota of machines": f"ok 40 vCPUs needed, 0 of 160 in use in {H100}",
         "deployment: price": "ok 6.98 USD an hour, list price",
-        "endpoint": "ok gpt-oss-jp-reasoner is free in this workspace",
+        "endpoint": "ok gpt-oss-jp-reasoner is free in this workspace; whether another one in the region has it, "
+        "only making it tells",
+        "jobs": "ok none of run gpt-oss-20b-jp-reasoner is under way",
     }
     assert not azure.record.to("PUT") and not azure.record.to("DELETE")
 
@@ -53,7 +55,7 @@ def test_every_problem_comes_at_once_with_its_cure(azure: StandIn, plan):
     done = plan("compute.cluster=gpu-cluster", "compute.nodes=4", mistyped)
     found = verdicts(done)
     assert done.status == 1
-    assert "3 of 8 checks failed: cluster, compute: quota of machines, deployment: VM size" in done.err
+    assert "3 of 9 checks failed: cluster, compute: quota of machines, deployment: VM size" in done.err
     assert "at most 2 nodes, and compute.nodes is 4" in found["cluster"] and "compute.nodes=2" in found["cluster"]
     assert "4 × Standard_NC40ads_H100_v5 takes 160 vCPUs" in found["compute: quota of machines"]
     assert "did you mean Standard_NC40ads_H100_v5?" in found["deployment: VM size"]
@@ -91,7 +93,7 @@ def test_what_the_identity_may_not_see_is_not_held_against_it(azure: StandIn, pl
 
 def test_on_one_machine_there_is_nothing_to_ask(tmp_path: Path):
     done = run_ftkit(*CHECK, "experiment=tiny", cwd=tmp_path, SUBSCRIPTION_ID="")
-    assert done.status == 0 and "nothing to ask Azure" in done.out
+    assert done.status == 0 and "nothing to ask: compute and deployment are on this machine" in done.out
 
 
 def test_a_plan_without_check_imports_no_azure(tmp_path: Path):

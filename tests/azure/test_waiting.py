@@ -37,9 +37,10 @@ class UntilReleased(PollingMethod):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_line_comes_again_and_again_until_it_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    endpoints = importlib.import_module("ftkit.platforms.azureml.endpoints")  # the SDK warns when it is imported
+    changes = importlib.import_module("ftkit.platforms.azureml.changes")  # the SDK warns when it is imported
     workspaces = importlib.import_module("ftkit.platforms.azureml.workspace")
-    monkeypatch.setattr(endpoints, "LINE_S", 0.01)
+    monkeypatch.setattr(changes, "LINE_S", 0.01)
+    monkeypatch.setattr(changes, "LOOK_S", 0.01)
     settings = Settings(subscription_id="s", resource_group="r", workspace_name="w")
     operation, lines = UntilReleased(), []
 
@@ -52,6 +53,7 @@ def test_a_line_comes_again_and_again_until_it_is_done(tmp_path: Path, monkeypat
             operation.released.set()
 
     workspace = workspaces.Workspace(settings, tmp_path / "azure.log")
-    assert endpoints.change(workspace, begin, ("delete the endpoint", "tiny"), say) == "made"
+    change = changes.Change(("delete the endpoint", "tiny"), begin, lambda: changes.State.UNDER_WAY)
+    assert changes.make(workspace, change, say) == "made"
     assert set(lines) == {"still waiting to delete the endpoint tiny: 0 min so far"} and len(lines) >= 2
     assert capsys.readouterr().out == ""

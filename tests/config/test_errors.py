@@ -42,7 +42,7 @@ def test_all_problems_come_at_once_in_the_order_typed():
         ("sft=fast", "sft", "no option 'fast'"),
         ("stage=trian", "stage", "no stage 'trian'"),
         ("lora.r=4,8", "lora.r", "several values"),
-        ("plan", "plan", "not of the form key=value"),
+        ("plna", "plna", "not of the form key=value"),
     ],
 )
 def test_one_mistake_is_named(argument: str, key: str, says: str):
@@ -74,9 +74,9 @@ def test_an_option_of_the_user_s_own_that_lacks_keys_is_told_where_to_take_them_
     folder = in_empty_folder / "conf" / "sft"
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_text("packing: true\n")
-    problem = problems("sft=mine", "stage=plan")["sft.max_length"]
-    assert problem.what == "is missing" and "sft.max_length=…" in problem.cure
-    assert "defaults: [default, _self_]" in problem.cure
+    problem = problems("sft=mine", "stage=plan")["sft"]
+    assert "of its keys are missing, sft.max_length first" in problem.what
+    assert problem.where == "conf/sft/mine.yaml" and "defaults: [default, _self_]" in problem.cure
 
 
 def test_japanese_needs_no_extra_quotes():
@@ -88,7 +88,7 @@ def test_stages_as_a_list_come_in_the_order_of_the_life_cycle():
     assert resolve(["experiment=tiny", "stage=train,prepare"]).stages == ("prepare", "train")
     assert resolve(["experiment=tiny", "stage=[merge,train]"]).stages == ("train", "merge")
     assert len(resolve(["experiment=tiny", "stage=all"]).stages) == 8
-    gated = resolve(["experiment=tiny", "stage=all", 'deployment.gate=["parses >= base"]']).stages
+    gated = resolve(["experiment=tiny", "stage=all", 'registration.gate=["parses >= base"]']).stages
     assert gated[4:7] == ("merge", "evaluate", "register") and len(gated) == 9
     assert resolve(["experiment=tiny", "stage=all,evaluate"]).stages == gated
 

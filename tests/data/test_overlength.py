@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ftkit.chat.harmony_render import labels_of
+from ftkit.chat.messages import Conversation
 from ftkit.config.resolve import resolve
-from ftkit.data.conversations import Conversation
-from ftkit.data.harmony import labels_of
 from ftkit.data.overlength import WITHIN_CHARACTERS, cut_thinking
 from ftkit.training.dataset import training_rows
 

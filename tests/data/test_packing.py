@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftkit.data import sample
-from ftkit.data.conversations import to_conversation
+from ftkit.data.conversations import Converter
 from ftkit.data.packing import pack
 from ftkit.data.readers import RawRow
 
@@ -45,5 +45,5 @@ def test_a_row_that_cannot_be_packed_is_named(lengths: list[int], named: str) ->
 def test_rows_like_the_sample_s_fill_rows_of_4096_tokens_to_97_percent(tiny_harmony, dataset) -> None:
     settings = dataset("sample", "package:sample.jsonl")
     rows = [RawRow(i, "", row) for i, row in enumerate(sample.generate(2000))]
-    lengths = tiny_harmony.token_rows([to_conversation(row, settings) for row in rows]).lengths.tolist()
+    lengths = tiny_harmony.token_rows([Converter(settings).conversation(row) for row in rows]).lengths.tolist()
     assert sum(lengths) / (len(pack(lengths, 4096)) * 4096) >= 0.97

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from browser import CONTRAST, opened
-from command import run_ftkit
+from helpers.browser import CONTRAST, opened
+from helpers.command import run_ftkit
 from PIL import Image
 
 from ftkit.data.report import histogram_of, percent, shown_rows
@@ -49,6 +50,10 @@ def test_the_page_needs_nothing_from_outside_and_fits_the_window(page) -> None:
     assert page.said == [] and len(page.asked) == 1
     assert page.title() == "look: data report"
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_japanese_rows_say_so(page) -> None:
+    assert page.locator(".tokens[lang=ja]").count() == page.locator(".tokens").count()
 
 
 def test_the_figures_are_those_of_the_record(page, made: Path) -> None:
@@ -122,7 +127,23 @@ def test_a_share_that_is_not_quite_all_or_none_never_looks_so(share: float, show
 def statistics(lengths: list[int], trained: list[bool]) -> Statistics:
     parts = np.array([[n, n // 2, n // 4] for n in lengths], np.int32)
     languages = {"thinking": Counter(), "answer": Counter()}
-    return Statistics(len(lengths), 0, Counter(), 0, 0, 0, languages, parts, np.array(trained))
+    empty: Any = None
+    return Statistics(
+        len(lengths),
+        0,
+        Counter(),
+        0,
+        0,
+        0,
+        languages,
+        parts,
+        np.array(trained),
+        0,
+        0,
+        split=empty,
+        account=empty,
+        cures={},
+    )
 
 
 def test_the_histogram_ends_where_rows_are_hopelessly_long() -> None:

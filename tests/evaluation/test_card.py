@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command import FinishedRun
+from helpers.command import FinishedRun
 from huggingface_hub import ModelCard
 
 from ftkit.config.resolve import resolve
@@ -31,7 +31,7 @@ def test_after_the_evaluation_the_card_has_its_figures_and_the_lineage(finished_
     assert card.data.base_model is None, "what ships with ftkit is not on the hub"
     digest = record(finished_run, "merge").result["digest"]
     for told in (f"digest `{data['digest']}`", "`package:tiny-gpt-oss`", "| hardware | CPU, ", "r 8, alpha 16",
-                 "213 to train on, 43 held out", "| thinks in Japanese | 0.00 (0.00 to 0.00) |", "## Limits",
+                 "213 to train on, 43 held out", "| thinks in Japanese | 0.00 (0.00 to 0.08) |", "## Limits",
                  f"digest | `{digest}`", "43 held-out questions, greedy"):  # fmt: skip
         assert told in card.text, told
 
@@ -61,14 +61,17 @@ def test_a_card_written_anew_is_no_new_version_and_no_reason_to_merge_again(
 @pytest.mark.usefixtures("workspace_named")
 def test_the_real_model_s_card_names_base_data_and_rounding(finished_run: FinishedRun, tmp_path: Path) -> None:
     config = resolve(["stage=plan", "merge.format=mxfp4", "model.revision=abc"])
-    merged = record(finished_run, "merge").result | {"format": "mxfp4", "rounding": {"weights": 0.061, "logits": 0.27}}
+    rounding = {"weights": 0.061, "logits": 0.27, "kept": 0.91, "by_rounding": 0.45, "steps": 300}
+    merged = record(finished_run, "merge").result | {"format": "mxfp4", "rounding": rounding}
     trained, data = record(finished_run, "train"), record(finished_run, "publish")
     write_card(tmp_path, config, trained=trained, data=data, merged=json.loads(json.dumps(merged)))
     card = ModelCard.load(tmp_path / "README.md")
     assert (card.data.base_model, card.data.license) == ("openai/gpt-oss-20b", "apache-2.0")
     assert card.data.datasets == ["APTOinc/japanese-reasoning-dataset-sample"] and card.data.eval_results is None
     assert "`openai/gpt-oss-20b` at `abc`, fine-tuned by LoRA on attention and experts" in card.text
-    assert "changed their weights by 6 %, logits by 0.27" in card.text and "It has not been evaluated" in card.text
+    assert "changed their weights by 6 %, logits by 0.27" in card.text
+    assert "91 % of the training is kept, 45 % before 300 steps of calibration" in card.text
+    assert "It has not been evaluated" in card.text
 
 
 def test_a_model_that_was_trained_whole_is_not_said_to_have_adapters(finished_run: FinishedRun, tmp_path: Path) -> None:

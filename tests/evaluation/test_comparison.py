@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import CONTRAST, opened
-from command import FinishedRun, run_ftkit
+from helpers.browser import CONTRAST, opened
+from helpers.command import FinishedRun, run_ftkit
 from PIL import Image
 
-from ftkit.evaluation.report import SHOWN_POINTS
-from ftkit.evaluation.runs import trainings
-from ftkit.pages import duration, shown_value
+from ftkit.html import duration, shown_value
+from ftkit.reports.runs import trainings
+from ftkit.reports.trainings import SHOWN_POINTS
 
 SHORT = ("experiment=tiny", "stage=train", "sft.max_steps=3", "sft.eval_steps=1", "sft.per_device_train_batch_size=4")
 SWEPT = [f"tiny-lora.r={r},sft.learning_rate={rate}" for r in (2, 4) for rate in ("0.002", "0.02")]
@@ -31,6 +29,7 @@ def folder(finished_run: FinishedRun, tmp_path_factory: pytest.TempPathFactory) 
     shutil.copytree(finished_run.folder / "outputs", outputs)
     swept = run_ftkit(*SHORT, "lora.r=2,4", "sft.learning_rate=0.002,0.02", "-m", cwd=folder)
     assert swept.status == 0, swept.err
+    assert "4 of 4\n" in swept.out and "sweep        4 of 4 finished; lowest held-out loss" in swept.out, swept.out
     failed = run_ftkit(
         *SHORT, "run.name=failed", "run.base=tiny", "sft.max_length=50", "dataset.overlength=error", cwd=folder
     )
@@ -59,7 +58,8 @@ def as_a_job(outputs: Path, of: str, name: str) -> None:
     record["result"]["job"] = "brave-1"
     path.write_text(json.dumps(record))
     config = outputs / name / "config.yaml"
-    config.write_text(config.read_text().replace("instance_type: null", "instance_type: Standard_F4s_v2", 1))
+    text = config.read_text().replace("\ncompute:\n", "\ncompute:\n  instance_type: Standard_F4s_v2\n", 1)
+    config.write_text(text)
 
 
 @pytest.fixture(params=[("light", 1240), ("dark", 390)], ids=["light", "dark_phone"])
@@ -229,7 +229,7 @@ def test_a_job_under_way_and_a_job_that_failed_are_told_apart(folder: Path, tmp_
 
 
 def test_a_long_curve_is_thinned_to_its_end(folder: Path, tmp_path: Path) -> None:
-    from ftkit.evaluation.report import _curve
+    from ftkit.reports.trainings import _curve
 
     (training,) = trainings(folder / "outputs", ["tiny"])
     line = training.steps[-1]
@@ -243,13 +243,3 @@ def test_values_are_shown_as_they_are_typed() -> None:
         "true", "null", "0.0002", "3", "[a, 1.5]", "x"
     ]  # fmt: skip
     assert [duration(h) for h in (None, 2.25, 0.5, 0.01)] == ["–", "2.2 h", "30 min", "36 s"]
-
-
-def test_the_base_install_makes_the_page_without_the_picture(folder: Path, tmp_path: Path) -> None:
-    """The plotting library comes with the extra ``train``."""
-    shutil.copytree(folder / "outputs" / SWEPT[0], tmp_path / "outputs" / "one")
-    hide = "import sys; sys.modules['matplotlib'] = None; from ftkit.__main__ import main; main()"
-    command = [sys.executable, "-c", hide, "experiment=tiny", "stage=report"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0 and "pip install 'ftkit[train]'" in done.stdout, done.stderr
-    assert [p.name for p in (tmp_path / "outputs" / "_report").iterdir()] == ["report.html"]

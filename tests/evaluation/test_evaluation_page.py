@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from browser import CONTRAST, opened
+from helpers.browser import CONTRAST, opened
 
 from ftkit.config.resolve import resolve
 from ftkit.evaluation.asking import Asked
@@ -43,7 +43,7 @@ def path(compared: Comparison, tmp_path_factory: pytest.TempPathFactory) -> Path
     return path
 
 
-@pytest.fixture(params=[("light", 1240), ("dark", 1240), ("light", 400)], ids=["light", "dark", "phone"])
+@pytest.fixture(params=[("light", 1240), ("dark", 1240), ("light", 390)], ids=["light", "dark", "phone"])
 def page(request, chromium, path: Path):
     scheme, width = request.param
     with opened(chromium, path, width, scheme) as page:
@@ -56,11 +56,18 @@ def test_the_page_needs_nothing_from_outside_and_fits_the_window(page, path: Pat
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
+def test_a_text_says_its_language_and_the_page_leads_to_all_runs(page) -> None:
+    first = page.locator("#questions details").first
+    assert first.locator(".tuned p").first.get_attribute("lang") == "ja"
+    assert first.locator(".base p").first.get_attribute("lang") is None
+    assert page.locator("nav a").get_attribute("href") == "../../index.html"
+
+
 def test_the_table_has_each_measure_with_intervals_and_the_change(page, compared: Comparison) -> None:
     rows = {row.locator("th").inner_text(): row for row in page.locator("#figures tbody tr").all()}
     assert len(rows) == len(MEASURES) + 4
     japanese = rows["thinks in Japanese"].locator("td").all_inner_texts()
-    assert japanese == ["0 %\n0 to 0", "100 %\n100 to 100", "+100\n+100 to +100"]
+    assert japanese == ["0 %\n0 to 11", "100 %\n89 to 100", "+100\n+82 to +100"]
     right = rows["right answer (word for word)"]
     base, tuned, change = right.locator("td").all_inner_texts()
     figures = next(row for row in compared.rows if row.name == "right")
@@ -68,7 +75,7 @@ def test_the_table_has_each_measure_with_intervals_and_the_change(page, compared
     assert change.endswith(f"+{100 * figures.change.low:.0f} to +{100 * figures.change.high:.0f}")
     assert right.locator("td").last.get_attribute("class") == "better"
     assert rows["ends by itself"].locator("td").last.get_attribute("class") == "unsure"
-    assert rows["parses as Harmony with a final answer"].locator("td").last.inner_text() == "0"
+    assert rows["parses, with a final answer"].locator("td").last.inner_text() == "0\n−9 to +9"
     assert rows["… on their thinking"].locator("td").all_inner_texts() == ["1.189", "0.595", "−0.595"]
     assert page.locator("#figures").evaluate("e => [...e.querySelectorAll('td')].every(c => c.offsetWidth > 0)")
 
@@ -140,7 +147,7 @@ def test_an_adapter_that_was_asked_stands_between_base_and_tuned(
         assert [text.split("\n")[0] for text in rows["thinks in Japanese"].all_inner_texts()] == [
             *("0 %", "0 %", "100 %", "+100", "+100")
         ]
-        assert rows["right answer (word for word)"].last.inner_text() == "0"
+        assert rows["right answer (word for word)"].last.inner_text().split("\n")[0] == "0"
         losses = rows["loss on the held-out rows"].all_inner_texts()
         assert losses == ["0.719", "0.719", "0.359", "−0.359", "−0.359"]
         assert {row.count() for row in rows.values()} == {5}
@@ -153,4 +160,4 @@ def test_the_record_has_the_same_figures(compared: Comparison) -> None:
     assert result["questions"] == 30 and result["difference"]["right"] == pytest.approx(0.7)
     assert result["losses"]["merged"]["eval_thinking_loss"] == pytest.approx(0.5945)
     assert result["tokens_per_s"]["base"] == pytest.approx(sum(range(30, 60)) / 15)
-    assert result["intervals"]["difference"]["thinks_in_japanese"] == [1, 1]
+    assert result["intervals"]["difference"]["thinks_in_japanese"][1] == 1

@@ -7,15 +7,18 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from command import FinishedRun
+from helpers.command import FinishedRun
+from helpers.prepared import prepare_rows
 
 from ftkit.config.resolve import resolve
 from ftkit.config.schema import Config
 from ftkit.errors import ConfigError, StageError
-from ftkit.evaluation.measures import MATCHES
-from ftkit.evaluation.questions import Question, heldout_questions, task_file, task_questions
-from ftkit.training.model import load_tokenizer
+from ftkit.evaluation.matching import MATCHES
+from ftkit.evaluation.questions import Question, heldout_questions, in_words, task_file, task_questions, trained_on
+from ftkit.models.loading import load_tokenizer
 
 PAIRS = [('ロジャーは"5個"の玉を持っています。', "11"), ("12メートルは何センチメートルですか？", "1,200")]
 
@@ -26,7 +29,7 @@ def configured(*overrides: str) -> Config:
 
 def read(*overrides: str) -> list[Question]:
     config = configured(*overrides)
-    path = task_file(config.evaluation)
+    path = task_file(config.evaluation, None)
     assert path is not None
     return task_questions(path, config, load_tokenizer(config.model))
 
@@ -111,5 +114,53 @@ def test_mistakes_of_the_configuration_are_found_before_anything_runs(tmp_path: 
         )
     problems = {problem.key: problem for problem in error.value.problems}
     assert problems.keys() == {"evaluation.path", "evaluation.samples"}
-    assert problems["evaluation.path"].cure == f"did you mean {tmp_path}/mgsm_ja.tsv?"
+    assert problems["evaluation.path"].cure == f"did you mean evaluation.path={tmp_path}/mgsm_ja.tsv?"
     assert "evaluation.temperature=1.0" in problems["evaluation.samples"].cure
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ((), "43 held-out questions"),
+        (("evaluation.path=folder/rows.jsonl",), "43 questions of rows.jsonl"),
+        (("evaluation.path=rows.jsonl", "evaluation.name=exam"), "43 questions of exam"),
+        (("evaluation=mgsm-ja",), "43 questions of mgsm-ja"),
+    ],
+)
+def test_only_held_out_questions_are_called_so(overrides: tuple[str, ...], said: str, in_empty_folder: Path) -> None:
+    for name in ("folder/rows.jsonl", "rows.jsonl", "mgsm_ja.tsv"):
+        (in_empty_folder / name).parent.mkdir(exist_ok=True)
+        (in_empty_folder / name).touch()
+    assert in_words(43, configured(*overrides).evaluation) == said
+
+
+def test_questions_that_were_trained_on_are_counted(tmp_path: Path) -> None:
+    """Those of training rows alone, and whatever their width and white space."""
+    chats = {1: ["6×7は？"], 2: ["東京は？", "大阪は？"], 3: ["京都は？"]}
+    rows = [
+        {"row": row, "messages": [{"role": role, "content": text} for text in texts for role in ("user", "assistant")]}
+        for row, texts in chats.items()
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    split = [{"row": 1, "split": "train"}, {"row": 2, "split": "train"}, {"row": 3, "split": "heldout"}]
+    pq.write_table(pa.Table.from_pylist(split), tmp_path / "tokens.parquet")
+    asked = [Question(n, [], text, "") for n, text in enumerate(["６×７は？ ", "大阪は？", "京都は？", "神戸は？"])]
+    assert trained_on(asked, tmp_path / "rows.parquet", tmp_path / "tokens.parquet") == 2
+
+
+def test_of_a_held_out_chat_with_tools_the_last_trained_turn_is_asked_for(tmp_path):
+    """A turn of weight 0 at the end is not what the prompt asks for; a call is expected in words."""
+    call = {"type": "function", "function": {"name": "weather", "arguments": '{"city": "東京"}'}}
+    chats = [
+        [
+            {"role": "user", "content": f"{i}の天気は？"},
+            {"role": "assistant", "thinking": "調べる。", "tool_calls": [call]},
+            {"role": "tool", "name": "weather", "content": "晴れ"},
+            {"role": "assistant", "thinking": "雨。", "content": "雨です。", "weight": 0},
+        ]
+        for i in ("東京駅前", "大阪城公園")
+    ]
+    settings = ("dataset.heldout=0.5", "dataset.near_duplicates=1")
+    made = prepare_rows([{"messages": chat} for chat in chats], tmp_path, "messages", *settings)
+    (asked,) = heldout_questions(made.folder / "reasoning_harmony.parquet", made.folder / "tokens.parquet", 5)
+    assert asked.question.endswith("の天気は？") and asked.expected == 'weather({"city": "東京"})'

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ftkit.assets import asset_path
-from ftkit.platforms import local_endpoint
+from ftkit.platforms.local import endpoint as local_endpoint
 
 SYSTEM = "reasoning language: Japanese"
 
@@ -34,7 +34,7 @@ def model_dir(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What AZUREML_MODEL_DIR is at an endpoint: the parent of the model's folder; ``ftkit.json`` lies in that."""
     parent = tmp_path_factory.mktemp("registered")
     shutil.copytree(tiny, parent / "merged")
-    around = {"system": SYSTEM, "reasoning_effort": "medium", "current_date": "2026-01-01"}
+    around = {"name": "tiny", "system": SYSTEM, "reasoning_effort": "medium"}
     (parent / "merged" / "ftkit.json").write_text(json.dumps(around), encoding="utf-8")
     return parent
 

@@ -12,17 +12,21 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from command import FinishedRun, run_ftkit
+from helpers.command import FinishedRun, run_ftkit
 from openai import NotFoundError, OpenAI
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers.utils.quantization_config import Mxfp4Config
 
+from ftkit.chat.messages import ModelError
 from ftkit.data import sample
+from ftkit.serving.endpoint.answering import Answering
 from ftkit.serving.endpoint.batching import Job, Scheduler
-from ftkit.serving.endpoint.model import Answering, Served
-from ftkit.serving.endpoint.requests import Limits, ModelError, Refused, Request, parse_request
+from ftkit.serving.endpoint.limits import Limits
+from ftkit.serving.endpoint.refusals import Refused
+from ftkit.serving.endpoint.requests import Request, parse_request
+from ftkit.serving.endpoint.service import Served
 
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 NAMES = ("lora", "v1.2")
@@ -52,8 +56,13 @@ def served(folder: Path) -> Served:
 
 
 def begin(served: Served, model: str, question: str = "1足す1は？", **more: Any) -> Answering:
-    body = {"model": model, "messages": [{"role": "user", "content": question}], "max_tokens": 16} | more
-    return served.begin(parse_request(json.dumps(body), served.limits, served.trained))
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": question}],
+        "max_tokens": 16,
+        "temperature": 0,
+    } | more
+    return served.begin(parse_request(json.dumps(body), served.rules))
 
 
 def generated_alone(folder: Path, name: str, prompts: list[list[int]], lengths: list[int]) -> list[list[int]]:
@@ -157,7 +166,7 @@ def test_a_runs_adapter_is_deployed_beside_its_base(finished_run: FinishedRun, t
             chat = [{"role": "user", "content": "12メートルは何センチメートルですか？"}]
             chat.insert(0, {"role": "system", "content": "reasoning language: Japanese"})
             answers = {
-                name: ai.chat.completions.create(model=name, messages=chat).choices[0].message
+                name: ai.chat.completions.create(model=name, messages=chat, temperature=0).choices[0].message
                 for name in ("tiny", "ja")
             }
             assert "メートル" in answers["ja"].reasoning_content

@@ -12,8 +12,9 @@ import torch
 from ftkit.data import sample
 from ftkit.serving.endpoint import batching
 from ftkit.serving.endpoint.batching import Busy, Job, Scheduler
-from ftkit.serving.endpoint.model import Served
-from ftkit.serving.endpoint.requests import Limits, Request
+from ftkit.serving.endpoint.limits import Limits
+from ftkit.serving.endpoint.requests import Request
+from ftkit.serving.endpoint.service import Served
 
 LATER = time.monotonic() + 3600
 
@@ -32,7 +33,7 @@ def prompts(served: Served) -> list[list[int]]:
 
 
 def answers(served: Served, jobs: list[Job], batch_size: int) -> list[list[int]]:
-    scheduler = Scheduler(served.model, served.harmony.stop_ids, batch_size, len(jobs))
+    scheduler = Scheduler(served.model, served.parser.stop_ids, batch_size, len(jobs))
     for job in jobs:
         scheduler.submit(job)
     return [list(job.tokens()) for job in jobs]
@@ -45,7 +46,7 @@ def generated_alone(served: Served, prompt: list[int]) -> list[int]:
             attention_mask=torch.ones(1, len(prompt)),
             max_new_tokens=60,
             do_sample=False,
-            eos_token_id=served.harmony.stop_ids,
+            eos_token_id=served.parser.stop_ids,
             pad_token_id=0,
         )
     return whole[0, len(prompt) :].tolist()
@@ -111,7 +112,7 @@ def test_when_the_model_fails_those_in_its_batch_are_told_and_the_next_is_answer
     def fail(*_: object) -> list[int]:
         raise RuntimeError("out of memory")
 
-    scheduler = Scheduler(served.model, served.harmony.stop_ids, 2, 2)
+    scheduler = Scheduler(served.model, served.parser.stop_ids, 2, 2)
     with monkeypatch.context() as patch:
         patch.setattr(batching, "sample", fail)
         jobs = [Job(prompts[0], 5, LATER), Job(prompts[1], 5, LATER)]

@@ -163,15 +163,16 @@ def test_both_formats_are_read():
     own = {"output": "あ", "thinking": "い", "finish_reason": "stop", **USAGE}
     expected = client.Answer("い", "あ", "stop", 3, 4)
     assert client.read_answer(own, "score", "") == client.read_answer(CHAT | USAGE, "vllm", "") == expected
-    for body, server in ((own, "vllm"), (CHAT | USAGE, "score"), (CHAT, "vllm"), ({"choices": []} | USAGE, "vllm")):
+    for body in ({"choices": []} | USAGE, USAGE, {"output": "a"}, own | {"usage": 5}):
         with pytest.raises(StageError, match="not one of"):
-            client.read_answer(body, server, "")
+            client.read_answer(body, "vllm", "")
 
 
 def test_questions_for_an_openai_compatible_server_carry_the_trainings_system_message():
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}]
-    assert client.build_payload(invoke(prompt="a"), "vllm", "s") == {"messages": messages, "max_tokens": 7}
-    assert client.build_payload(invoke(messages=messages), "vllm") == {"messages": messages, "max_tokens": 7}
+    expected = {"messages": messages, "max_tokens": 7, "temperature": 0}
+    assert client.build_payload(invoke(prompt="a"), "vllm", "s") == expected
+    assert client.build_payload(invoke(messages=messages), "vllm") == expected
 
 
 def test_an_endpoint_that_is_not_running():
@@ -212,7 +213,7 @@ def test_a_file_is_the_whole_payload(tmp_path: Path):
         (None, "No such file"),
         (b"{", "not JSON"),
         (b"[]", "no JSON object"),
-        (b"\xff", "not JSON"),
+        (b"\xff", "not UTF-8"),
         (b'{"top_p": NaN}', "NaN"),
     ],
 )
@@ -230,3 +231,58 @@ def test_exactly_one_request_is_wanted(given):
     with pytest.raises(StageError, match=r"nothing is asked|prompt and file") as error:
         client.build_payload(invoke(**given))
     assert "invoke.prompt" in error.value.cure
+
+
+INVOKED = {
+    "{}": "{}",
+    '{"messages": []}': '{"messages": []}',
+    '{"messages": "hi"}': '{"messages": "hi"}',
+    '{"messages": ["hi"]}': '{"messages": ["hi"]}',
+    '{"messages": [{"role": "user"}]}': '{"messages": [{"role": "user"}]}',
+    '{"messages": {"role": "user", "content": "hi"}}': '{"messages": {"role": "user", "content": "hi"}}',
+    '{"messages": [{"role": "user", "content": [{"type": "text", "text": "12"}]}]}': "12",
+    '\ufeff{"prompt": "12"}': "12",
+    '{"prompt": 5}': '{"prompt": 5}',
+    '{"inputs": "hi"}': '{"inputs": "hi"}',
+    '{"input_data": {"input_string": ["hi"]}}': '{"input_data": {"input_string": ["hi"]}}',
+}
+
+
+@pytest.mark.parametrize(("content", "asked"), INVOKED.items())
+def test_any_object_in_a_file_is_sent_and_its_question_shown(tmp_path: Path, content: str, asked: str):
+    file = tmp_path / "request.json"
+    file.write_text(content, encoding="utf-8")
+    payload = client.build_payload(invoke(file=str(file)))
+    assert payload == json.loads(content.removeprefix("\ufeff"))
+    assert client.question_in(payload) == asked
+
+
+def test_a_file_in_another_encoding_is_named_with_the_command_that_mends_it(tmp_path: Path):
+    file = tmp_path / "request.json"
+    file.write_text('{"prompt": "日本"}', encoding="cp932")
+    with pytest.raises(StageError, match="is not UTF-8") as error:
+        client.build_payload(invoke(file=str(file)))
+    assert "iconv" in error.value.cure
+
+
+CALL = {"function": {"name": "f", "arguments": '{"a": 1}'}}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {
+            "output": "o",
+            "thinking": "t",
+            "finish_reason": "stop",
+            "usage": {"prompt_tokens": 1, "completion_tokens": 2},
+        },
+        {"choices": [{"message": {"content": "o", "reasoning_content": "t"}, "finish_reason": "stop"}]},
+        {"choices": [{"message": {"content": None, "tool_calls": [CALL]}, "finish_reason": "tool_calls"}], "note": "n"},
+    ],
+)
+@pytest.mark.parametrize("server", ["score", "vllm"])
+def test_answers_of_both_formats_are_read_whatever_was_asked(body: dict, server: str):
+    answer = client.read_answer(body, server, "http://x")
+    assert (answer.output, answer.thinking) == (("o", "t") if "note" not in body else ("", ""))
+    assert answer.calls == (('f({"a": 1})',) if "note" in body else ())

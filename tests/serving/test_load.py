@@ -10,9 +10,11 @@ from typing import Any
 import httpx
 
 from ftkit.data import sample
-from ftkit.platforms.local_endpoint import Endpoint
-from ftkit.serving.endpoint.model import Served, find_model
-from ftkit.serving.endpoint.requests import Limits, parse_request
+from ftkit.platforms.local.endpoint import Endpoint
+from ftkit.serving.endpoint.limits import Limits
+from ftkit.serving.endpoint.loading import find_model
+from ftkit.serving.endpoint.requests import parse_request
+from ftkit.serving.endpoint.service import Served
 
 CONNECTIONS, REQUESTS = 64, 256
 
@@ -48,5 +50,5 @@ def test_no_request_is_lost_or_mixed_up_and_health_is_answered(endpoint: Endpoin
             assert probe.get(endpoint.health_uri).text == "Healthy"
     served = Served(find_model(model_dir), Limits(batch_size=1))
     for payload, future in zip(payloads(), asked, strict=True):
-        alone = served.begin(parse_request(json.dumps(payload), served.limits, served.trained)).whole()
+        alone = served.begin(parse_request(json.dumps(payload), served.rules)).whole()
         assert read(future.result()) == (alone["thinking"], alone["output"]), payload

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import json
+import resource
 import select
 import shutil
 import socket
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from ftkit.data.conversations import Conversation
-from ftkit.data.harmony import checked_harmony
+from ftkit.chat.messages import ModelError
 from ftkit.errors import StageError
-from ftkit.platforms.local_endpoint import Endpoint
+from ftkit.platforms.local.endpoint import Endpoint
 from ftkit.serving import client, score
-from ftkit.serving.endpoint.model import Served, find_model
-from ftkit.serving.endpoint.requests import Limits, ModelError, parse_request
+from ftkit.serving.endpoint.limits import SPARE_THREADS, limit_sending
+from ftkit.serving.endpoint.loading import find_model
 
 QUESTION = "オーストラリアの首都はどこですか？"
 CHAT_PAYLOAD = {
@@ -103,7 +104,7 @@ def test_clients_whose_body_comes_slowly_keep_nobody_waiting_and_are_turned_away
     with ExitStack() as stack, ThreadPoolExecutor(1) as pool:
         slow = [stack.enter_context(socket.create_connection(("127.0.0.1", endpoint.port))) for _ in range(100)]
         for connection in slow:
-            connection.sendall(f"POST /score HTTP/1.1\r\nHost: x\r\n{framing}\r\n\r\n".encode())
+            connection.sendall(f"POST /score HTTP/1.1\r\nHost: 127.0.0.1\r\n{framing}\r\n\r\n".encode())
         asked = pool.submit(ask, prompt=QUESTION)
         turned_away: list[bytes] = []
         while slow:
@@ -121,7 +122,7 @@ def test_clients_whose_body_comes_slowly_keep_nobody_waiting_and_are_turned_away
         assert b"did not come whole within 4 s" in answer
 
 
-@pytest.mark.parametrize("begun", ["GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ", "POST /sc"])
+@pytest.mark.parametrize("begun", ["GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: ", "POST /sc"])
 def test_clients_whose_headers_come_slowly_keep_nobody_waiting_and_are_turned_away(endpoint: Endpoint, begun: str):
     """More of them than the requests that are answered at a time. Guard: PromptWorker.notify."""
     until, turned_away = time.monotonic() + 60, []
@@ -142,15 +143,122 @@ def test_clients_whose_headers_come_slowly_keep_nobody_waiting_and_are_turned_aw
     assert {answer.partition(b"\r\n")[0] for answer in turned_away} == {b"HTTP/1.1 408 Request Timeout"}
 
 
+def test_two_thousand_slow_clients_leave_health_and_questions_answered(endpoint: Endpoint, ask):
+    """Guard: PromptWorker collects requests in its loop; with a thread for each, there would be none left."""
+    begun = (
+        b"GET / HTTP/1.1\r\nX-Slow: ",
+        b"POST /score HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 99\r\n\r\n{",
+        b"",
+    )
+    with ExitStack() as stack, more_files(4096) as files:
+        slow = []
+        for i in range(min(2000, files - 256)):
+            slow.append(stack.enter_context(socket.create_connection(("127.0.0.1", endpoint.port))))
+            slow[-1].sendall(begun[i % 3])
+        assert httpx.get(endpoint.health_uri, trust_env=False, timeout=30).status_code == 200
+        poll = select.poll()
+        for connection in slow:
+            poll.register(connection, select.POLLIN)
+        turned_away = {descriptor for descriptor, _ in poll.poll(0)}
+        assert len(slow) - len(turned_away) > endpoint.max_concurrent_requests + SPARE_THREADS
+        assert ask(prompt=QUESTION, max_new_tokens=2)["usage"]["completion_tokens"] == 2
+
+
+@contextmanager
+def more_files(count: int) -> Iterator[int]:
+    """Let this process open so many files, or as many as the system allows; yields how many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    now = max(soft, min(count, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (now, hard))
+    yield now
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_client_that_does_not_read_ends_the_sending():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        limit_sending(ours, 0.02)
+        with pytest.raises(BlockingIOError):
+            ours.sendall(b"a" * 10_000_000)
+
+
 def test_clients_that_do_not_close_their_connection_keep_nobody_waiting(endpoint: Endpoint):
     """Guard: _linger in PromptWorker.handle; gunicorn's main loop would wait for two seconds for each of them."""
     with ExitStack() as stack:
         kept = [stack.enter_context(socket.create_connection(("127.0.0.1", endpoint.port))) for _ in range(10)]
         for connection in kept:
-            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
         for connection in kept:  # all are answered and none is closed
             assert connection.recv(12, socket.MSG_WAITALL) == b"HTTP/1.1 200"
         assert httpx.get(endpoint.health_uri, timeout=10, trust_env=False).status_code == 200
+
+
+def call(endpoint: Endpoint, method: str, path: str, **options: Any) -> httpx.Response:
+    uri = endpoint.scoring_uri.replace("/score", path)
+    return httpx.request(method, uri, timeout=60, trust_env=False, **options)
+
+
+@pytest.mark.parametrize("body", [{}, {"model": None}, {"model": "tiny"}])
+def test_openais_path_speaks_openais_format_whatever_the_body_says(endpoint: Endpoint, body: dict[str, Any]):
+    body = body | {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 2}
+    answer = call(endpoint, "POST", "/v1/chat/completions", json=body).json()
+    assert (answer["object"], answer["model"], answer["choices"][0]["finish_reason"]) == (
+        "chat.completion",
+        "tiny",
+        "length",
+    )
+    refused = call(endpoint, "POST", "/v1/chat/completions", json=body | {"max_new_tokens": 5})
+    assert refused.json()["error"] | {"param": "max_new_tokens", "code": "unknown_parameter"} == refused.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "says"),
+    [
+        ("POST", "/v1/chat/completion", 404, "did you mean /v1/chat/completions"),
+        ("POST", "/chat/completions", 404, "did you mean /v1/chat/completions"),
+        ("POST", "/v1/completions", 404, "a deployment with vLLM can"),
+        ("GET", "/v1/responses/resp_1", 404, "keeps no responses"),
+        ("GET", "/v1/responses", 405, "takes POST, not GET"),
+        ("GET", "/v1/models/tinny", 404, "did you mean tiny"),
+        ("GET", "/nothing", 404, "POST /score"),
+        ("GET", "/v1/chat/completions", 405, "takes POST, not GET"),
+        ("DELETE", "/score", 405, "takes POST and GET, not DELETE"),
+        ("POST", "/", 404, "POST /score"),
+    ],
+)
+def test_what_is_not_there_is_said_in_openais_shape(endpoint: Endpoint, method: str, path: str, status: int, says: str):
+    answer = call(endpoint, method, path)
+    assert answer.status_code == status
+    assert says in answer.json()["error"]["message"]
+
+
+def test_models_are_listed_and_told_one_by_one(endpoint: Endpoint):
+    (listed,) = call(endpoint, "GET", "/v1/models").json()["data"]
+    assert call(endpoint, "GET", "/v1/models/tiny").json() == listed
+
+
+@pytest.mark.parametrize("chunk", ["-5", "0x25", "2_5", "zz"])
+def test_broken_chunks_are_a_bad_request(endpoint: Endpoint, chunk: str):
+    head = "POST /score HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", endpoint.port)) as connection:
+        connection.sendall(f"{head}{chunk}\r\n{{}}\r\n0\r\n\r\n".encode())
+        assert connection.recv(12, socket.MSG_WAITALL) == b"HTTP/1.1 400"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example"},
+        {"Host": "127.0.0.1.evil.example:80"},
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+    ],
+)
+def test_pages_of_others_are_refused(endpoint: Endpoint, headers: dict[str, str]):
+    """Guard: OwnHostsAlone in local_app."""
+    answer = call(endpoint, "POST", "/score", headers=headers, json={"prompt": "a", "max_new_tokens": 1})
+    assert answer.status_code == 403
+    assert "deployment." in answer.json()["error"]["message"]
 
 
 def test_the_client_names_field_and_cure_of_a_refused_request(ask):
@@ -205,16 +313,6 @@ def test_a_model_that_is_not_whole_gives_one_clear_line(
         score.init()
     assert says in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_the_prompt_is_the_trainings_token_for_token(model_dir: Path, tokenizer):
-    served = Served(find_model(model_dir), Limits())
-    request = parse_request(json.dumps({"prompt": QUESTION}), served.limits, served.trained)
-    asked = served.prompt_ids(request)
-    answered = [*request.messages, {"role": "assistant", "content": "キャンベラです。"}]
-    rows = checked_harmony(tokenizer, current_date="2026-01-01").token_rows([Conversation(1, answered, "medium", {})])
-    assert list(asked) == rows.input_ids[: rows.prompt_length[0]].tolist()
-    assert "Current date: 2026-01-01" in tokenizer.decode(asked)
 
 
 def test_the_model_folder_is_found_deep_down_and_folders_inside_it_do_not_count(tmp_path: Path):

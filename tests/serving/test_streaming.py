@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from openai import BadRequestError, DefaultHttpxClient, OpenAI
+from openai import AsyncOpenAI, BadRequestError, DefaultAsyncHttpxClient, DefaultHttpxClient, OpenAI
 
 from ftkit.errors import StageError
-from ftkit.platforms.local_endpoint import Endpoint
+from ftkit.platforms.local.endpoint import Endpoint
 from ftkit.serving import client
 
 QUESTION = "12メートルは何センチメートルですか？"
@@ -67,28 +69,51 @@ def openai(endpoint: Endpoint, request: pytest.FixtureRequest) -> Iterator[OpenA
         yield made
 
 
+def test_openais_asynchronous_client_streams_and_goes_on_with_the_answer_and_tools(endpoint: Endpoint):
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+
+    async def converse() -> tuple[str, str | None]:
+        uri = endpoint.scoring_uri.replace("/score", "/v1")
+        http_client = DefaultAsyncHttpxClient(trust_env=False)
+        async with AsyncOpenAI(base_url=uri, api_key="-", http_client=http_client) as ai:
+            options = {"model": "tiny", "temperature": 0, "tools": [tool], "tool_choice": "auto"}
+            stream = await ai.chat.completions.create(messages=CHAT, stream=True, **options)
+            said = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+            cut = await ai.chat.completions.create(messages=CHAT, max_tokens=2, **options)
+            again = [*CHAT, cut.choices[0].message, CHAT[-1]]
+            return said, (await ai.chat.completions.create(messages=again, **options)).choices[0].message.content
+
+    with ThreadPoolExecutor(1) as thread:  # a browser of another test may have left its loop in this one
+        said, content = thread.submit(asyncio.run, converse()).result()
+    assert said and content
+
+
 def test_openais_client_is_answered_in_its_format(openai: OpenAI, endpoint: Endpoint):
     own = client.score(endpoint.scoring_uri, {"messages": CHAT}, timeout_s=60)
-    whole = openai.chat.completions.create(model="any", messages=CHAT, max_completion_tokens=500, user="me", n=1)
-    (choice,) = whole.choices
+    whole = openai.chat.completions.create(
+        model="tiny", temperature=0, messages=CHAT, max_completion_tokens=500, user="me", n=2, logprobs=True
+    )
+    choice, second = whole.choices
+    assert second.message == choice.message and choice.logprobs and choice.logprobs.content
     assert (choice.message.content, choice.message.reasoning_content) == (own["output"], own["thinking"])
-    assert (choice.finish_reason, whole.model, whole.object) == ("stop", "any", "chat.completion")
-    assert whole.usage and whole.usage.total_tokens == sum(own["usage"].values())
+    assert (choice.finish_reason, whole.model, whole.object) == ("stop", "tiny", "chat.completion")
+    usage = own["usage"]
+    assert whole.usage and whole.usage.total_tokens == usage["prompt_tokens"] + 2 * usage["completion_tokens"]
 
     parts = [CHAT[0], {"role": "user", "content": [{"type": "text", "text": QUESTION}]}]
     options = {"stream": True, "stream_options": {"include_usage": True}}
-    *chunks, last = openai.chat.completions.create(model="any", messages=parts, **options)
+    *chunks, last = openai.chat.completions.create(model="tiny", temperature=0, messages=parts, **options)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == own["output"]
     thinking = (getattr(chunk.choices[0].delta, "reasoning_content", "") for chunk in chunks)
     assert "".join(thinking) == own["thinking"]
     assert chunks[-1].choices[0].finish_reason == "stop"
-    assert last.usage == whole.usage
+    assert last.usage.total_tokens == sum(usage.values())
 
     again = [*CHAT, choice.message, CHAT[1]]
     assert (
-        openai.chat.completions.create(model="any", messages=again, max_tokens=3).choices[0].finish_reason == "length"
+        openai.chat.completions.create(model="tiny", messages=again, max_tokens=3).choices[0].finish_reason == "length"
     )
-    for wrong in ({"n": 2}, {"max_tokens": 0}, {"tools": [{"type": "function"}]}):
+    for wrong in ({"n": 100}, {"max_tokens": 0}, {"response_format": {"type": "json_object"}}):
         with pytest.raises(BadRequestError) as error:
-            openai.chat.completions.create(model="any", messages=CHAT, **wrong)
+            openai.chat.completions.create(model="tiny", messages=CHAT, **wrong)
         assert error.value.param == next(iter(wrong))

@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from command import FinishedRun
+from helpers.command import FinishedRun
 
 DRAWN = (
     *("evaluation.temperature=2.0", "evaluation.samples=3", "evaluation.batch_size=4"),
@@ -66,7 +66,9 @@ def test_the_unmerged_adapter_is_asked_as_well(project: FinishedRun) -> None:
     evaluate(project)
     done = evaluate(project, "evaluation.adapter=true")
     assert all(f"{name}: 12 of 12 answered before" in done.out for name in ("base", "merged"))
-    assert "adapter: 12 of 12" not in done.out and "adapter" in done.out.splitlines()[3]
+    assert "adapter: 12 of 12" not in done.out and " adapter " in next(
+        line for line in done.out.splitlines() if "before  " in line
+    )
     rows = answers(project)
     told = [
         [{k: row[name][k] for k in ("thinking", "output")} for row in rows] for name in ("base", "adapter", "merged")
@@ -75,7 +77,7 @@ def test_the_unmerged_adapter_is_asked_as_well(project: FinishedRun) -> None:
     result = json.loads((project.outputs / "evaluate" / "record.json").read_text(encoding="utf-8"))["result"]
     assert result["adapter"] == result["merged"] and set(result["merging"].values()) == {0}
     asked = ("evaluation=mgsm-ja", "evaluation.max_new_tokens=60", "evaluation.adapter=true")
-    gate = 'deployment.gate=["thinks_in_japanese >= adapter", "tokens < adapter - 5"]'
+    gate = 'registration.gate=["thinks_in_japanese >= adapter", "tokens < adapter - 5"]'
     refused = project.ftkit("stage=register", *asked, gate)
     assert refused.status == 1 and "the gate is closed: tokens < adapter - 5: the merged model has" in refused.err
     assert f", the adapter has {result['adapter']['tokens']:.2f}" in refused.err

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-from command import FinishedRun
-from llama_cpp import Converter, answers_of_llama_cpp
+from helpers.command import FinishedRun
+from helpers.llama_cpp import Converter, answers_of_llama_cpp
 from transformers import AutoTokenizer
 
 QUESTION = "12メートルは何センチメートルですか？"
@@ -106,7 +106,7 @@ def test_merge_writes_a_file_that_llama_cpp_answers_from_in_japanese(
     copied_run: FinishedRun, converter: Converter
 ) -> None:
     """Merged anew in MXFP4, converted, recorded, skipped, and run by llama.cpp to the end of its answer."""
-    arguments = ("merge.format=mxfp4", f"merge.gguf={converter.for_tiny}")
+    arguments = ("merge.format=mxfp4", "merge.keep=0", f"merge.gguf={converter.for_tiny}")
     assert "merged/, merged.gguf" in copied_run.ftkit("stage=plan", *arguments).out
     out = copied_run.outputs / "merged.gguf"
     done = copied_run.ftkit("stage=merge", *arguments)

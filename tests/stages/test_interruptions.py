@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from command import FinishedRun, read_until
+from helpers.command import FinishedRun, read_until
 
 TINY = ("experiment=tiny", "deployment.port=0")
 
@@ -99,7 +99,7 @@ def test_a_disk_that_fills_up_is_reported_and_leaves_nothing_half_written(prepar
     process = start(prepared.folder, "stage=merge", "force=true", preexec_fn=limit_files)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 1, out
-    assert "the disk is full" in out and "merged" in out and "Traceback" not in out
+    assert "no file may grow beyond 0.1 MiB here (ulimit -f)" in out and "merged" in out and "Traceback" not in out
     assert not (prepared.outputs / "merged").exists()
     assert not [path for path in prepared.outputs.iterdir() if "partial" in path.name]
 
@@ -117,6 +117,8 @@ def test_a_sweep_two_at_a_time_goes_on_when_one_run_fails_and_says_so(prepared: 
     (prepared.folder / "outputs" / "tiny-lora.r=4").write_text("in the way")
     done = prepared.ftkit("stage=train", "lora.r=2,4", "sft.max_steps=1", "hydra/launcher=parallel", "-m")
     assert done.status == 1 and "Traceback" not in done.err
+    (step,) = [line for line in done.out.splitlines() if "step 1/1" in line]
+    assert step.startswith("lora.r=2  "), "which run's line it is"
     assert (prepared.folder / "outputs" / "tiny-lora.r=2" / "train" / "record.json").is_file()
 
 

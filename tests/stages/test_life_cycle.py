@@ -10,12 +10,16 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from command import FinishedRun
+from helpers.command import FinishedRun
 from PIL import Image
 
-from ftkit.config.schema import STAGES
+from ftkit.assets import asset_path
+from ftkit.config.stages import LIFE_CYCLE
+from ftkit.serving.endpoint.limits import Limits
+from ftkit.serving.endpoint.requests import parse_request
+from ftkit.serving.endpoint.service import Served
 
-EIGHT = [stage for stage in STAGES if stage not in ("environment", "invoke")]
+EIGHT = [stage for stage in LIFE_CYCLE if stage not in ("environment", "invoke")]
 
 
 def record(run: FinishedRun, stage: str) -> dict:
@@ -24,7 +28,7 @@ def record(run: FinishedRun, stage: str) -> dict:
 
 def test_every_stage_reports_and_leaves_a_record(finished_run: FinishedRun):
     lines = finished_run.all.out.splitlines()
-    assert [stage for stage in STAGES if any(line.startswith(stage) for line in lines)] == list(STAGES)
+    assert [stage for stage in LIFE_CYCLE if any(line.startswith(stage) for line in lines)] == list(LIFE_CYCLE)
     for stage in EIGHT:
         made = record(finished_run, stage)
         assert made["seconds"] >= 0 and made["versions"]["ftkit"]
@@ -120,14 +124,16 @@ def test_a_missing_predecessor_names_all_that_is_missing(ftkit):
 
 def test_a_registered_version_is_immutable(copied_run: FinishedRun):
     store = copied_run.folder / "outputs" / "_workspace" / "models" / "tiny-01-pre"
-    assert [path.name for path in sorted(store.iterdir())] == ["1"]
+    assert [path.name for path in sorted(store.glob("[!.]*"))] == ["1"]
     done = copied_run.ftkit("stage=register", "force=true")
     assert "same content as before" in done.out
     weights = next((store / "1").rglob("config.json"))
     weights.chmod(0o644)
     weights.write_text("{}")
     changed = copied_run.ftkit("stage=deploy", "force=true")
-    assert changed.status == 1 and "was changed after it was registered" in changed.err
+    assert changed.status == 1 and "was changed after it was kept" in changed.err
+    mended = copied_run.ftkit("stage=register")
+    assert "tiny-01-pre:2" in mended.out and "new version" in mended.out
 
 
 def test_outputs_that_cannot_be_written_are_an_error(ftkit, tmp_path: Path):
@@ -140,10 +146,26 @@ def test_outputs_that_cannot_be_written_are_an_error(ftkit, tmp_path: Path):
 def test_a_stage_whose_packages_are_missing_names_the_command_that_installs_them(
     finished_run: FinishedRun, tmp_path: Path, stage: str
 ):
-    """Guard: require_extra in the stage, before anything that needs torch is imported."""
+    """Guard: require_train_extra in the stage, before anything that needs torch is imported."""
     shutil.copytree(finished_run.folder / "outputs", tmp_path / "outputs")
     hide = "import sys; sys.modules['trl'] = None; from ftkit.__main__ import main; main()"
     command = [sys.executable, "-c", hide, "experiment=tiny", f"stage={stage}", "force=true"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert "needs trl, which is not installed" in done.stderr and "pip install 'ftkit[train]'" in done.stderr
+    assert "needs trl, which is not installed" in done.stderr and "[train]'" in done.stderr
+
+
+def test_the_prompt_is_the_trainings_token_for_token(finished_run: FinishedRun):
+    """Guard: ServingDefaults.of in the stage merge; what the command line merged is what is loaded here."""
+    served = Served(finished_run.outputs / "merged", Limits())
+    lines = Path(asset_path("package:sample.jsonl")).read_text(encoding="utf-8").splitlines()
+    for row in pq.read_table(finished_run.outputs / "prepare" / "tokens.parquet").slice(0, 5).to_pylist():
+        question = json.loads(lines[row["row"] - 1])["question"]
+        asked = parse_request(json.dumps({"prompt": question}), served.rules)
+        assert served.prompt_ids(asked) == row["input_ids"][: row["prompt_length"]]
+
+
+def test_a_server_that_starts_and_answers_logs_no_traceback(finished_run: FinishedRun):
+    """Guard: LocalPlatform._served; the inference server fails to read a version in a folder of another name."""
+    log = Path(record(finished_run, "deploy")["result"]["log"]).read_text(encoding="utf-8")
+    assert "loaded in" in log and "Traceback" not in log

@@ -18,7 +18,7 @@ from random import Random
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from command import REPOSITORY, Command
+from helpers.command import REPOSITORY, Command
 
 from ftkit.data import sample
 
@@ -145,7 +145,7 @@ def test_in_a_folder_files_that_cannot_be_read_are_refused_one_by_one(prepare, t
     for name, content in {
         "a.jsonl": line + b"\n" + line,
         "b.jsonl.gz": b"no gzip",
-        "c.jsonl": line.decode().encode("utf-16"),
+        "c.jsonl": gzip.compress(line),
         "d.jsonl": b"",
         "e.parquet": b"PAR1",
         "f.jsonl.gz": gzip.compress(line),
@@ -172,6 +172,10 @@ def test_an_empty_folder_is_told_before_anything_runs(prepare, tmp_path: Path):
     (tmp_path / "data").mkdir()
     done = prepare(path="data")
     assert done.status == 2 and "no file to read in data" in done.err and ".jsonl" in done.err
+    (tmp_path / "data" / "rows.txt").write_text(json.dumps(GOOD))
+    for path in ("data", "data/rows.txt"):
+        done = prepare(path=path)
+        assert done.status == 2 and "rows.txt (.txt is not a kind that is read)" in done.err, "the hub is not asked"
 
 
 def test_columns_that_contradict_each_other_are_told_before_anything_runs(prepare, tmp_path: Path):
@@ -209,13 +213,13 @@ def test_every_style_gives_the_same_tokens(prepare, tmp_path: Path, made):
 def test_bad_chats_are_refused_and_counted(prepare, tmp_path: Path, made):
     user, assistant = STYLES["messages"]["messages"]
     cases = [
-        ([assistant, user], "the roles are in the wrong order"),
+        ([assistant, user], "the chat ends without an answer"),
         ([user, user, assistant], "the roles are in the wrong order"),
         ([user, assistant, {"role": "system", "content": "s"}], "the roles are in the wrong order"),
         ([user, assistant], ""),
         ([user], "the chat ends without an answer"),
         ([], "the chat has no message"),
-        ([user | {"role": "tool"}, assistant], "a message's role is none that is known"),
+        ([user | {"role": "tool"}, assistant], "a tool's result stands where no call was made"),
         ([user, assistant | {"thinking": "<|end|>"}], "thinking of messages holds the special token <|end|>"),
         ([user | {"content": None}, assistant], "messages is null, not text"),
         ("2+2は？", "messages is text, not a list of messages"),
@@ -225,9 +229,9 @@ def test_bad_chats_are_refused_and_counted(prepare, tmp_path: Path, made):
     rejected = jsonl(made / "rejected.jsonl")
     expected = {i: reason for i, (_, reason) in enumerate(cases, start=1) if reason}
     assert [row["row"] for row in rejected] == list(expected)
-    assert all(row["reason"].startswith(expected[row["row"]]) for row in rejected)
+    assert [row["reason"] for row in rejected if not row["reason"].startswith(expected[row["row"]])] == []
     assert sum(counts_in_report(made).values()) == 9
-    assert counts_in_report(made)["the roles are in the wrong order"] == 3
+    assert counts_in_report(made)["the roles are in the wrong order"] == 2
     assert [row["row"] for row in jsonl(made / "reasoning_harmony.jsonl")] == [4]
 
 
@@ -298,9 +302,9 @@ def test_a_disk_that_fills_up_is_told_and_nothing_half_written_stays(tmp_path: P
     for processes in (1, 2):
         process = start(tmp_path, many, f"dataset.num_proc={processes}", preexec_fn=limit_files)
         out, _ = process.communicate(timeout=120)
-        assert process.returncode == 1 and "the disk is full" in out and "Traceback" not in out, out
+        assert process.returncode == 1 and "(ulimit -f)" in out and "Traceback" not in out, out
         left = [path.name for path in (tmp_path / "outputs" / "tiny").rglob("*") if path.is_file()]
-        assert set(left) <= {"config.yaml", "failed.json"}
+        assert set(left) <= {"config.yaml", "failed.json", ".lock"}
 
 
 def workers(process: subprocess.Popen) -> list[psutil.Process]:

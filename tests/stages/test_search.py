@@ -6,7 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
-from command import FinishedRun, run_ftkit
+from helpers.command import FinishedRun, run_ftkit
 
 SEARCH = ("experiment=tiny", "stage=train", "sft.learning_rate=interval(1e-3,1e-2)", "hydra/sweeper=search", "-m")
 

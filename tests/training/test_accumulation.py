@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_model import save_token_rows, small_run
-from test_train import Run, command
+from helpers.runs import Run, command
+from helpers.small_model import save_token_rows, small_run
 
 STEPS = ["sft.max_steps=3", "sft.optim=sgd", "sft.learning_rate=0.5", "sft.max_grad_norm=0", "sft.warmup_steps=0",
-         "sft.lr_scheduler_type=constant", "sft.lr_scheduler_kwargs.min_lr_rate=null",
-         "lora.init_lora_weights=false"]  # fmt: skip
+         "sft.lr_scheduler_type=constant", "lora.init_lora_weights=false"]  # fmt: skip
 """Plain descent with B not zero: weights are the start's minus the gradients, so equal weights are equal gradients."""
 WAYS = {"1 × 8": (1, 8, 1), "2 × 4": (2, 4, 1), "8 × 1": (8, 1, 1), "2 processes of 1 × 4": (1, 4, 2)}
 

@@ -6,8 +6,8 @@ import errno
 from pathlib import Path
 
 import pytest
+from helpers.small_model import small_run
 from safetensors import SafetensorError
-from small_model import small_run
 
 from ftkit.errors import StageError
 from ftkit.training import trainer
@@ -32,6 +32,13 @@ def test_the_newest_whole_checkpoint_is_found_by_number_and_the_others_are_named
     (tmp_path / "checkpoint-final").mkdir()
     assert newest_complete(tmp_path) == (hundred, [cut_off])
     assert newest_complete(tmp_path / "none") == (None, [])
+
+
+def test_training_does_not_go_on_from_a_checkpoint_that_was_changed(tmp_path: Path) -> None:
+    """Guard: ``read`` in newest_complete. The size stays the same."""
+    good, bad = checkpoint(tmp_path, 1), checkpoint(tmp_path, 2)
+    (bad / "sub" / "optimizer.pt").write_bytes(b"b" * 49 + b"c")
+    assert newest_complete(tmp_path, read=True) == (good, [bad])
 
 
 @pytest.mark.parametrize("damage", ["shorter", "gone", "marker cut off", "marker of another kind"])

@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.small_model import save_token_rows, small_run
 from hypothesis import given
 from hypothesis import strategies as st
-from small_model import save_token_rows, small_run
 
 from ftkit.errors import StageError
 from ftkit.training.collator import Collator
-from ftkit.training.dataset import heldout_rows, training_rows
+from ftkit.training.dataset import rows_to_compare_on, training_rows
 
 LENGTHS = [12, 40, 70, 9, 33, 64, 65, 20, 5, 31]  # two of the eight for training are longer than 64
 OVERRIDES = {"sft.max_length": 64}
@@ -91,15 +91,16 @@ def test_files_that_are_missing_or_no_parquet_are_named(tmp_path: Path) -> None:
 
 def test_models_are_compared_on_held_out_rows_or_else_on_training_rows(tmp_path: Path) -> None:
     path = save_token_rows(tmp_path / "t.parquet", [10, 10, 10, 10, 30])
-    assert heldout_rows(path, limit=4, longest=8) == [rows_of(path)[5]["input_ids"][:8]]
+    assert rows_to_compare_on(path, limit=4, longest=8) == ([rows_of(path)[5]["input_ids"][:8]], "held-out")
     path = save_token_rows(tmp_path / "u.parquet", [10, 11], split=["train", "train"])
-    assert [len(row) for row in heldout_rows(path, limit=4, longest=100)] == [10, 11]
+    rows, kind = rows_to_compare_on(path, limit=4, longest=100)
+    assert [len(row) for row in rows] == [10, 11] and kind == "training"
 
 
 def test_without_any_row_there_is_nothing_to_compare_models_on(tmp_path: Path) -> None:
     path = save_token_rows(tmp_path / "t.parquet", [10], split=["other"])
     with pytest.raises(StageError, match="no row to compare the models on") as caught:
-        heldout_rows(path, limit=4, longest=8)
+        rows_to_compare_on(path, limit=4, longest=8)
     assert caught.value.cure == "stage=prepare with more rows"
 
 

@@ -7,22 +7,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_model import small_run
-from test_document_masks import documents, packed
-from test_lora import lora
-from test_train import Run
+from helpers.lora import lora
+from helpers.packed_rows import documents, packed
+from helpers.runs import Run
+from helpers.small_model import small_run
 from transformers import GptOssForCausalLM
 
 from ftkit.config.resolve import resolve
 from ftkit.errors import StageError
-from ftkit.training import guards, setup
+from ftkit.families import Family
+from ftkit.models.gpt_oss import document_masks
+from ftkit.models.gpt_oss.document_masks import isolate_documents
+from ftkit.models.lora import Trained, add_lora, train_all
+from ftkit.models.training_memory import GIB, footprint, model_parameters
+from ftkit.training import build as setup
+from ftkit.training import guards
 from ftkit.training.collator import Collator
-from ftkit.training.document_masks import isolate_documents
-from ftkit.training.footprint import GIB, footprint, model_parameters
 from ftkit.training.guards import check_packing
-from ftkit.training.lora import Trained, add_lora, train_all
-from ftkit.training.savings import out_of_memory, savings
-from ftkit.training.trainer import Trainer
+from ftkit.training.memory_advice import out_of_memory, savings
+from ftkit.training.methods.sft import SftTrainer
 
 PACKED = ["sft.packing=true", "sft.max_length=64", "sft.max_steps=2"]
 
@@ -83,7 +86,7 @@ def test_a_run_whose_documents_see_each_other_stops_before_its_first_step(
     model_folder: Path, token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Guard: check_packing in DocumentsApart. The masks' own line is taken out."""
-    monkeypatch.setattr(setup, "isolate_documents", lambda model: None)
+    monkeypatch.setattr(document_masks, "isolate_documents", lambda model: None)
     run = Run(small_run(model_folder, *PACKED), token_file, tmp_path / "run")
     with pytest.raises(StageError, match="packed documents see each other"):
         run.train()
@@ -123,8 +126,8 @@ def test_a_weight_that_does_not_move_stops_full_fine_tuning_and_is_named(
 ) -> None:
     """Guard: WeightsMove, added in set_up; a sink whose attention gives it no gradient, for instance."""
 
-    def without_gradient(model: GptOssForCausalLM) -> Trained:
-        trained = train_all(model)
+    def without_gradient(model: GptOssForCausalLM, family: Family) -> Trained:
+        trained = train_all(model, family)
         model.model.layers[1].self_attn.sinks.register_hook(torch.zeros_like)
         return trained
 
@@ -142,7 +145,7 @@ def test_out_of_memory_is_answered_with_what_saves_most_cheaply(
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(Trainer, "training_step", full)
+    monkeypatch.setattr(SftTrainer, "training_step", full)
     run = Run(small_run(model_folder), token_file, tmp_path)
     with pytest.raises(StageError, match="out of GPU memory at step 1\n"):
         run.train()

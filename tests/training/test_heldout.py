@@ -14,14 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers.runs import Run, command, kill_at
+from helpers.small_model import SPECIAL, save_token_rows, small_run
+from PIL import Image
 from safetensors.torch import load_file
-from small_model import SPECIAL, save_token_rows, small_run
-from test_train import Run, command, kill_at
 from torch.nn.functional import cross_entropy
 from transformers import GptOssForCausalLM
 
 from ftkit.errors import StageError
-from ftkit.training.trained import check_trained
+from ftkit.training.artifact import check_trained
 
 _, RETURN, CHANNEL, START, END, MESSAGE, _ = range(len(SPECIAL))
 EVALUATED = ["sft.eval_strategy=steps", "sft.eval_steps=4"]
@@ -63,7 +64,7 @@ def test_the_losses_are_means_over_the_tokens_of_each_part(
     model_folder: Path, harmony_rows: Path, tmp_path: Path, packing: str
 ) -> None:
     """Of the base model with an untrained adapter, calculated by hand from each row alone."""
-    config = small_run(model_folder, *EVALUATED, f"sft.packing={packing}", "sft.max_steps=1", "sft.warmup_steps=5")
+    config = small_run(model_folder, *EVALUATED, f"sft.packing={packing}", "sft.max_steps=1", "sft.learning_rate=1e-12")
     run = Run(config, harmony_rows, tmp_path)
     result, _ = run.train()
     model = GptOssForCausalLM.from_pretrained(model_folder, attn_implementation="eager").eval()
@@ -179,8 +180,8 @@ def test_the_adapter_of_the_best_evaluation_is_kept_if_asked_for(rising: Run) ->
 
 
 def test_two_processes_find_the_same_losses_as_one(model_folder: Path, harmony_rows: Path, tmp_path: Path) -> None:
-    """Three batches, so that one process has more of them. The first step's rate is 0."""
-    options = [*EVALUATED, "sft.max_steps=1", "sft.warmup_steps=5"]
+    """Three batches, so that one process has more of them. The rate moves no weight to speak of."""
+    options = [*EVALUATED, "sft.max_steps=1", "sft.learning_rate=1e-12"]
     one = Run(small_run(model_folder, *options), harmony_rows, tmp_path / "one")
     two = Run(small_run(model_folder, *options), harmony_rows, tmp_path / "two")
     one.train()
@@ -215,3 +216,50 @@ def test_the_curve_of_evaluations_goes_to_tensorboard(model_folder: Path, harmon
     assert json.loads((run.checkpoints / "checkpoint-4" / "trainer_state.json").read_text())["log_history"][-1][
         "eval_loss"
     ]
+
+
+MIX = ["dataset=mix", "dataset.mix={ja: {path: package:sample.jsonl}, en: {path: package:sample.jsonl}}"]
+
+
+@pytest.fixture(scope="module")
+def mixed_rows(harmony_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same rows, as if two of three were of another source."""
+    rows = pq.read_table(harmony_rows).to_pylist()
+    path = tmp_path_factory.mktemp("mixed") / "tokens.parquet"
+    pq.write_table(
+        pa.Table.from_pylist([row | {"source": "en" if i % 3 == 0 else "ja"} for i, row in enumerate(rows)]), path
+    )
+    return path
+
+
+@pytest.mark.parametrize("packing", ["true", "false"])
+def test_each_source_has_the_losses_of_its_own_rows(
+    model_folder: Path, mixed_rows: Path, tmp_path: Path, packing: str
+) -> None:
+    """Against runs in which its rows alone are held out. Guard: HeldOut measures by source."""
+    options = [*EVALUATED, f"sft.packing={packing}", "sft.max_steps=1", "sft.learning_rate=1e-12"]
+    run = Run(small_run(model_folder, *options, *MIX), mixed_rows, tmp_path / "mixed")
+    result, said = run.train()
+    rows = pq.read_table(mixed_rows).to_pylist()
+    for source in ("ja", "en"):
+        own = tmp_path / f"{source}.parquet"
+        pq.write_table(pa.Table.from_pylist([r for r in rows if r["split"] == "train" or r["source"] == source]), own)
+        alone, _ = Run(small_run(model_folder, *options), own, tmp_path / source).train()
+        for part, name in (("", "loss"), ("thinking_", "thinking_loss"), ("answer_", "answer_loss")):
+            expected = getattr(alone, f"eval_{part}loss")
+            assert result.source_losses[f"eval_{source}_{name}"] == pytest.approx(expected, rel=1e-5)
+    (line,) = evaluations(run)
+    assert {name: line[name] for name in result.source_losses} == result.source_losses
+    assert any(f"ja {line['eval_ja_loss']:.4f}, en {line['eval_en_loss']:.4f}" in text for text in said)
+    with Image.open(run.out / "loss.png") as picture:
+        assert picture.info["Title"] == "tiny: loss"
+
+
+def test_a_killed_run_on_a_mixture_goes_on_to_the_bit(model_folder: Path, mixed_rows: Path, tmp_path: Path) -> None:
+    config = small_run(model_folder, *EVALUATED, "sft.max_steps=10", *MIX)
+    whole, cut = Run(config, mixed_rows, tmp_path / "whole"), Run(config, mixed_rows, tmp_path / "cut")
+    whole.train()
+    kill_at(cut, "step  7/")
+    result, _ = cut.train()
+    assert result.resumed_from == 6 and weights_equal(whole.weights, cut.weights)
+    assert evaluations(cut) == evaluations(whole) and "eval_en_thinking_loss" in evaluations(cut)[0]

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from helpers.runs import Run, command
+from helpers.small_model import save_token_rows, small_run
 from safetensors.torch import load_file
-from small_model import save_token_rows, small_run
-from test_train import Run, command
 from torch.nn.parallel import DistributedDataParallel
 
-from ftkit.training.lora import add_lora
-from ftkit.training.model import load_base
+from ftkit.models.loading import load_base
+from ftkit.models.lora import add_lora
 from ftkit.training.sharding import leave_frozen_alone
 
 STEPS = ["sft.packing=true", "sft.max_length=40", "sft.per_device_train_batch_size=1", "sft.max_steps=4",
@@ -94,16 +94,16 @@ def test_sharded_adapters_are_those_of_one_process(model_folder: Path, tokens: P
 
 
 def test_only_the_first_process_reads_the_weights(model_folder: Path, tokens: Path, tmp_path: Path) -> None:
-    """Guards: ``first_process`` and ``together`` in setup._sharded_base: 8 × 84 GB of memory would be read for
+    """Guards: ``first_process`` and ``together`` in build._sharded_base: 8 × 84 GB of memory would be read for
     gpt-oss-20b, and an error of the first would leave the others waiting."""
     run = Run(small_run(model_folder, *STEPS, *FULL, *SHARDED, "sft.max_steps=1"), tokens, tmp_path / "run")
     script, *arguments = command(run)
     text = Path(script).read_text()
     loader = (
-        "import os\nfrom ftkit.errors import StageError\nfrom ftkit.training import setup\nread = setup.load_base\n"
+        "import os\nfrom ftkit.errors import StageError\nfrom ftkit.training import build\nread = build.load_base\n"
     )
     loader += (
-        "def load_base(*args, **options):\n    assert os.environ['RANK'] == '0'\n    {}\nsetup.load_base = load_base\n"
+        "def load_base(*args, **options):\n    assert os.environ['RANK'] == '0'\n    {}\nbuild.load_base = load_base\n"
     )
     Path(script).write_text(loader.format("return read(*args, **options)") + text)
     done = by_torchrun(script, *arguments)

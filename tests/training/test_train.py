@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import resource
 import shutil
@@ -12,90 +11,24 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
-from command import read_until
+from helpers.runs import Run, command, kill_at
+from helpers.small_model import save_token_rows, small_run
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from small_model import save_token_rows, small_run
 from torch.nn.functional import cross_entropy
 from transformers import GptOssForCausalLM
 
-from ftkit.config.resolve import freeze
-from ftkit.config.schema import Config
 from ftkit.errors import Interrupted, StageError
 from ftkit.training import train as training
 from ftkit.training.checkpoints import MARKER, newest_complete
 from ftkit.training.train import TrainResult, train
-
-
-@dataclass(frozen=True)
-class Run:
-    """A training run in a folder of its own."""
-
-    config: Config
-    tokens: Path
-    folder: Path
-
-    @property
-    def out(self) -> Path:
-        return self.folder / "train"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
-
-    @property
-    def metrics(self) -> list[dict[str, float]]:
-        return [json.loads(line) for line in (self.out / "metrics.jsonl").read_text().splitlines()]
-
-    @property
-    def weights(self) -> dict[str, torch.Tensor]:
-        return load_file(self.out / "adapter" / "adapter_model.safetensors")
-
-    def train(self) -> tuple[TrainResult, list[str]]:
-        said: list[str] = []
-        return train(self.config, tokens=self.tokens, out=self.out, checkpoints=self.checkpoints, say=said.append), said
-
-
-WORKER = """
-import signal, sys
-from pathlib import Path
-from ftkit.config.resolve import load_frozen
-from ftkit.processes import end_now
-from ftkit.training.train import train
-
-config, tokens, out, checkpoints, stop_at = sys.argv[1:]
-
-def say(line):
-    print(line, flush=True)
-    if line.startswith(stop_at):
-        signal.pause()
-
-train(load_frozen(Path(config)), tokens=Path(tokens), out=Path(out), checkpoints=Path(checkpoints), say=say)
-end_now(0)
-"""
-
-
-def command(run: Run, stop_at: str = "never") -> list[str]:
-    run.folder.mkdir(exist_ok=True)
-    script, frozen = run.folder / "worker.py", run.folder / "config.yaml"
-    script.write_text(WORKER)
-    freeze(run.config, frozen)
-    return [str(script), str(frozen), str(run.tokens), str(run.out), str(run.checkpoints), stop_at]
-
-
-def kill_at(run: Run, line: str) -> None:
-    """Train in a process of its own, and kill it when it has printed a line."""
-    process = subprocess.Popen([sys.executable, *command(run, line)], stdout=subprocess.PIPE, text=True)
-    read_until(process, line)
-    process.kill()
-    process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -309,10 +242,10 @@ def test_a_second_ctrl_c_stops_at_once(run: Run) -> None:
 
 def test_training_that_ends_early_is_no_success(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guard: the comparison of global_step with max_steps in train._to_the_end."""
-    from ftkit.training.trainer import Trainer
+    from ftkit.training.methods.sft import SftTrainer
 
     monkeypatch.setattr(
-        Trainer, "before_optimizer_step", lambda self: setattr(self.control, "should_training_stop", True)
+        SftTrainer, "before_optimizer_step", lambda self: setattr(self.control, "should_training_stop", True)
     )
     with pytest.raises(StageError, match="training ended at step 1 of 16"):
         run.train()
@@ -321,7 +254,7 @@ def test_training_that_ends_early_is_no_success(run: Run, monkeypatch: pytest.Mo
 
 @contextmanager
 def files_no_larger_than(size: int) -> Iterator[None]:
-    """What a full disk looks like to a process: writing beyond a size fails."""
+    """Writing beyond a size fails, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
@@ -347,7 +280,7 @@ def test_a_disk_that_fills_up_is_named_and_the_last_good_checkpoint_stays(run: R
         train(one.config, tokens=one.tokens, out=one.out, checkpoints=one.checkpoints, say=stop)
     newest, _ = newest_complete(one.checkpoints)
     assert newest is not None
-    with files_no_larger_than(size), pytest.raises(StageError, match=r"the disk is full: .* GiB are free") as caught:
+    with files_no_larger_than(size), pytest.raises(StageError, match=r"no file may grow beyond .* MiB") as caught:
         one.train()
     assert "checkpoint-6" in caught.value.where
     assert newest_complete(one.checkpoints) == (newest, [])
@@ -476,3 +409,39 @@ def test_two_processes_train_as_one_with_twice_the_accumulation(
     assert again.returncode == 0 and again.stdout.count("resuming from step 3 of 4") == 1, again.stderr
     assert all(torch.equal(tensor, two.weights[name]) for name, tensor in rest.weights.items())
     assert [line["loss"] for line in rest.metrics] == [line["loss"] for line in two.metrics]
+
+
+def test_force_trains_anew_what_was_finished_and_goes_on_with_what_was_not(run: Run) -> None:
+    """Guard: ``anew`` in _resume_point."""
+    short = replace(
+        run,
+        config=small_run(Path(run.config.model.pretrained_model_name_or_path), "sft.max_steps=4", "sft.save_steps=2"),
+    )
+    first, _ = short.train()
+    forced = replace(short, config=short.config.model_copy(update={"force": True}))
+    again, said = forced.train()
+    assert again.resumed_from is None and [line["step"] for line in short.metrics] == [1, 2, 3, 4]
+    assert any(line.startswith("force=true trains again") for line in said) and again.last_loss == first.last_loss
+    shutil.rmtree(short.checkpoints / "checkpoint-4")
+    assert forced.train()[0].resumed_from == 2
+
+
+def test_no_stale_adapter_lies_beside_a_model_that_was_trained_whole(run: Run) -> None:
+    one_step = ("sft.max_steps=1", "sft.save_steps=1")
+    replace(run, config=small_run(Path(run.config.model.pretrained_model_name_or_path), *one_step)).train()
+    whole = replace(
+        run,
+        config=small_run(Path(run.config.model.pretrained_model_name_or_path), *one_step, "lora=none"),
+        folder=run.folder / "whole",
+    )
+    shutil.copytree(run.out, whole.out)
+    whole.train()
+    assert (whole.out / "model").is_dir() and not (whole.out / "adapter").exists()
+
+
+def test_a_single_step_trains(run: Run) -> None:
+    """Its warm-up would be all of it, at a rate of 0."""
+    one = replace(run, config=small_run(Path(run.config.model.pretrained_model_name_or_path), "sft.max_steps=1"))
+    one.train()
+    assert one.metrics[0]["learning_rate"] > 0
+    assert any(tensor.abs().max() > 0 for name, tensor in one.weights.items() if "lora_B" in name)

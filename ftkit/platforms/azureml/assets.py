@@ -9,18 +9,16 @@ from typing import Any
 from azure.ai.ml.entities import Data, Model
 
 from ftkit.errors import StageError
-from ftkit.files import tree_digest
-from ftkit.platforms import Asset
 from ftkit.platforms.azureml.errors import is_missing
 from ftkit.platforms.azureml.workspace import Workspace
+from ftkit.platforms.base import Asset
 
 DIGEST = "digest"
 """Tag that holds a version's digest."""
 
 
-def publish(workspace: Workspace, name: str, content: Path, tags: Mapping[str, Any]) -> tuple[Asset, bool]:
+def publish(workspace: Workspace, name: str, content: Path, digest: str, tags: Mapping[str, Any]) -> tuple[Asset, bool]:
     """Keep a folder as the data asset version that its digest names; sent only if there is no such version."""
-    digest = tree_digest(content)
     version = digest[:12]
     kept = {DIGEST: digest, **_texts(tags)}
     reference = f"azureml:{name}:{version}"

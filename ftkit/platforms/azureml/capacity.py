@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +23,12 @@ API_VERSION = "2023-04-01"
 SPOT_QUOTA = "TotalLowPriorityCores"
 """Spot machines have one quota for all families of a region."""
 SPOT_TIERS = ("Spot", "LowPriority")
+RESERVE = 1.2
+"""Managed endpoints need quota for a fifth more machines than they have, rounded up, for upgrades…"""
+WITHOUT_RESERVE = re.compile(
+    r"Standard_(NC\w+_A100_v4|NC\w+_H100_v5|ND\w+_A100_v4|ND96asr_v4|ND40rs_v2|ND\w+_H100_v5)", re.IGNORECASE
+)
+"""…but for those sizes that Azure's list of them says "Skip 20% Reservation" of."""
 
 
 @dataclass(frozen=True)
@@ -110,17 +118,28 @@ def _size(found: dict[str, Any]) -> Size:
     return Size(found["name"], found["family"], found["vCPUs"], prices)
 
 
-def room(capacity: Capacity, size: Size, count: int, spot: bool = False) -> Quota | None:
+def machines_counted(size: Size, count: int) -> int:
+    """How many machines a deployment of ``count`` takes of the quota."""
+    return count if WITHOUT_RESERVE.fullmatch(size.name) else math.ceil(RESERVE * count)
+
+
+def room(capacity: Capacity, size: Size, count: int, spot: bool = False, *, reserve: bool = False) -> Quota | None:
     """The quota that so many machines count against, if there is room for them.
+
+    Args:
+        reserve: they are to serve an endpoint, for which Azure keeps some more.
 
     Raises:
         StageError: there is none; has the figures.
     """
-    quota, cores = capacity.quota(size, spot), size.cores * count
+    counted = machines_counted(size, count) if reserve else count
+    quota, cores = capacity.quota(size, spot), size.cores * counted
     if quota and not quota.has_room_for(cores):
+        more = f" ({count}, and {counted - count} that Azure keeps for upgrades)" if counted > count else ""
         raise StageError(
-            f"the quota is too small: {count} × {size.name} takes {cores} vCPUs of {quota.name}, "
+            f"the quota is too small: {counted} × {size.name}{more} takes {cores} vCPUs of {quota.name}, "
             f"and {max(0, quota.limit - quota.used)} of {quota.limit} are free",
-            cure="ask for more in Azure's portal (Quotas, Machine learning); stage=teardown frees what is in use",
+            cure="ask for more in Azure's portal (Quotas, Machine learning), or take another VM size; stage=teardown "
+            "frees what this run has in use",
         )
     return quota

@@ -1,36 +1,34 @@
 """Managed online endpoints: how one stands, what changes it, and where it takes requests. ``rollout`` deploys to it.
 
-What ftkit has made is known by its tags. The endpoint's own tag names the deployment that was last taken into service:
-whatever else is there was left by a command that was cut off.
+What ftkit has made is known by its tags, and whose it is as well. The endpoint's own tag names the deployment that was
+last taken into service: whatever else is there of the same run was left by a command that was cut off.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from azure.ai.ml.entities import ManagedOnlineEndpoint
-from azure.core.exceptions import HttpResponseError
+from azure.ai.ml.entities import IdentityConfiguration, ManagedIdentityConfiguration, ManagedOnlineEndpoint
 
 from ftkit.config.groups import Deployment as Settings
+from ftkit.config.schema import Config
 from ftkit.errors import StageError
-from ftkit.platforms import Running, Say, Target
+from ftkit.platforms.azureml import changes
 from ftkit.platforms.azureml.capacity import Capacity
+from ftkit.platforms.azureml.changes import Change, State
+from ftkit.platforms.azureml.claims import claimed
 from ftkit.platforms.azureml.errors import is_missing
+from ftkit.platforms.azureml.ownership import Mark, made_by_ftkit, whose
 from ftkit.platforms.azureml.workspace import Workspace
+from ftkit.platforms.base import Running, Say, Target
 
-MADE_BY = {"made-by": "ftkit"}
 SERVING, MODEL, DIGEST, SERVER = "ftkit-serving", "ftkit-model", "ftkit-digest", "ftkit-server"
 """Tags: of the endpoint, the deployment in service; of a deployment, what it serves, of which settings, and how."""
 CHAT_ROUTE = "/v1/chat/completions"
-LINE_S = 60.0
-"""Seconds between two lines about a wait."""
-CONFLICT_S = 5.0
-CONFLICT_LIMIT_S = 1800.0
-"""How long a change waits for another one to end that is still under way."""
+ENDED_STATES = {"Succeeded": State.DONE, "Failed": State.FAILED, "Canceled": State.FAILED}
 
 
 @dataclass(frozen=True)
@@ -66,21 +64,57 @@ class Endpoint:
         scoring_uri: as the service gives it.
         auth_mode: ``key``, ``aad_token`` or ``aml_token``.
         traffic: percent by deployment, without those that have none.
+        mirrored: percent of the requests that are copied to a deployment.
         tags: ours among them.
         deployments: by name.
+        public_network_access: ``enabled``, or ``disabled`` where only a private endpoint of the workspace leads to it.
+        identities: resource ids of those that it was given; none where it has one of its own.
     """
 
     name: str
     scoring_uri: str
     auth_mode: str
     traffic: Mapping[str, int]
+    mirrored: Mapping[str, int]
     tags: Mapping[str, str]
     deployments: Mapping[str, Deployed]
+    public_network_access: str = "enabled"
+    identities: tuple[str, ...] = ()
 
     @property
     def serving(self) -> Deployed | None:
-        """The deployment that was last taken into service."""
-        return self.deployments.get(self.tags.get(SERVING, ""))
+        """The deployment that ftkit last took into service."""
+        found = self.deployments.get(self.tags.get(SERVING, ""))
+        return found if found and made_by_ftkit(found.tags) else None
+
+    def beside(self, *names: str) -> list[Deployed]:
+        """All deployments but some."""
+        return [deployed for name, deployed in self.deployments.items() if name not in names]
+
+    def share_of(self, *names: str) -> int:
+        """Percent of the traffic that is not others' than these deployments'; all of it where nobody has any."""
+        return 100 - sum(share for name, share in self.traffic.items() if name not in names)
+
+    def split(self, new: str, old: str, percent: int) -> dict[str, int]:
+        """The traffic with ``percent`` of what these two have for ``new``, the rest for ``old``; others keep theirs.
+
+        Args:
+            old: empty for none.
+        """
+        ours = self.share_of(new, old)
+        part = ours if percent == 100 or not old else min(ours, max(1, round(ours * percent / 100)))
+        kept = {name: share for name, share in self.traffic.items() if name not in (new, old)}
+        return {name: share for name, share in {new: part, old: ours - part, **kept}.items() if name and share}
+
+    def described(self, deployed: Deployed) -> str:
+        """One deployment, for the user."""
+        share, mirror = self.traffic.get(deployed.name, 0), self.mirrored.get(deployed.name, 0)
+        copies = f" and copies of {mirror} % of the requests" if mirror else ""
+        return (
+            f"{deployed.name} serves {deployed.model} with {share} % of the traffic{copies} on {deployed.machines}"
+            if made_by_ftkit(deployed.tags)
+            else f"{deployed.name} has {share} % of the traffic{copies} on {deployed.machines}, {whose(deployed.tags)}"
+        )
 
     def uri(self, server: str) -> str:
         """Where requests in a server's format go."""
@@ -94,6 +128,18 @@ def find(workspace: Workspace, name: str) -> Endpoint | None:
     Raises:
         StageError: there is one that ftkit has not made.
     """
+    found = look_at(workspace, name)
+    if found and not made_by_ftkit(found.tags):
+        raise StageError(
+            f"there is an endpoint {name} that ftkit has not made",
+            where=f"workspace {workspace.name}",
+            cure="deployment.endpoint_name=<another name>",
+        )
+    return found
+
+
+def look_at(workspace: Workspace, name: str) -> Endpoint | None:
+    """The endpoint of this name with its deployments, whoever made it."""
     client = workspace.client
     try:
         with workspace.asking("look for the endpoint", name):
@@ -103,110 +149,154 @@ def find(workspace: Workspace, name: str) -> Endpoint | None:
         if is_missing(error.__cause__):
             return None
         raise
-    tags = dict(found.tags or {})
-    if not tags.items() >= MADE_BY.items():
-        raise StageError(
-            f"there is an endpoint {name} that ftkit has not made",
-            where=f"workspace {workspace.name}",
-            cure="deployment.endpoint_name=<another name>",
-        )
-    traffic = {deployment: share for deployment, share in (found.traffic or {}).items() if share}
     by_name = {deployment.name: _deployed(deployment) for deployment in deployments}
-    return Endpoint(name, str(found.scoring_uri), str(found.auth_mode), traffic, tags, by_name)
+    traffic, mirrored = (
+        {k: v for k, v in (given or {}).items() if v} for given in (found.traffic, found.mirror_traffic)
+    )
+    return Endpoint(
+        name,
+        str(found.scoring_uri),
+        str(found.auth_mode),
+        traffic,
+        mirrored,
+        dict(found.tags or {}),
+        by_name,
+        _text(getattr(found, "public_network_access", None) or "enabled").lower(),
+        _identities(getattr(found, "identity", None)),
+    )
+
+
+def _identities(found: Any) -> tuple[str, ...]:
+    given = getattr(found, "user_assigned_identities", None) or ()
+    return tuple(str(identity.resource_id) for identity in given if identity.resource_id)
+
+
+def _shares(given: Mapping[str, int] | None) -> dict[str, int]:
+    return {name: part for name, part in (given or {}).items() if part}
 
 
 def _deployed(found: Any) -> Deployed:
-    state = str(getattr(found.provisioning_state, "value", found.provisioning_state))
-    return Deployed(found.name, state, dict(found.tags or {}), str(found.instance_type), int(found.instance_count or 1))
-
-
-def create(workspace: Workspace, settings: Settings, say: Say) -> None:
-    """Make the endpoint, with nothing behind it; that costs nothing."""
-    wanted = ManagedOnlineEndpoint(name=settings.endpoint_name, auth_mode=settings.auth_mode, tags=dict(MADE_BY))
-    change(
-        workspace,
-        lambda: workspace.client.online_endpoints.begin_create_or_update(wanted),
-        ("make the endpoint", settings.endpoint_name),
-        say,
+    return Deployed(
+        found.name, _state(found), dict(found.tags or {}), str(found.instance_type), int(found.instance_count or 1)
     )
 
 
-def share(workspace: Workspace, name: str, traffic: Mapping[str, int], say: Say, serving: str | None = None) -> None:
-    """Split the traffic.
+def _state(found: Any) -> str:
+    return _text(found.provisioning_state)
+
+
+def _text(value: Any) -> str:
+    """What a value of the SDK says: some are enumerations, the same in another answer texts."""
+    return str(getattr(value, "value", value))
+
+
+def create(workspace: Workspace, settings: Settings, mark: Mark, say: Say) -> None:
+    """Make the endpoint, with nothing behind it; that costs nothing."""
+    name = settings.endpoint_name
+    identities = [ManagedIdentityConfiguration(resource_id=one) for one in settings.user_assigned_identities]
+    wanted = ManagedOnlineEndpoint(
+        name=name,
+        auth_mode=settings.auth_mode,
+        tags=mark.tags,
+        public_network_access=settings.public_network_access and settings.public_network_access.capitalize(),
+        identity=IdentityConfiguration(type="user_assigned", user_assigned_identities=identities)
+        if identities
+        else None,
+    )
+
+    def look() -> State:
+        found = _endpoint(workspace, name)
+        return ENDED_STATES.get(_state(found), State.UNDER_WAY) if found and mark.made(found.tags) else State.NOT_BEGUN
+
+    begin = lambda: workspace.client.online_endpoints.begin_create_or_update(wanted)  # noqa: E731
+    changes.make(workspace, Change(("make the endpoint", name), begin, look), say)
+
+
+def share(
+    workspace: Workspace,
+    name: str,
+    traffic: Mapping[str, int],
+    say: Say,
+    *,
+    tags: Mapping[str, str] | None = None,
+    gone: Collection[str] = (),
+    copies: Mapping[str, int] | None = None,
+) -> None:
+    """Split the traffic; requests are copied to whom they were, but to those that go.
 
     Args:
         traffic: percent by deployment.
-        serving: deployment that is in service from now on, empty for none; None leaves it as it is.
+        tags: of the endpoint, set with the traffic.
+        gone: deployments that are about to be deleted, or to get no copies any more.
+        copies: percent of the requests that a deployment gets copies of, in place of those that are copied now.
     """
     with workspace.asking("look at the endpoint", name):
         wanted: Any = workspace.client.online_endpoints.get(name)
-    wanted.traffic, wanted.mirror_traffic = dict(traffic), {}
-    if serving is not None:
-        wanted.tags = {**(wanted.tags or {}), SERVING: serving}
-    change(
-        workspace,
-        lambda: workspace.client.online_endpoints.begin_create_or_update(wanted),
-        ("set the traffic of the endpoint", name),
-        say,
-    )
+    wanted.traffic = dict(traffic)
+    copied = copies if copies is not None else wanted.mirror_traffic or {}
+    wanted.mirror_traffic = {to: part for to, part in copied.items() if part and to not in gone}
+    wanted.tags = {**(wanted.tags or {}), **(tags or {})}
+
+    def look() -> State:
+        found = _endpoint(workspace, name)
+        if found is None:
+            return State.FAILED
+        as_wanted = (
+            _shares(found.traffic) == traffic
+            and _shares(found.mirror_traffic) == wanted.mirror_traffic
+            and dict(found.tags or {}).items() >= wanted.tags.items()
+        )
+        return ENDED_STATES.get(_state(found), State.UNDER_WAY) if as_wanted else State.NOT_BEGUN
+
+    begin = lambda: workspace.client.online_endpoints.begin_create_or_update(wanted)  # noqa: E731
+    changes.make(workspace, Change(("set the traffic of the endpoint", name), begin, look), say)
 
 
 def delete_deployment(workspace: Workspace, endpoint: str, deployment: str, say: Say) -> None:
     """Delete a deployment that has no traffic, and wait until it costs nothing any more."""
-    change(
-        workspace,
-        lambda: workspace.client.online_deployments.begin_delete(deployment, endpoint),
-        ("delete the deployment", f"{endpoint}/{deployment}"),
-        say,
-    )
+
+    def look() -> State:
+        found = deployment_of(workspace, endpoint, deployment)
+        if found is None:
+            return State.DONE
+        return State.UNDER_WAY if found.state == "Deleting" else State.NOT_BEGUN
+
+    begin = lambda: workspace.client.online_deployments.begin_delete(deployment, endpoint)  # noqa: E731
+    changes.make(workspace, Change(("delete the deployment", f"{endpoint}/{deployment}"), begin, look), say)
 
 
 def delete_endpoint(workspace: Workspace, name: str, say: Say) -> None:
     """Delete an endpoint with all its deployments."""
-    change(
-        workspace,
-        lambda: workspace.client.online_endpoints.begin_delete(name),
-        ("delete the endpoint", name),
-        say,
+
+    def look() -> State:
+        found = _endpoint(workspace, name)
+        if found is None:
+            return State.DONE
+        return State.UNDER_WAY if _state(found) == "Deleting" else State.NOT_BEGUN
+
+    begin = lambda: workspace.client.online_endpoints.begin_delete(name)  # noqa: E731
+    changes.make(workspace, Change(("delete the endpoint", name), begin, look), say)
+
+
+def deployment_of(workspace: Workspace, endpoint: str, name: str) -> Deployed | None:
+    """One deployment, if it is there."""
+    return _there(
+        workspace, f"{endpoint}/{name}", lambda: _deployed(workspace.client.online_deployments.get(name, endpoint))
     )
 
 
-def change(workspace: Workspace, begin: Callable[[], Any], doing: tuple[str, str], say: Say) -> Any:
-    """Begin a change and wait until it is done; where another one is still under way, wait for that first.
-
-    Args:
-        begin: the SDK's call; returns its poller.
-        doing: an infinitive and its object, for messages: ``("delete the endpoint", "tiny")``.
-    """
-    deadline = time.monotonic() + CONFLICT_LIMIT_S
-    waiting = False
-    while True:
-        try:
-            with workspace.asking(*doing):
-                poller = begin()
-            return wait(workspace, poller, doing, say)
-        except StageError as error:
-            if not _is_conflict(error.__cause__) or time.monotonic() > deadline:
-                raise
-        if not waiting:
-            say(f"waiting to {' '.join(doing)}: something else is still being done to it")
-        waiting = True
-        time.sleep(CONFLICT_S)
+def _endpoint(workspace: Workspace, name: str) -> Any:
+    return _there(workspace, name, lambda: workspace.client.online_endpoints.get(name))
 
 
-def wait(workspace: Workspace, poller: Any, doing: tuple[str, str], say: Say) -> Any:
-    """Wait for a poller of the SDK, with a line every minute; its result."""
-    began = time.monotonic()
-    while True:
-        with workspace.asking(*doing):
-            poller.wait(LINE_S)
-            if poller.done():
-                return poller.result()
-        say(f"still waiting to {' '.join(doing)}: {(time.monotonic() - began) / 60:.0f} min so far")
-
-
-def _is_conflict(error: BaseException | None) -> bool:
-    return isinstance(error, HttpResponseError) and error.status_code == 409
+def _there(workspace: Workspace, what: str, get: Callable[[], Any]) -> Any:
+    try:
+        with workspace.asking("look at", what):
+            return get()
+    except StageError as error:
+        if is_missing(error.__cause__):
+            return None
+        raise
 
 
 def credential(workspace: Workspace, name: str) -> str:
@@ -216,38 +306,99 @@ def credential(workspace: Workspace, name: str) -> str:
     return getattr(found, "primary_key", None) or found.access_token
 
 
-def serves(workspace: Workspace, deployed: Mapping[str, Any]) -> bool:
-    """Whether a deployment, as a record has it, still takes all the traffic."""
+def serves(workspace: Workspace, config: Config, deployed: Mapping[str, Any]) -> bool:
+    """Whether a deployment, as a record has it, is in service, and nothing is left beside it by this run."""
     endpoint = find(workspace, deployed["endpoint_name"])
-    if endpoint is None or endpoint.traffic != {deployed["deployment_name"]: 100}:
+    found = endpoint and endpoint.serving
+    if endpoint is None or found is None or found.name != deployed["deployment_name"]:
         return False
-    found = endpoint.deployments.get(deployed["deployment_name"])
-    return found is not None and found.state == "Succeeded" and found.tags.get(DIGEST) == deployed["digest"]
+    mark = Mark(config.run.name, workspace.owner)
+    left = [other for other in endpoint.beside(found.name) if mark.owns(other.tags)]
+    same = found.state == "Succeeded" and found.tags.get(DIGEST) == deployed["digest"]
+    return same and not left and found.name in endpoint.traffic
 
 
 def target(workspace: Workspace, settings: Settings) -> Target | None:
     """Where the endpoint takes requests; None if nothing behind it does."""
     endpoint = find(workspace, settings.endpoint_name)
-    if endpoint is None or not endpoint.traffic:
+    there = [name for name in endpoint.traffic if name in endpoint.deployments] if endpoint else []
+    if endpoint is None or not there:
         return None
-    most = max(endpoint.traffic, key=lambda name: endpoint.traffic[name])
+    most = max(there, key=lambda name: endpoint.traffic[name])
     server = endpoint.deployments[most].tags.get(SERVER, "score")
     return Target(endpoint.uri(server), server, credential(workspace, endpoint.name))
 
 
-def running(workspace: Workspace, settings: Settings) -> list[Running]:
-    """The endpoint with all that is behind it, and what that costs."""
-    endpoint = find(workspace, settings.endpoint_name)
-    if endpoint is None:
-        return []
-    behind = [
-        f"{deployed.name} serves {deployed.model} with {endpoint.traffic.get(deployed.name, 0)} % of the traffic "
-        f"on {deployed.machines}"
-        for deployed in endpoint.deployments.values()
-    ]
-    what = f"endpoint {endpoint.name}: {'; '.join(behind) or 'nothing behind it'}"
-    price = usd_per_hour(Capacity(workspace), list(endpoint.deployments.values()))
-    return [Running(what, price, lambda: delete_endpoint(workspace, endpoint.name, lambda line: None))]
+def running(workspace: Workspace, config: Config) -> list[Running]:
+    """What this run has behind endpoints, with what that costs; and what others have behind the one it is to use."""
+    mark, wanted = Mark(config.run.name, workspace.owner), str(config.deployment.endpoint_name)
+    with workspace.asking("list the endpoints of", workspace.name):
+        listed: list[Any] = list(workspace.client.online_endpoints.list())
+    names = [str(found.name) for found in listed if made_by_ftkit(found.tags or {})]
+    found = [look_at(workspace, name) for name in dict.fromkeys((wanted, *names))]
+    return [each for endpoint in found if endpoint for each in _running(workspace, endpoint, mark, wanted)]
+
+
+def _running(workspace: Workspace, endpoint: Endpoint, mark: Mark, wanted: str) -> list[Running]:
+    capacity = Capacity(workspace)
+    own = [deployed for deployed in endpoint.deployments.values() if mark.owns(deployed.tags)]
+    others = [deployed for deployed in endpoint.deployments.values() if deployed not in own]
+    whole = mark.owns(endpoint.tags) and not others
+    listed = []
+    if own or whole:
+        what = "; ".join(map(endpoint.described, own)) or "nothing behind it"
+        stays = "" if whole else "; the endpoint stays"
+        if any(other.name in endpoint.traffic for other in others):
+            stays += ", and all of its traffic then goes to what is left"
+
+        def stop() -> None:
+            stop_own(workspace, endpoint.name, mark)
+
+        listed.append(Running(f"endpoint {endpoint.name}: {what}{stays}", usd_per_hour(capacity, own), stop))
+    if own or endpoint.name == wanted:
+        for other in others:
+            what = f"endpoint {endpoint.name}: {endpoint.described(other)}"
+            by = f", {whose(other.tags)}" if made_by_ftkit(other.tags) else ""
+            listed.append(Running(what + by, usd_per_hour(capacity, [other]), None))
+    return listed
+
+
+def stop_own(workspace: Workspace, name: str, mark: Mark) -> None:
+    """Delete what a run has behind an endpoint, and the endpoint if it is the run's and nothing of others is behind it.
+
+    Raises:
+        StageError: something could not be deleted; the rest was.
+    """
+    silent: Say = lambda line: None  # noqa: E731
+    with claimed(workspace, name, mark, silent):
+        found = look_at(workspace, name)
+        if found is None:
+            return
+        own = [deployed.name for deployed in found.deployments.values() if mark.owns(deployed.tags)]
+        if mark.owns(found.tags) and len(own) == len(found.deployments):
+            delete_endpoint(workspace, name, silent)
+            return
+        if any(deployment in found.traffic or deployment in found.mirrored for deployment in own):
+            tags = {SERVING: ""} if found.tags.get(SERVING) in own else {}
+            share(workspace, name, without(found.traffic, own), silent, tags=tags, gone=own)
+        failed: list[StageError] = []
+        for deployment in own:
+            try:
+                delete_deployment(workspace, name, deployment, silent)
+            except StageError as error:
+                failed.append(error)
+        if failed:
+            raise failed[0]
+
+
+def without(traffic: Mapping[str, int], gone: Collection[str]) -> dict[str, int]:
+    """The traffic once some deployments have gone: others take theirs over, each in proportion to its own."""
+    kept = {name: part for name, part in traffic.items() if name not in gone}
+    if not (total := sum(kept.values())):
+        return {}
+    most = max(kept, key=lambda name: kept[name])
+    grown = {name: part * 100 // total for name, part in kept.items()}
+    return grown | {most: grown[most] + 100 - sum(grown.values())}
 
 
 def usd_per_hour(capacity: Capacity, deployments: list[Deployed]) -> float | None:

@@ -15,12 +15,13 @@ import httpx
 from azure.ai.ml.entities import BuildContext
 from azure.ai.ml.entities import Environment as Entity
 
-from ftkit.config.sources import shipped_environment
+from ftkit.config.conf_files import shipped_environment
 from ftkit.errors import StageError
 from ftkit.files import tree_digest
-from ftkit.platforms import Say
 from ftkit.platforms.azureml.errors import is_missing
+from ftkit.platforms.azureml.ownership import MADE_BY
 from ftkit.platforms.azureml.workspace import Workspace
+from ftkit.platforms.base import Say
 
 ML_SCOPE = "https://ml.azure.com/.default"
 POLL_S = 2.0
@@ -65,7 +66,7 @@ def ensure(
         if exists(workspace, name, version):
             return Environment(name, version, new=False)
         say(f"sending the files of environment {name}:{version}; Azure ML builds its image, which takes a while")
-        context, tags = BuildContext(path=str(folder)), {"made-by": "ftkit"}
+        context, tags = BuildContext(path=str(folder)), {**workspace.tags, **MADE_BY}
         wanted = Entity(name=name, version=version, build=context, inference_config=routes, tags=tags)
         with workspace.sending("make the environment", f"{name}:{version}"):
             workspace.client.environments.create_or_update(wanted)

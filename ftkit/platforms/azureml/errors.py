@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
-from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError, ServiceRequestError
+from azure.core.exceptions import (
+    AzureError,
+    ClientAuthenticationError,
+    HttpResponseError,
+    ServiceRequestError,
+    ServiceResponseError,
+)
 
 from ftkit.config.schema import Workspace as Settings
 from ftkit.errors import StageError
@@ -13,6 +21,15 @@ from ftkit.errors import StageError
 SAME_COMMAND = "the same command goes on from here"
 SIGN_IN = "az login, or AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET of a service principal"
 ROLES = "the identity needs the role AzureML Data Scientist on the workspace; README, On Azure, lists them"
+STORAGE_ROLES = (
+    "the identity needs the role Storage Blob Data Contributor on the storage account {account}; if it has it, the "
+    "account's firewall keeps this machine out"
+)
+VAULT_ROLES = "the identity needs the role Key Vault Secrets User on the vault {account}"
+
+
+UPLOAD = re.compile(r"upload|Connection|timed out|reset|aborted|RemoteDisconnected|Max retries", re.IGNORECASE)
+ENDPOINT_TAKEN = re.compile(r"already an endpoint with this name|endpoint name.*(taken|already exists)", re.IGNORECASE)
 
 
 class Answer(NamedTuple):
@@ -27,7 +44,11 @@ CODES = {
     "AuthorizationFailed": Answer("the identity is not allowed to", ROLES),
     "SubscriptionNotFound": Answer("there is no such subscription", "SUBSCRIPTION_ID=… az account list shows yours"),
     "ResourceGroupNotFound": Answer("there is no such resource group", "RESOURCE_GROUP=… az group list shows yours"),
-    "OutOfQuota": Answer("the quota is too small", "stage=plan check=true shows it; ask for more in Azure's portal"),
+    "OutOfQuota": Answer(
+        "the quota is too small",
+        "ask for more in Azure's portal (Quotas, Machine learning), or take another VM size (deployment.instance_type, "
+        "compute.instance_type)",
+    ),
     "TooManyRequests": Answer("the service is throttling", f"wait a minute; {SAME_COMMAND}"),
     "ImageBuildFailure": IMAGE,
     "no Environment Image available": IMAGE,
@@ -39,12 +60,15 @@ STATUSES = {
     404: Answer("it is not there", ""),
     408: Answer("the service took too long", SAME_COMMAND),
     409: Answer("something else is being done to it", f"wait until that has ended; {SAME_COMMAND}"),
+    412: Answer("it has been changed at the same moment", f"wait a minute; {SAME_COMMAND}"),
     429: CODES["TooManyRequests"],
     500: Answer("the service failed", SAME_COMMAND),
     502: Answer("the service is not available", SAME_COMMAND),
     503: Answer("the service is not available, also after several tries", SAME_COMMAND),
     504: Answer("the service took too long", SAME_COMMAND),
 }
+NAME_TAKEN = Answer("", "deployment.endpoint_name=<another name>: a region has each name once, in whatever workspace")
+BROKEN_OFF = Answer("the connection broke off while files were sent", SAME_COMMAND)
 WORKSPACE_MISSING = Answer("there is no such workspace", "WORKSPACE_NAME=… az ml workspace list shows yours")
 
 
@@ -78,25 +102,46 @@ def _meaning(error: AzureError) -> Answer:
         return Answer("no credential is accepted", SIGN_IN)
     if isinstance(error, ServiceRequestError):
         return Answer("Azure cannot be reached", f"is there a network, a proxy? {SAME_COMMAND}")
+    if isinstance(error, ServiceResponseError):
+        return Answer("the connection broke off", f"is there a proxy that ends it? {SAME_COMMAND}")
     if not isinstance(error, HttpResponseError):
-        return Answer("", "")
+        return BROKEN_OFF if UPLOAD.search(_plain(str(error))) else Answer("", SAME_COMMAND)
+    if error.status_code == 403 and (roles := _roles(error)):
+        return Answer("the identity is not allowed to", roles)
     code = error.error.code if error.error else ""
     text = error.message or ""
     if code == "ResourceNotFound" and "/workspaces/" in text and "was not found" in text:
         return WORKSPACE_MISSING
+    if ENDPOINT_TAKEN.search(text):
+        return NAME_TAKEN
     found = CODES.get(code or "") or next((CODES[name] for name in CODES if name in text), None)
     return found or STATUSES.get(error.status_code or 0, Answer("", ""))
 
 
+def _roles(error: HttpResponseError) -> str:
+    """The role that is missing, by what was touched; empty where it is the workspace."""
+    request = getattr(error.response, "request", None)
+    host = urlsplit(str(getattr(request, "url", ""))).hostname or ""
+    account = host.partition(".")[0]
+    if ".blob." in host or ".dfs." in host or ".file." in host:
+        return STORAGE_ROLES.format(account=account)
+    return VAULT_ROLES.format(account=account) if ".vault." in host else ""
+
+
 def _said(error: AzureError) -> str:
-    """The service's own sentence, without the JSON around it."""
+    """The service's own sentence, without the JSON and the colours around it."""
     if isinstance(error, HttpResponseError) and error.error and error.error.message:
         text = error.error.message
     else:
-        text = getattr(error, "message", None) or str(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    sentence = lines[0] if lines else type(error).__name__
+        text = str(getattr(error, "message", None) or error)
+    lines = [line.strip() for line in _plain(text).splitlines()]
+    sentence = next((line for line in lines if re.search(r"\w{2}", line)), type(error).__name__)
     return sentence.removeprefix("Message: ")[:300]
+
+
+def _plain(text: str) -> str:
+    """A text without the escape codes that colour it."""
+    return re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
 
 
 def _request_id(error: AzureError) -> str:

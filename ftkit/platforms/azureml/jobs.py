@@ -1,15 +1,19 @@
-"""Jobs: submit one, follow it to its end, fetch the small files that it wrote; Ctrl-C leaves it running."""
+"""Jobs: submit one, follow it to its end, fetch the small files that it wrote; Ctrl-C leaves it running.
+
+A job's name is made of the work that it does. So the name is known before the job is asked for, on every machine: an
+answer that was lost is looked up, a job under way is followed, a completed one fetched, and none is paid for twice.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-import secrets
-import time
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from io import TextIOBase
-from pathlib import Path
+from itertools import count
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from azure.ai.ml.exceptions import JobException
@@ -17,22 +21,40 @@ from azure.ai.ml.exceptions import JobException
 from ftkit import records
 from ftkit.config.schema import Config
 from ftkit.errors import Interrupted, StageError
-from ftkit.files import written_aside
-from ftkit.platforms import Running, Say
-from ftkit.platforms.azureml import environments
+from ftkit.files import is_below, written_aside
+from ftkit.platforms import job_files
+from ftkit.platforms.azureml import changes, environments
+from ftkit.platforms.azureml.changes import Change, State
+from ftkit.platforms.azureml.datastore import Datastore
 from ftkit.platforms.azureml.errors import is_missing
-from ftkit.platforms.azureml.store import Datastore
-from ftkit.platforms.azureml.submission import OUTPUT, TAG, job, snapshot, write_given
-from ftkit.platforms.azureml.work import Work
+from ftkit.platforms.azureml.ownership import OWNER, made_by_ftkit, run_key
+from ftkit.platforms.azureml.submission import (
+    OUTPUT,
+    TAG,
+    job,
+    snapshot,
+    store_name,
+    whole_model,
+    write_given,
+)
 from ftkit.platforms.azureml.workspace import Workspace
+from ftkit.platforms.base import JobRequest, Running, Say
 
-STATE = "job.json"
 GIVEN = "given"
 FOLDER = "azureml"
 POLL_S = 2.0
-ENDED = ("Completed", "Failed", "Canceled", "NotResponding")
+END_LIMIT_S = 1800.0
+"""How long a job may take to end once its log has."""
+QUEUED = ("NotStarted", "Queued")
+QUEUE_POLL_S, QUEUE_LINE_S = 5.0, 600.0
+ASKED_FOR = "Asked for"
+"""Status of a job whose request has been sent, and not been answered yet."""
 FRAME = re.compile(r"^(RunId: |Web View: |Execution Summary$|=+$|Streaming [\w/.-]+$|$)")
 """Lines that the SDK puts around a job's own."""
+
+
+class StillQueued(StageError):
+    """A job has no machine yet, and costs nothing."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +68,8 @@ class Job:
         store: address that its output is mounted from.
         status: as the service gave it last.
         reason: of a failure, in the service's words.
+        owner: the identity that submitted it.
+        fetched: whether what it wrote has come here.
     """
 
     name: str
@@ -54,38 +78,102 @@ class Job:
     store: str
     status: str = "Queued"
     reason: str = ""
+    owner: str = ""
+    fetched: bool = False
 
 
-def run(workspace: Workspace, config: Config, run_folder: Path, work: Work, say: Say, show: Say) -> Job:
+@dataclass(frozen=True)
+class Place:
+    """Where the next job for some work goes.
+
+    Attributes:
+        name: of the job.
+        before: the last job for the same work, which did not complete and is gone on from.
+    """
+
+    name: str
+    before: Job | None
+
+
+def run(workspace: Workspace, config: Config, run_folder: Path, request: JobRequest, say: Say, show: Say) -> Job:
     """Submit a job, or take up the one that is already under way for the same work; follow it and fetch its records.
 
     Raises:
         StageError: it failed; says in which line of its log.
         Interrupted: Ctrl-C; the job goes on.
     """
-    found = to_follow(workspace, config, run_folder, work)
-    if found:
-        say(f"job {found.name} is under way: following it")
+    found = find(workspace, config, run_folder, request)
+    if isinstance(found, Job):
+        said = "has completed: fetching what it wrote" if found.status == "Completed" else "is under way: following it"
+        say(f"job {found.name} {said}{_of_another(workspace, found)}")
     else:
-        found = _submit(workspace, config, run_folder, work, say)
-    ended = follow_to_end(workspace, run_folder, found, show)
+        found = _submit(workspace, config, run_folder, request, found, say)
+    ended = follow_to_end(workspace, config, run_folder, found, say, show)
     place = f"azureml://jobs/{ended.name}/outputs/{OUTPUT}/paths/{config.run.name}"
     fetched = fetch(workspace, config.run.name, run_folder, ended, place)
     check_completed(workspace, ended, run_folder)
-    if missing := [stage for stage in work.stages if stage not in fetched]:
-        raise StageError(f"job {ended.name} left no record of {', '.join(missing)}", where=studio(workspace, ended))
+    if missing := [stage for stage in ended.stages if stage not in fetched]:
+        raise StageError(
+            f"job {ended.name} has completed and left no record of {', '.join(missing)}",
+            where=f"{studio(workspace, ended)}, {ended.store}",
+            cure="has its output been deleted? force=true runs it again",
+        )
+    remember(run_folder, replace(ended, fetched=True))
     return ended
 
 
-def follow_to_end(workspace: Workspace, run_folder: Path, of: Job, show: Say) -> Job:
+def find(workspace: Workspace, config: Config, run_folder: Path, request: JobRequest) -> Job | Place:
+    """The job to follow or fetch: that of ``attach``, or the one that does this work already; else where the next goes.
+
+    With ``force`` a completed job is done with, unless what it wrote has not come here yet.
+    """
+    if config.attach:
+        return _attached(workspace, config.attach, request)
+    remembered, before = _remembered(run_folder), None
+    for name in _names(config, request):
+        found = _look(workspace, name)
+        if found is None:
+            return Place(name, before)
+        if found.status not in records.ENDED:
+            return found
+        unfetched = remembered is not None and remembered.name == name and not remembered.fetched
+        if found.status == "Completed" and (unfetched or not config.force):
+            return found
+        before = found
+    raise AssertionError("names never end")
+
+
+def _names(config: Config, request: JobRequest) -> Iterator[str]:
+    return (job_files.job_name(config.run.name, request.fingerprint, attempt) for attempt in count(1))
+
+
+def _attached(workspace: Workspace, name: str, request: JobRequest) -> Job:
+    found = _look(workspace, name)
+    if found is None or not found.stages:
+        raise StageError(f"there is no job {name} of ftkit's", where=workspace.name)
+    if found.stages != tuple(request.stages):
+        raise StageError(
+            f"job {found.name} runs {','.join(found.stages)}", cure=f"stage={','.join(found.stages)} attach={name}"
+        )
+    return found
+
+
+def _of_another(workspace: Workspace, found: Job) -> str:
+    return f" (submitted by {found.owner})" if found.owner != workspace.owner else ""
+
+
+def follow_to_end(workspace: Workspace, config: Config, run_folder: Path, of: Job, say: Say, show: Say) -> Job:
     """Follow a job and remember how it ended."""
-    ended = _follow(workspace, of, show)
+    remember(run_folder, of)
+    ended = of if of.status in records.ENDED else _follow(workspace, of, config.azure_compute.queue_hours, say, show)
     remember(run_folder, ended)
     return ended
 
 
 def fetch(workspace: Workspace, name: str, run_folder: Path, of: Job, place: str) -> list[str]:
     """Bring records, curves and tables of a run in a job here; records say where the large files lie.
+
+    Records are written last, that of the first stage after all others: what was cut off is fetched again, whole.
 
     Args:
         name: of the run.
@@ -95,72 +183,139 @@ def fetch(workspace: Workspace, name: str, run_folder: Path, of: Job, place: str
 
     Returns:
         The stages whose records came.
+
+    Raises:
+        StageError: the store cannot be read, or holds what is no record.
     """
-    came: list[str] = []
-    for path, content in Datastore(workspace).small_files(f"{of.store}/{name}", of.stages):
-        if path.name == "record.json":
-            record = records.Record(**json.loads(content))
-            kept = {**record.result, "job": of.name, "store": f"{of.store}/{name}"}
-            records.write(run_folder, replace(record, place=place, result=kept))
-            came.append(record.stage)
-            continue
-        with written_aside(run_folder / path) as aside:
-            aside.write_bytes(content)
-    return came
+    found: list[records.Record] = []
+    try:
+        for path, content in Datastore(workspace).small_files(f"{of.store}/{name}", of.stages):
+            if not is_below(str(path)):
+                raise StageError(f"job {of.name} has left a file that would leave its folder", where=str(path))
+            if path.name == "record.json":
+                found.append(_record(path, content, of))
+                continue
+            with written_aside(run_folder / path) as aside:
+                aside.write_bytes(content)
+    except StageError as error:
+        if of.status != "Completed":
+            raise
+        raise StageError(
+            f"job {of.name} has completed, and what it wrote could not be fetched: {error.what}",
+            where=error.where,
+            cure=f"{error.cure + '; ' if error.cure else ''}the same command fetches it; nothing is trained again",
+        ) from error
+    kept = {"job": of.name, "store": f"{of.store}/{name}"}
+    for record in sorted(found, key=lambda record: of.stages.index(record.stage), reverse=True):
+        records.write(run_folder, replace(record, place=place, result={**record.result, **kept}))
+    return [record.stage for record in found]
 
 
-def running(workspace: Workspace, run_folder: Path) -> list[Running]:
-    """The job of this run that is under way."""
+def _record(path: PurePosixPath, content: bytes, of: Job) -> records.Record:
+    try:
+        return records.parse(content, "/".join(path.parts[:-1]))
+    except (ValueError, RecursionError) as error:
+        raise StageError(f"{path} of job {of.name} is no record of that stage: {error}", where=of.store) from error
+
+
+def running(workspace: Workspace, run: str, run_folder: Path) -> list[Running]:
+    """The jobs of a run that are under way, from whatever machine; others' are without a way to stop them."""
+    return [_running(workspace, found) for found in under_way(workspace, run, run_folder)]
+
+
+def under_way(workspace: Workspace, run: str, run_folder: Path) -> list[Job]:
+    """The jobs of a run that have not ended: those that bear its tag, and the one that is remembered here."""
+    with workspace.asking("list the jobs of run", run):
+        listed: list[Any] = [found for found in workspace.client.jobs.list(tag=run_key(run)) if found is not None]
+    by_name = {found.name: job_of(found) for found in listed if made_by_ftkit(found.tags or {})}
     remembered = _remembered(run_folder)
-    if remembered is None:
-        return []
-    found = _look(workspace, remembered.name)
-    if found is None or found.status in ENDED:
-        return []
+    if (
+        remembered
+        and remembered.name not in by_name
+        and remembered.status not in records.ENDED
+        and (found := _look(workspace, remembered.name))
+    ):
+        by_name[found.name] = found
+    return [found for found in by_name.values() if found.status not in records.ENDED]
+
+
+def _running(workspace: Workspace, found: Job) -> Running:
+    def look() -> State:
+        present = _look(workspace, found.name)
+        if present is None or present.status in records.ENDED:
+            return State.DONE
+        return State.UNDER_WAY if present.status == "CancelRequested" else State.NOT_BEGUN
 
     def cancel() -> None:
-        with workspace.asking("cancel job", found.name):
-            workspace.client.jobs.begin_cancel(found.name).result()
+        begin = lambda: workspace.client.jobs.begin_cancel(found.name)  # noqa: E731
+        try:
+            changes.make(workspace, Change(("cancel the job", found.name), begin, look), lambda line: None)
+        except StageError:
+            if look() is not State.DONE:  # it may have ended by itself meanwhile
+                raise
 
-    return [Running(f"job {found.name}: {', '.join(found.stages)}, {found.status}", None, cancel)]
-
-
-def to_follow(workspace: Workspace, config: Config, run_folder: Path, work: Work) -> Job | None:
-    """The job that ``attach`` names, or else this run's own if it is under way and does the same."""
-    if config.attach:
-        found = _look(workspace, config.attach)
-        if found is None or not found.stages:
-            raise StageError(f"there is no job {config.attach} of ftkit's", where=workspace.name)
-        if found.stages != tuple(work.stages):
-            raise StageError(
-                f"job {found.name} runs {','.join(found.stages)}", cure=f"stage={','.join(found.stages)} attach=…"
-            )
-        return found
-    remembered = _remembered(run_folder)
-    if remembered is None or remembered.fingerprint != work.fingerprint or remembered.status in ENDED:
-        return None
-    found = _look(workspace, remembered.name)
-    return found if found and found.status not in ENDED else None
+    own = found.owner == workspace.owner
+    by = "" if own else f", submitted by {found.owner or 'another identity'}"
+    return Running(f"job {found.name}: {', '.join(found.stages)}, {found.status}{by}", None, cancel if own else None)
 
 
-def _submit(workspace: Workspace, config: Config, run_folder: Path, work: Work, say: Say) -> Job:
+def _submit(workspace: Workspace, config: Config, run_folder: Path, request: JobRequest, to: Place, say: Say) -> Job:
     config = with_vault(workspace, config)
     environment = environments.ensure(workspace, "train", config.environment.train, say)
-    store, again = _output_store(workspace, config, run_folder, work)
+    store = to.before.store if to.before else new_store(workspace, config, to.name)
     given = run_folder / FOLDER / GIVEN
-    write_given(config, work, given)
-    with snapshot(config) as code, workspace.sending("submit a job that runs", ", ".join(work.stages)):
-        wanted = job(config, work, code=code, given=given, environment=environment, store=store)
-        made = job_of(workspace.client.jobs.create_or_update(wanted))
+    write_given(config, request, given)
+    asked = Job(to.name, tuple(request.stages), request.fingerprint, store, ASKED_FOR, owner=workspace.owner)
+    remember(run_folder, asked)
+    try:
+        with (
+            snapshot(config) as code,
+            whole_model(config, say) as model,
+            workspace.sending("submit a job that runs", ", ".join(request.stages)),
+        ):
+            wanted = job(
+                config,
+                request,
+                name=to.name,
+                owner=workspace.owner,
+                code=code,
+                given=given,
+                model=model,
+                environment=environment,
+                store=store,
+            )
+            made = job_of(workspace.client.jobs.create_or_update(wanted))
+    except StageError as error:
+        made = made_all_the_same(workspace, asked, error, say)
     remember(run_folder, made)
-    nodes = config.compute.nodes
-    where = config.compute.cluster or config.compute.instance_type
+    compute = config.azure_compute
+    where = compute.cluster or compute.instance_type
     say(
-        f"job {made.name} on {nodes} × {where}{', spot' if config.compute.spot else ''}"
-        f"{', goes on from where the last one ended' if again else ''}"
+        f"job {made.name} on {compute.nodes} × {where}{', spot' if compute.spot else ''}"
+        f"{', goes on from where the last one ended' if to.before else ''}"
     )
     say(studio(workspace, made))
     return made
+
+
+def made_all_the_same(workspace: Workspace, asked: Job, error: StageError, say: Say) -> Job:
+    """The job whose request ended in an error, if it is there.
+
+    Raises:
+        StageError: it is not; or it cannot be told whether it is.
+    """
+    try:
+        found = _look(workspace, asked.name)
+    except StageError as second:
+        raise StageError(
+            f"{error.what}; whether job {asked.name} is there could not be seen",
+            where=error.where,
+            cure="the same command looks before it submits anything; stage=teardown cancels the job if it is there",
+        ) from second
+    if found is None or found.fingerprint != asked.fingerprint:
+        raise error
+    say(f"the answer was lost; job {found.name} is there")
+    return found
 
 
 def with_vault(workspace: Workspace, config: Config) -> Config:
@@ -171,24 +326,16 @@ def with_vault(workspace: Workspace, config: Config) -> Config:
     return config.model_copy(update={"secrets": config.secrets.model_copy(update={"key_vault": vault})})
 
 
-def _output_store(workspace: Workspace, config: Config, run_folder: Path, work: Work) -> tuple[str, bool]:
-    """Where the output lies. Work that an earlier job began is taken up in its place; else the place is new, because
-    a registered model may point into the old one."""
-    last = _remembered(run_folder)
-    if last and last.fingerprint == work.fingerprint and last.status != "Completed":
-        return last.store, True
-    return new_store(workspace, config), False
+def new_store(workspace: Workspace, config: Config, name: str) -> str:
+    """Address for the output of a job of this name, where nothing lies yet: a registered model may point elsewhere."""
+    return Datastore(workspace).address(f"ftkit/{store_name(config.run.name, name)}")
 
 
-def new_store(workspace: Workspace, config: Config) -> str:
-    """Address for a job's output where nothing lies yet."""
-    return Datastore(workspace).address(f"ftkit/{config.run.name}-{secrets.token_hex(4)}")
-
-
-def _follow(workspace: Workspace, of: Job, show: Say) -> Job:
+def _follow(workspace: Workspace, of: Job, queue_hours: float, say: Say, show: Say) -> Job:
     """Print a job's log as it grows; returns how the job ended, with the service's reason if it failed."""
     lines, reason = _Lines(show), ""
     try:
+        _leaves_the_queue(workspace, of, queue_hours, say)
         with workspace.asking("follow job", of.name), redirect_stdout(lines):
             try:
                 workspace.client.jobs.stream(of.name)
@@ -196,6 +343,7 @@ def _follow(workspace: Workspace, of: Job, show: Say) -> Job:
                 if isinstance(error.__cause__, KeyboardInterrupt):
                     raise KeyboardInterrupt from error
                 reason = _reason(str(error))
+        ended = _ended(workspace, of)
     except KeyboardInterrupt as error:
         stages = ",".join(of.stages)
         raise Interrupted(
@@ -203,9 +351,50 @@ def _follow(workspace: Workspace, of: Job, show: Say) -> Job:
             f"  follow  the same command, or stage={stages} attach={of.name} elsewhere\n"
             "  cancel  stage=teardown"
         ) from error
-    while (ended := _look(workspace, of.name)) and ended.status not in ENDED:
-        time.sleep(POLL_S)  # the log ends before the job does, when it is being cancelled
-    return replace(ended or of, reason=reason)
+    except StillQueued:
+        raise
+    except StageError as error:
+        raise StageError(
+            f"{error.what}; the job goes on, at its full price",
+            where=error.where,
+            cure="the same command follows it, stage=teardown cancels it",
+        ) from error
+    return replace(ended, reason=reason)
+
+
+def _leaves_the_queue(workspace: Workspace, of: Job, hours: float, say: Say) -> None:
+    """Wait until a job has a machine, or has ended.
+
+    Raises:
+        StillQueued: it has none after so many hours: the size, or the spot price, is not to be had.
+    """
+    began = said = changes.now()
+    while (found := _look(workspace, of.name)) and found.status in QUEUED:
+        if changes.now() - began > hours * 3600:
+            raise StillQueued(
+                f"job {of.name} has waited for a machine for {hours:g} hours",
+                where=studio(workspace, of),
+                cure="the same command waits on; stage=teardown cancels it, then compute=<another size>, or "
+                "compute.spot=false",
+            )
+        if changes.now() - said > QUEUE_LINE_S:
+            said = changes.now()
+            say(f"job {of.name} waits for a machine: {(said - began) / 60:.0f} min so far")
+        changes.pause(QUEUE_POLL_S)
+
+
+def _ended(workspace: Workspace, of: Job) -> Job:
+    """The job once it has ended, which is later than its log, when it is being cancelled."""
+    deadline = changes.now() + END_LIMIT_S
+    while True:
+        found = _look(workspace, of.name)
+        if found is None:
+            raise StageError(f"job {of.name} is gone", where=workspace.name)
+        if found.status in records.ENDED:
+            return found
+        if changes.now() > deadline:
+            raise StageError(f"the log of job {of.name} has ended, and its status is still {found.status}")
+        changes.pause(POLL_S)
 
 
 def check_completed(workspace: Workspace, of: Job, run_folder: Path) -> None:
@@ -258,24 +447,28 @@ def _look(workspace: Workspace, name: str) -> Job | None:
 
 
 def job_of(found: Any) -> Job:
-    kept = {key.removeprefix(TAG): value for key, value in (found.tags or {}).items() if key.startswith(TAG)}
+    tags = found.tags or {}
+    kept = {key.removeprefix(TAG): value for key, value in tags.items() if key.startswith(TAG)}
     stages = tuple(kept.get("stages", "").split(",")) if kept.get("stages") else ()
     status = str(getattr(found.status, "value", found.status))
-    return Job(found.name, stages, kept.get("fingerprint", ""), kept.get("store", ""), status)
+    owner = tags.get(OWNER, "")
+    return Job(found.name, stages, kept.get("fingerprint", ""), kept.get("store", ""), status, owner=owner)
 
 
 def studio(workspace: Workspace, of: Job) -> str:
-    return f"https://ml.azure.com/runs/{of.name}?wsid={workspace.described.id}"
+    """The job's page in Azure ML's studio, in the tenant of this credential."""
+    tenant = f"&tid={workspace.tenant}" if workspace.tenant else ""
+    return f"https://ml.azure.com/runs/{of.name}?wsid={workspace.described.id}{tenant}"
 
 
 def remember(run_folder: Path, of: Job) -> None:
-    with written_aside(run_folder / FOLDER / STATE) as aside:
+    with written_aside(run_folder / FOLDER / records.JOB) as aside:
         aside.write_text(json.dumps(asdict(of), indent=2) + "\n", encoding="utf-8")
 
 
 def _remembered(run_folder: Path) -> Job | None:
     try:
-        found = json.loads((run_folder / FOLDER / STATE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        found = json.loads((run_folder / FOLDER / records.JOB).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return None
     return Job(**{**found, "stages": tuple(found["stages"])})

@@ -1,35 +1,47 @@
 """A new version behind an endpoint: beside the old one, asked before it gets traffic, and step by step into service.
 
-Whatever ends it, Ctrl-C included, traffic goes back to what it was and what was made is deleted.
+Whatever ends it, Ctrl-C included, traffic goes back to what it was and what was made is deleted. Only what this run has
+made is deleted or loses traffic, and another run's live version if the user agrees; what else is there stays.
 """
 
 from __future__ import annotations
 
-import time
+import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
+from ftkit.chat.messages import system_message
 from ftkit.config.schema import Config
-from ftkit.data.conversations import system_message
+from ftkit.console import agreed
 from ftkit.errors import Interrupted, StageError
-from ftkit.platforms import Deployed as Outcome
-from ftkit.platforms import Say
-from ftkit.platforms.azureml import container, endpoints
+from ftkit.platforms.azureml import changes, endpoints
+from ftkit.platforms.azureml import deployment_spec as container
 from ftkit.platforms.azureml.capacity import Capacity, room
-from ftkit.platforms.azureml.endpoints import Deployed, Endpoint
+from ftkit.platforms.azureml.changes import Change, State
+from ftkit.platforms.azureml.claims import Claim, claimed
+from ftkit.platforms.azureml.endpoints import SERVING, Deployed, Endpoint
 from ftkit.platforms.azureml.errors import is_forbidden
+from ftkit.platforms.azureml.ownership import ROLLOUT, Mark, whose
 from ftkit.platforms.azureml.workspace import Workspace
-from ftkit.serving.client import NotAnswering, question, read_answer
+from ftkit.platforms.base import Deployed as Outcome
+from ftkit.platforms.base import Say
+from ftkit.serving.client import Busy, NotAnswering, question, read_answer
 from ftkit.serving.client import score as ask
 from ftkit.serving.server_log import reason
 
-COLOURS = ("blue", "green")
+COLOURS = ("blue", "green", "red", "white", "black")
 SMOKE_QUESTION = "2たす3はいくつですか？"
 SMOKE_TOKENS = 64
-CHECK_TRIES, CHECK_PAUSE_S = 5, 3.0
-"""The gateway may take some seconds to know a new deployment."""
-LOG_LINES = 30
+SMOKE_LIMIT_S, CHECK_PAUSE_S = 300.0, 3.0
+"""How long an answer is waited for in all, and between two questions: the gateway may take some seconds to know a
+new deployment, and a model some minutes for its first answer."""
+MACHINE_LIMIT_S = 3600.0
+"""How long the image, the machine and the download of the model may take before the model begins to load."""
+CHECK_TRIES = 10
+MIRROR_LOOK_S = 20.0
+LOG_LINES, LOG_SHOWN = 1000, 30
 
 
 def deploy(workspace: Workspace, config: Config, model: Mapping[str, Any], say: Say) -> Outcome:
@@ -39,14 +51,19 @@ def deploy(workspace: Workspace, config: Config, model: Mapping[str, Any], say: 
         StageError: it did not come into service; says what is left, if anything is.
         Interrupted: Ctrl-C, and something is left.
     """
-    return Rollout(workspace, config, model, say).run()
+    mark = Mark(config.run.name, workspace.owner, uuid.uuid4().hex[:12], config.tags)
+    with claimed(workspace, config.deployment.endpoint_name, mark, say) as claim:
+        return Rollout(workspace, config, model, say, mark, claim).run()
 
 
 class Rollout:
-    """One deployment on its way into service; arguments as of ``deploy``."""
+    """One deployment on its way into service; arguments as of ``deploy``, and the claim on the endpoint."""
 
-    def __init__(self, workspace: Workspace, config: Config, model: Mapping[str, Any], say: Say):
+    def __init__(
+        self, workspace: Workspace, config: Config, model: Mapping[str, Any], say: Say, mark: Mark, claim: Claim
+    ):
         self.workspace, self.config, self.say = workspace, config, say
+        self.mark, self.claim = mark, claim
         self.settings = config.deployment
         self.name = self.settings.endpoint_name
         self.reference = str(model["path"])
@@ -57,21 +74,25 @@ class Rollout:
         found = endpoints.find(self.workspace, self.name)
         if found:
             self._check_auth_mode(found)
+            self._check_access(found)
             self._clean(found)
+            found = self._find()
         old = found.serving if found else None
         if found and old and not self.config.force and self._serves_this(found, old):
             return self._outcome(found, old.name, "already ")
+        if found:
+            self._check_room_in_traffic(found, old)
+            self._may_replace(found, old)
         self._check_capacity()
         container.ensure_environment(self.workspace, self.config, self.say)
-        new = self._colour(old)
-        before = {old.name: 100} if old else {}
+        new = self._colour(found)
         try:
             if found is None:
-                endpoints.create(self.workspace, self.settings, self.say)
+                endpoints.create(self.workspace, self.settings, self.mark, self.say)
             self._start(new)
             self._take_into_service(new, old)
         except BaseException as error:
-            told = self._undone(error, new, before, existed=found is not None)
+            told = self._undone(error, new, old)
             if told is error:
                 raise
             raise told from error
@@ -89,66 +110,159 @@ class Rollout:
                 cure=f"deployment.auth_mode={found.auth_mode}, or stage=teardown first",
             )
 
+    def _check_access(self, found: Endpoint) -> None:
+        """Raises StageError: the endpoint was made with another identity, or open to other networks."""
+        wanted = self.settings.public_network_access or "enabled"
+        if found.public_network_access != wanted:
+            raise StageError(
+                f"the endpoint {self.name} was made with public_network_access={found.public_network_access}, and "
+                f"deployment.public_network_access is now {wanted}",
+                cure=f"deployment.public_network_access={found.public_network_access}, or stage=teardown first",
+            )
+        identities = {identity.lower() for identity in self.settings.user_assigned_identities}
+        if identities != {identity.lower() for identity in found.identities}:
+            own = ",".join(found.identities)
+            raise StageError(
+                f"the endpoint {self.name} has {own or 'an identity of its own'}, and "
+                f"deployment.user_assigned_identities is now {list(self.settings.user_assigned_identities)}; "
+                "an endpoint keeps the identity that it was made with",
+                cure=f"deployment.user_assigned_identities=[{own}], or stage=teardown first",
+            )
+
     def _clean(self, found: Endpoint) -> None:
-        """Put right what a command that was cut off has left: the one in service gets all traffic, others go."""
+        """Put right what a command of this run that was cut off has left: traffic goes back, and what it made goes."""
         serving = found.serving
-        wanted = {serving.name: 100} if serving else {}
-        if found.traffic != wanted:
-            self.say(f"traffic goes back to {serving.name if serving else 'nobody'}: an earlier deploy was cut off")
-            endpoints.share(self.workspace, self.name, wanted, self.say)
-        for other in found.deployments.values():
-            if other != serving:
-                self.say(f"deleting {other.name}, left by an earlier deploy ({other.model}, {other.state})")
-                endpoints.delete_deployment(self.workspace, self.name, other.name, self.say)
+        kept = serving.name if serving else ""
+        left = [other for other in found.beside(kept) if self.mark.owns(other.tags)]
+        names = [other.name for other in left]
+        for other in found.beside(kept, *names):
+            self.say(f"left as it is: {found.described(other)} ({whose(other.tags)})")
+        if any(name in found.traffic for name in names):
+            ours = found.share_of(kept, *names)
+            others = {name: share for name, share in found.traffic.items() if name not in (kept, *names)}
+            back = {kept: ours, **others} if kept else endpoints.without(found.traffic, names)
+            self.say(f"traffic goes back to {kept or 'the others'}: an earlier deploy was cut off")
+            endpoints.share(self.workspace, self.name, back, self.say, gone=names)
+        elif any(name in found.mirrored for name in names):
+            endpoints.share(self.workspace, self.name, found.traffic, self.say, gone=names)
+        for other in left:
+            self.say(f"deleting {other.name}, left by an earlier deploy ({other.model}, {other.state})")
+            endpoints.delete_deployment(self.workspace, self.name, other.name, self.say)
 
     def _serves_this(self, found: Endpoint, old: Deployed) -> bool:
-        return old.state == "Succeeded" and old.tags.get(endpoints.DIGEST) == self.container.digest
+        same = old.state == "Succeeded" and old.tags.get(endpoints.DIGEST) == self.container.digest
+        return same and self.mark.owns(old.tags) and old.name in found.traffic
+
+    def _check_room_in_traffic(self, found: Endpoint, old: Deployed | None) -> None:
+        """Raises StageError: all the traffic goes to deployments of others, which keep what they have."""
+        if self.settings.mirror_traffic and found.mirrored:
+            raise StageError(
+                f"copies of the requests to {self.name} go to {', '.join(found.mirrored)} already, and Azure ML copies "
+                "them to one deployment",
+                where=f"endpoint {self.name}",
+                cure="deployment.mirror_traffic=0, or az ml online-endpoint update --mirror-traffic",
+            )
+        if found.share_of(old.name if old else "") > 0:
+            return
+        has_all = "; ".join(found.described(other) for other in found.beside(old.name if old else ""))
+        raise StageError(
+            f"nothing of the traffic of {self.name} is left for a new version: {has_all}",
+            where=f"endpoint {self.name}",
+            cure="deployment.endpoint_name=<another name>, or give them less by az ml online-endpoint update --traffic",
+        )
+
+    def _may_replace(self, found: Endpoint, old: Deployed | None) -> None:
+        """Raises StageError: the live version is another run's, and nobody has agreed to replacing it."""
+        if old is None or self.mark.owns(old.tags):
+            return
+        live = f"{found.described(old)}, {self._cost(old)}; it is {whose(old.tags)}"
+        self.say(live)
+        if not agreed(
+            f"Replace it by {self.container.model} of run {self.config.run.name}?",
+            self.config,
+            f"deploy would replace and delete a live version of another run: {live}",
+            "yes=true replaces it; deployment.endpoint_name=<another name> leaves it",
+        ):
+            raise StageError("left as it is", cure="deployment.endpoint_name=<another name>")
 
     def _check_capacity(self) -> None:
         """See that the region has the VM size, and its quota room for it."""
         try:
             size = self.capacity.size(self.container.size)
-            room(self.capacity, size, self.container.count)
+            room(self.capacity, size, self.container.count, reserve=True)
         except StageError as error:
             if not is_forbidden(error.__cause__):
                 raise
             self.say("VM sizes and quota are not checked first: that needs the role Reader on the subscription")
 
-    def _colour(self, old: Deployed | None) -> str:
-        first = self.settings.deployment_name
-        return next(name for name in (first, *COLOURS) if old is None or name != old.name)
+    def _colour(self, found: Endpoint | None) -> str:
+        first, taken = self.settings.deployment_name, found.deployments if found else {}
+        return next(name for name in (first, *COLOURS, self.mark.rollout) if name not in taken)
 
     # Into service.
 
     def _start(self, name: str) -> None:
+        self.claim.check()
         self.say(
             f"{name}: starting {self.container.count} × {self.container.size} for {self.container.model}; image, "
             "model and start take 10 to 20 minutes with a large model"
         )
         doing = ("start the deployment", f"{self.name}/{name}")
-        with container.deployment(self.container, self.name, name, self.reference) as wanted:
+
+        def look() -> State:
+            found = endpoints.deployment_of(self.workspace, self.name, name)
+            if found is None or not self.mark.made(found.tags):
+                return State.NOT_BEGUN
+            return endpoints.ENDED_STATES.get(found.state, State.UNDER_WAY)
+
+        with container.deployment(self.container, self.name, name, self.reference, self.mark) as wanted:
 
             def begin() -> Any:
                 with self.workspace.sending(*doing):
                     return self.workspace.client.online_deployments.begin_create_or_update(wanted)
 
-            endpoints.change(self.workspace, begin, doing, self.say)
+            limit_s = MACHINE_LIMIT_S + self.settings.startup_timeout_s
+            changes.make(self.workspace, Change(doing, begin, look, limit_s), self.say)
 
     def _take_into_service(self, new: str, old: Deployed | None) -> None:
         found = self._find()
         key = endpoints.credential(self.workspace, self.name)
         self._check(found, key, new)
         self.say(f"{new}: healthy, answers")
+        kept = old.name if old else ""
+        if old and self.settings.mirror_traffic:
+            self._mirror(found, key, new)
         for percent in self.settings.rollout if old else [100]:
-            traffic = {new: percent} | ({old.name: 100 - percent} if old and percent < 100 else {})
-            in_service = new if percent == 100 else None
-            endpoints.share(self.workspace, self.name, traffic, self.say, serving=in_service)
-            self._check(found, key, new)
-            self._check(found, key)
-            self.say(f"{new}: {percent} % of the traffic, answers")
+            self.claim.check()
+            found = self._find()
+            traffic = found.split(new, kept, percent)
+            last = percent == 100
+            tags = {SERVING: new, **replace(self.mark, rollout="").tags} if last else {}
+            endpoints.share(
+                self.workspace, self.name, traffic, self.say, tags=tags, gone=[new, *([kept] if last else [])]
+            )
+            self._check(found, key, new, may_be_busy=True)
+            if not found.beside(new, kept):
+                self._check(found, key, may_be_busy=True)
+            self.say(f"{new}: {traffic[new]} % of the traffic, answers")
 
-    def _check(self, found: Endpoint, key: str, deployment: str = "") -> None:
+    def _mirror(self, found: Endpoint, key: str, new: str) -> None:
+        """Have the new version answer copies of requests for a while, before it gets any of the traffic."""
+        percent, minutes = self.settings.mirror_traffic, self.settings.mirror_minutes
+        endpoints.share(self.workspace, self.name, found.traffic, self.say, copies={new: percent})
+        self.say(f"{new}: gets copies of {percent} % of the requests for {minutes:g} min")
+        until = changes.now() + minutes * 60
+        while (left := until - changes.now()) > 0:
+            self.claim.check()
+            changes.pause(min(left, MIRROR_LOOK_S))
+        self._check(found, key, new, may_be_busy=True)
+        self.say(f"{new}: answers after {minutes:g} min of copies")
+
+    def _check(self, found: Endpoint, key: str, deployment: str = "", *, may_be_busy: bool = False) -> None:
         """Ask a real question: a deployment directly, or whichever one the traffic leads to.
+
+        Args:
+            may_be_busy: it has answered before and has traffic: that it is busy says that it is alive.
 
         Raises:
             StageError: no answer, or one that says nothing.
@@ -163,6 +277,9 @@ class Rollout:
             if not (answer.output.strip() or answer.thinking.strip()):
                 raise StageError("the answer is empty", where=uri)
         except StageError as error:
+            if may_be_busy and isinstance(error, Busy):
+                self.say(f"{deployment or 'the endpoint'} is busy with other requests, so it is alive")
+                return
             raise StageError(
                 f"{deployment or 'the endpoint'} was asked a question: {error.what}",
                 where=error.where,
@@ -170,14 +287,29 @@ class Rollout:
             ) from error
 
     def _patiently(self, ask_once: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        for _ in range(CHECK_TRIES - 1):
-            with suppress(NotAnswering):
+        """An answer; one that fails to come is asked for again until the question's own time is up."""
+        deadline = changes.now() + SMOKE_LIMIT_S
+        tries = 0
+        while True:
+            tries += 1
+            try:
                 return ask_once()
-            time.sleep(CHECK_PAUSE_S)
-        return ask_once()
+            except (NotAnswering, Busy):
+                if changes.now() > deadline or tries == CHECK_TRIES:
+                    raise
+            changes.pause(CHECK_PAUSE_S)
 
     def _retire(self, old: Deployed) -> None:
+        """Delete the version that was replaced, unless it has been changed or given traffic meanwhile."""
         try:
+            found = self._find()
+            there = found.deployments.get(old.name)
+            if there is None:
+                return
+            if there.tags.get(ROLLOUT) != old.tags.get(ROLLOUT) or old.name in found.traffic:
+                self.say(f"left as it is, for it has been changed meanwhile: {found.described(there)}")
+                return
+            self.claim.check()
             endpoints.delete_deployment(self.workspace, self.name, old.name, self.say)
         except (StageError, KeyboardInterrupt) as error:
             left = f"the new version is in service, but {self._priced(old)} may still run without traffic"
@@ -186,8 +318,26 @@ class Rollout:
             raise StageError(f"{error.what}; {left}", where=error.where, cure="the same command deletes it") from error
 
     def _outcome(self, found: Endpoint, name: str, already: str = "") -> Outcome:
-        uri = found.uri(self.container.server)
-        summary = f"{name} {already}serves {self.container.model} with 100 % of the traffic at {uri}"
+        """What the endpoint serves now.
+
+        Raises:
+            StageError: no longer this.
+        """
+        uri, deployed = found.uri(self.container.server), found.deployments.get(name)
+        others = [found.described(other) for other in found.beside(name)]
+        if (
+            deployed is None
+            or deployed.tags.get(endpoints.DIGEST) != self.container.digest
+            or name not in found.traffic
+        ):
+            raise StageError(
+                f"{name} was in service, and has been changed by somebody else meanwhile: the endpoint {self.name} now "
+                f"has {'; '.join(map(found.described, found.deployments.values())) or 'nothing behind it'}",
+                where=f"endpoint {self.name}",
+                cure="ask who else deploys to it; deployment.endpoint_name=<another name>",
+            )
+        beside = f"; beside it: {'; '.join(others)}" if others else ""
+        summary = f"{name} {already}serves {self.container.model} with {found.traffic[name]} % of the traffic at {uri}"
         result = {
             "endpoint_name": self.name,
             "deployment_name": name,
@@ -195,11 +345,11 @@ class Rollout:
             "scoring_uri": uri,
             "digest": self.container.digest,
         }
-        return Outcome(summary, result)
+        return Outcome(summary + beside, result)
 
     # Back again.
 
-    def _undone(self, error: BaseException, new: str, before: dict[str, int], existed: bool) -> BaseException:
+    def _undone(self, error: BaseException, new: str, old: Deployed | None) -> BaseException:
         """Undo, and return the error with what is left, if anything is."""
         keep = self.settings.keep_failed and isinstance(error, StageError)
         if isinstance(error, KeyboardInterrupt):
@@ -207,37 +357,50 @@ class Rollout:
         try:
             if isinstance(error, StageError):
                 error = self._with_log(error, new)
-            self._undo(new, before, existed, keep)
-            left = self._left(new) if keep else ""
+            self._undo(new, old, keep)
+            left = self._left(new)
         except (StageError, KeyboardInterrupt) as second:
             why = second.what if isinstance(second, StageError) else "interrupted again"
-            left = f"{self._left(new)} ({why})"
+            left = self._left(new)
+            left = f"{left} ({why})" if left else ""
         if not left:
             return error
-        cure = "the same command clears it away first; stage=teardown deletes the whole endpoint"
+        cure = "the same command deletes it and tries again; stage=teardown deletes it"
         if isinstance(error, StageError):
-            cure = f"{error.cure}; {cure}" if error.cure else cure
             return StageError(f"{error.what}; left: {left}", where=error.where, cure=cure)
         return Interrupted(f"interrupted; left: {left}\n  cure   {cure}")
 
-    def _undo(self, new: str, before: dict[str, int], existed: bool, keep: bool) -> None:
-        found = endpoints.find(self.workspace, self.name)
+    def _undo(self, new: str, old: Deployed | None, keep: bool) -> None:
+        """Take back what this command has made and changed, and nothing else."""
+        found = endpoints.look_at(self.workspace, self.name)
         if found is None:
             return
-        if existed and (found.traffic != before or found.tags.get(endpoints.SERVING) == new):
-            (serving,) = before or {"": 100}
-            endpoints.share(self.workspace, self.name, before, self.say, serving=serving)
-            self.say(f"traffic is back: {serving or 'nobody'} has all of it")
+        made = found.deployments.get(new)
+        mine = made is not None and self.mark.made(made.tags)
+        if mine and (new in found.traffic or new in found.mirrored or found.tags.get(SERVING) == new):
+            self._give_back(found, new, found.deployments.get(old.name) if old else None)
         if keep:
-            if not existed and found.traffic:
-                endpoints.share(self.workspace, self.name, {}, self.say, serving="")
             return
-        if not existed:
+        if self.mark.made(found.tags) and not found.beside(new if mine else ""):
             endpoints.delete_endpoint(self.workspace, self.name, self.say)
             self.say(f"the endpoint {self.name} is deleted again")
-        elif new in found.deployments:
+        elif mine:
             endpoints.delete_deployment(self.workspace, self.name, new, self.say)
             self.say(f"{new} is deleted again")
+
+    def _give_back(self, found: Endpoint, new: str, old: Deployed | None) -> None:
+        """The new version's part of the traffic goes to the old one, or where there is none to the others."""
+        tags = {SERVING: old.name if old else ""}
+        if old is None:
+            endpoints.share(
+                self.workspace, self.name, endpoints.without(found.traffic, [new]), self.say, tags=tags, gone=[new]
+            )
+            return
+        back = found.split(old.name, new, 100)
+        owner = {key: value for key, value in old.tags.items() if key in self.mark.tags and key != ROLLOUT}
+        endpoints.share(self.workspace, self.name, back, self.say, tags={**tags, **owner}, gone=[new])
+        rest = "all of it" if back[old.name] == 100 else f"{back[old.name]} % again"
+        self.say(f"traffic is back: {old.name} has {rest}")
 
     def _with_log(self, error: StageError, name: str) -> StageError:
         """Print the end of the container's log, or what fetched model and code before it began; the error says why."""
@@ -246,26 +409,31 @@ class Rollout:
         with suppress(StageError), self.workspace.asking("get the log of", f"{self.name}/{name}"):
             text = get(name, self.name, lines=LOG_LINES).strip("\n")
             text = text or get(name, self.name, lines=LOG_LINES, container_type="storage-initializer")
-        for line in text.splitlines()[-LOG_LINES:]:
+        for line in text.splitlines()[-LOG_SHOWN:]:
             self.say(f"{name}: {line}")
         if not (why := reason(text)):
             return error
         return StageError(f"{name} did not start: {why}", where=error.where, cure="mend that; the log is above")
 
     def _left(self, new: str) -> str:
-        """What is still there and costs money, as far as can be told."""
+        """What this command has made that is still there, as far as can be told; empty for nothing."""
         try:
-            found = endpoints.find(self.workspace, self.name)
+            found = endpoints.look_at(self.workspace, self.name)
         except StageError:
             return f"the endpoint {self.name} and its deployment {new}, at {self.container.size}'s price, perhaps"
-        if found is None or new not in found.deployments:
-            return f"the endpoint {self.name}, which costs nothing by itself" if found else ""
-        return f"{self._priced(found.deployments[new])}, {found.traffic.get(new, 0)} % of the traffic"
+        deployed = found.deployments.get(new) if found else None
+        if found and deployed and self.mark.made(deployed.tags):
+            return f"{self._priced(deployed)}, {found.traffic.get(new, 0)} % of the traffic"
+        if found and self.mark.made(found.tags) and not found.deployments:
+            return f"the endpoint {self.name}, which costs nothing by itself"
+        return ""
 
     def _priced(self, deployed: Deployed) -> str:
+        return f"{self.name}/{deployed.name} ({deployed.machines}, {self._cost(deployed)})"
+
+    def _cost(self, deployed: Deployed) -> str:
         price = endpoints.usd_per_hour(self.capacity, [deployed])
-        cost = f"{price:,.2f} USD an hour" if price is not None else "price not known"
-        return f"{self.name}/{deployed.name} ({deployed.machines}, {cost})"
+        return f"{price:,.2f} USD an hour" if price is not None else "price not known"
 
     def _find(self) -> Endpoint:
         found = endpoints.find(self.workspace, self.name)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,13 +14,14 @@ from azure.ai.ml import Input, Output, command
 from azure.ai.ml.entities import ManagedIdentityConfiguration
 
 from ftkit.assets import asset_path
+from ftkit.config.conf_files import PACKAGE, shipped_conf
 from ftkit.config.lm_eval import include_folder
-from ftkit.config.resolve import freeze
 from ftkit.config.schema import Config
-from ftkit.config.sources import PACKAGE, shipped_conf
+from ftkit.files import check_links
+from ftkit.platforms import job_files
 from ftkit.platforms.azureml.environments import Environment
-from ftkit.platforms.azureml.work import Work
-from ftkit.records import path_of
+from ftkit.platforms.azureml.ownership import Mark, run_key
+from ftkit.platforms.base import JobRequest, Say
 
 OUTPUT = "runs"
 """Name of the job's output: it takes the place of ``run.outputs``."""
@@ -31,15 +29,17 @@ TAG = "ftkit-"
 """Begins the tags by which a job is known again."""
 
 
-def job_name(config: Config) -> str:
-    """A name that no job has yet."""
-    readable = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in config.run.name)
-    return f"{readable[:60]}-{secrets.token_hex(4)}"
+def store_name(run: str, job: str) -> str:
+    """The folder of a job's output."""
+    return f"{run}-{job_files.digest(job)}"
 
 
 @contextmanager
 def snapshot(config: Config) -> Iterator[Path]:
-    """A folder with the code that the job gets: the package as it is here, without what the job has no use for."""
+    """A folder with the code that the job gets: the package as it is here, without what the job has no use for.
+
+    Nothing of ``conf/local``, no file whose name begins with a dot and no link goes with it.
+    """
     model = config.model.pretrained_model_name_or_path
     needed = Path(asset_path(model)) if model.startswith("package:") else None
 
@@ -49,6 +49,9 @@ def snapshot(config: Config) -> Iterator[Path]:
             name
             for name in names
             if name == "__pycache__"
+            or name.startswith(".")
+            or (name == "local" and Path(folder) == shipped_conf())
+            or Path(folder, name).is_symlink()
             or (name in ("conf", "environment") and Path(folder) == PACKAGE)
             or (in_assets and not name.endswith(".py") and Path(folder, name) != needed)
         ]
@@ -56,31 +59,53 @@ def snapshot(config: Config) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         code = Path(folder, "code")
         shutil.copytree(PACKAGE, code / PACKAGE.name, ignore=left_out)
-        shutil.copytree(shipped_conf(), code / PACKAGE.name / "conf")
+        shutil.copytree(shipped_conf(), code / PACKAGE.name / "conf", ignore=left_out)
         yield code
 
 
-def write_given(config: Config, work: Work, folder: Path) -> None:
-    """Write what the job starts from: the resolved configuration, records of the stages before it, tasks' files."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    freeze(config.model_copy(update={"attach": None, "check": False, "stage": None}), folder / "config.yaml")
-    if task := _task_file(config, work):
+@contextmanager
+def whole_model(config: Config, say: Say) -> Iterator[str]:
+    """The base model as the job's input: where it is a folder here, one in which no ignore file drops a part of it.
+
+    Azure ML's SDK leaves out what a ``.amlignore`` or ``.gitignore`` in a folder names, weights as well.
+    """
+    model = config.model.pretrained_model_name_or_path
+    source = Path(model).expanduser()
+    if model.startswith("azureml:") or not source.is_dir():
+        yield model
+        return
+    hidden = sorted(path.name for path in source.iterdir() if path.name.startswith("."))
+    if hidden:
+        say(f"of {model} all is sent but {', '.join(hidden)}")
+    with tempfile.TemporaryDirectory() as folder:
+        staged = Path(folder, source.resolve().name)  # its name goes into the address of the upload
+        for path in source.rglob("*"):
+            relative = path.relative_to(source)
+            if path.is_file() and relative.parts[0] not in hidden:
+                (staged / relative).parent.mkdir(parents=True, exist_ok=True)
+                (staged / relative).symlink_to(path.resolve())
+        yield str(staged)
+
+
+def write_given(config: Config, request: JobRequest, folder: Path) -> None:
+    """Write what the job starts from, and the files of questions and tasks that it asks."""
+    job_files.write_given(config, request, folder)
+    if task := _task_file(config, request):
         shutil.copy(task, folder)
-    if own_tasks := _own_tasks(config, work):
-        shutil.copytree(own_tasks, folder / own_tasks.name, ignore=shutil.ignore_patterns("__pycache__"))
-    for stage, record in work.records.items():
-        path = path_of(folder, stage)
-        path.parent.mkdir()
-        path.write_text(json.dumps(asdict(record), ensure_ascii=False), encoding="utf-8")
+    if own_tasks := _own_tasks(config, request):
+        check_links(own_tasks)
+        shutil.copytree(own_tasks, folder / own_tasks.name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
 
 
 def job(
     config: Config,
-    work: Work,
+    request: JobRequest,
     *,
+    name: str,
+    owner: str,
     code: Path,
     given: Path,
+    model: str,
     environment: Environment,
     store: str,
     changes: Mapping[str, str] = MappingProxyType({}),
@@ -89,23 +114,26 @@ def job(
     """The command job.
 
     Args:
+        name: of the job.
+        owner: the identity that submits it.
         code: folder with the snapshot.
         given: folder with configuration and records.
+        model: the base model: a folder that is sent, an address in Azure ML, or what is fetched elsewhere.
         store: address that the output is mounted from; a further job on the same one goes on where this one ended.
         changes: overrides of the configuration.
         parameters: inputs that a sweep gives its values to.
     """
-    compute = config.compute
-    several = "train" in work.stages and config.processes > 1
-    inputs, mounted = _inputs(config, work, given)
+    compute = config.azure_compute
+    several = "train" in request.stages and config.processes > 1
+    inputs, mounted = _inputs(config, request, given, model)
     swept = [f"{key}={value}" for key, value in changes.items()]
     begin = "python -m ftkit --resolved ${{inputs.given}}/config.yaml"
-    line = [begin, f"stage={','.join(work.stages)}", *mounted, *swept]
+    line = [begin, f"stage={','.join(request.stages)}", *mounted, *swept]
     made = command(
-        name=job_name(config),
-        display_name=f"{config.run.name}: {', '.join(work.stages)}",
+        name=name,
+        display_name=f"{config.run.name}: {', '.join(request.stages)}",
         experiment_name=compute.experiment_name,
-        tags=tags(config, work, store),
+        tags=tags(config, request, store, owner),
         code=str(code),
         command=" ".join(line),
         environment=environment.reference,
@@ -118,46 +146,57 @@ def job(
         shm_size=compute.shm_size,
         job_tier="Spot" if compute.spot and not compute.cluster else None,
         distribution={"type": "PyTorch", "process_count_per_instance": compute.gpus_per_node} if several else None,
-        identity=ManagedIdentityConfiguration() if config.secrets.hf_token or config.secrets.hf_connection else None,
+        identity=_identity(config),
     )
     made.set_limits(timeout=round(compute.timeout_hours * 3600))
     return made
 
 
-def _task_file(config: Config, work: Work) -> Path | None:
+def _identity(config: Config) -> ManagedIdentityConfiguration | None:
+    """Whose rights the job has where it reads a secret, or where the user names an identity for it."""
+    given = config.azure_compute.identity_client_id
+    needed = given or config.secrets.hf_token or config.secrets.hf_connection
+    return ManagedIdentityConfiguration(client_id=given) if needed else None
+
+
+def _task_file(config: Config, request: JobRequest) -> Path | None:
     """The file of questions that the job's evaluation asks."""
-    path = config.evaluation.path if "evaluate" in work.stages else None
+    path = config.evaluation.path if "evaluate" in request.stages else None
     return None if path is None else Path(path).expanduser()
 
 
-def _own_tasks(config: Config, work: Work) -> Path | None:
+def _own_tasks(config: Config, request: JobRequest) -> Path | None:
     """The folder with the user's tasks for lm-eval."""
-    return include_folder(config.evaluation.lm_eval, None) if "evaluate" in work.stages else None
+    return include_folder(config.evaluation.lm_eval, None) if "evaluate" in request.stages else None
 
 
-def tags(config: Config, work: Work, store: str) -> dict[str, str]:
+def tags(config: Config, request: JobRequest, store: str, owner: str) -> dict[str, str]:
     """By which a job is known again, on another machine as well."""
-    kept = {"run": config.run.name, "stages": ",".join(work.stages), "fingerprint": work.fingerprint, "store": store}
-    return {TAG + key: value for key, value in kept.items()}
+    kept = {"stages": ",".join(request.stages), "fingerprint": request.fingerprint, "store": store}
+    of_run = {run_key(config.run.name): config.run.name}
+    return {
+        **Mark(config.run.name, owner, given=config.tags).tags,
+        **of_run,
+        **{TAG + key: value for key, value in kept.items()},
+    }
 
 
-def _inputs(config: Config, work: Work, given: Path) -> tuple[dict[str, Input], list[str]]:
+def _inputs(config: Config, request: JobRequest, given: Path, model: str) -> tuple[dict[str, Input], list[str]]:
     """Inputs by name, and the overrides that tell the job where they are mounted."""
-    model = config.model.pretrained_model_name_or_path
     inputs = {
         "given": Input(type="uri_folder", path=str(given)),
-        "data": Input(type="uri_folder", path=work.records["publish"].result["path"]),
+        "data": Input(type="uri_folder", path=request.records["publish"].result["path"]),
     }
-    changes = ["run.outputs=${{outputs.runs}}", "run.records=${{inputs.given}}", "dataset.folder=${{inputs.data}}"]
-    if model.startswith("azureml://") or Path(model).expanduser().is_dir():
+    changes = ["run.outputs=${{outputs.runs}}", "job.records=${{inputs.given}}", "job.data=${{inputs.data}}"]
+    if model.startswith("azureml://") or Path(model).is_dir():
         inputs["model"] = Input(type="uri_folder", path=model)
     elif model.startswith("azureml:"):
         inputs["model"] = Input(type="custom_model", path=model)
-    if _task_file(config, work) or _own_tasks(config, work):
-        changes.append("evaluation.folder=${{inputs.given}}")
+    if _task_file(config, request) or _own_tasks(config, request):
+        changes.append("job.evaluation=${{inputs.given}}")
     if "model" in inputs:
-        changes.append("model.folder=${{inputs.model}}")
-    if work.earlier:
-        inputs["earlier"] = Input(type="uri_folder", path=work.earlier)
-        changes.append("run.earlier=${{inputs.earlier}}")
+        changes.append("job.model=${{inputs.model}}")
+    if request.earlier:
+        inputs["earlier"] = Input(type="uri_folder", path=request.earlier)
+        changes.append("job.earlier=${{inputs.earlier}}")
     return inputs, changes

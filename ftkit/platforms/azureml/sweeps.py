@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,11 @@ from typing import Any
 from azure.ai.ml.sweep import Choice, MedianStoppingPolicy
 
 from ftkit.config.schema import Config
-from ftkit.platforms import Say
+from ftkit.errors import StageError
 from ftkit.platforms.azureml import environments, jobs
-from ftkit.platforms.azureml.submission import job, job_name, snapshot, tags, write_given
-from ftkit.platforms.azureml.work import Work
+from ftkit.platforms.azureml.submission import job, snapshot, tags, whole_model, write_given
 from ftkit.platforms.azureml.workspace import Workspace
+from ftkit.platforms.base import JobRequest, Say
 
 FIRST_DECISION, DECIDE_EVERY = 20, 5
 """Steps before a trial may be ended for a loss worse than the others' median, and between two looks."""
@@ -23,7 +24,9 @@ Space = Mapping[str, Sequence[str]]
 """Values by dotted key, as typed."""
 
 
-def run(workspace: Workspace, config: Config, run_folder: Path, work: Work, space: Space, say: Say, show: Say) -> str:
+def run(
+    workspace: Workspace, config: Config, run_folder: Path, request: JobRequest, space: Space, say: Say, show: Say
+) -> str:
     """Submit a sweep job, or follow the one under way; fetch the records of its trials.
 
     Returns:
@@ -33,16 +36,17 @@ def run(workspace: Workspace, config: Config, run_folder: Path, work: Work, spac
         StageError: the sweep failed, or no trial has finished.
         Interrupted: Ctrl-C; the sweep goes on.
     """
-    found = jobs.to_follow(workspace, config, run_folder, work) or _submit(
-        workspace, config, run_folder, work, space, say
-    )
-    say(f"sweep {found.name}: {_count(space)} trials, {config.compute.max_concurrent_trials} at a time")
-    ended = jobs.follow_to_end(workspace, run_folder, found, show)
+    found = jobs.find(workspace, config, run_folder, request)
+    if isinstance(found, jobs.Place):
+        found = _submit(workspace, config, run_folder, request, found, space, say)
+    say(f"sweep {found.name}: {_count(space)} trials, {config.azure_compute.max_concurrent_trials} at a time")
+    ended = jobs.follow_to_end(workspace, config, run_folder, found, say, show)
     names = run_names(config.run.name, space)
     finished = [
         name for name in names if jobs.fetch(workspace, name, run_folder.parent / name, ended, f"{ended.store}/{name}")
     ]
     jobs.check_completed(workspace, ended, run_folder)
+    jobs.remember(run_folder, replace(ended, fetched=True))
     stopped = len(names) - len(finished)
     return f"sweep {ended.name}: {len(finished)} trials finished" + (f", {stopped} ended early" if stopped else "")
 
@@ -53,33 +57,47 @@ def run_names(base: str, space: Space) -> list[str]:
     return [f"{base}-{','.join(combination)}" for combination in product(*pairs)]
 
 
-def _submit(workspace: Workspace, config: Config, run_folder: Path, work: Work, space: Space, say: Say) -> jobs.Job:
-    config = jobs.with_vault(workspace, config)
+def _submit(
+    workspace: Workspace, config: Config, run_folder: Path, request: JobRequest, to: jobs.Place, space: Space, say: Say
+) -> jobs.Job:
+    config, owner = jobs.with_vault(workspace, config), workspace.owner
     environment = environments.ensure(workspace, "train", config.environment.train, say)
-    store = jobs.new_store(workspace, config)
+    store = jobs.new_store(workspace, config, to.name)
     given = run_folder / jobs.FOLDER / jobs.GIVEN
-    write_given(config, work, given)
-    with snapshot(config) as code, workspace.sending("submit a sweep over", ", ".join(space)):
-        trial = job(
-            config,
-            work,
-            code=code,
-            given=given,
-            environment=environment,
-            store=store,
-            changes=_changes(config, space),
-            parameters=[_input(key) for key in space],
-        )
-        wanted = _sweep(trial, config, space)
-        wanted.name, wanted.tags = job_name(config), tags(config, work, store)
-        made = jobs.job_of(workspace.client.jobs.create_or_update(wanted))
+    write_given(config, request, given)
+    asked = jobs.Job(to.name, tuple(request.stages), request.fingerprint, store, jobs.ASKED_FOR, owner=owner)
+    jobs.remember(run_folder, asked)
+    try:
+        with (
+            snapshot(config) as code,
+            whole_model(config, say) as model,
+            workspace.sending("submit a sweep over", ", ".join(space)),
+        ):
+            trial = job(
+                config,
+                request,
+                name=to.name,
+                owner=owner,
+                code=code,
+                given=given,
+                model=model,
+                environment=environment,
+                store=store,
+                changes=_changes(config, space),
+                parameters=[_input(key) for key in space],
+            )
+            wanted = _sweep(trial, config, space)
+            wanted.name, wanted.tags = to.name, tags(config, request, store, owner)
+            made = jobs.job_of(workspace.client.jobs.create_or_update(wanted))
+    except StageError as error:
+        made = jobs.made_all_the_same(workspace, asked, error, say)
     jobs.remember(run_folder, made)
     say(jobs.studio(workspace, made))
     return made
 
 
 def _sweep(trial: Any, config: Config, space: Space) -> Any:
-    compute = config.compute
+    compute = config.azure_compute
     wanted = trial(**{_input(key): Choice(list(values)) for key, values in space.items()}).sweep(
         sampling_algorithm="grid",
         primary_metric="loss",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import io
+import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import cached_property
 from io import TextIOWrapper
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from azure.ai.ml import MLClient
@@ -32,10 +35,11 @@ class Workspace:
     Args:
         settings: subscription, resource group and name.
         log: file for what the SDK has to say, the service's whole answers included; never a secret.
+        tags: the user's own, for all that is made in it.
     """
 
-    def __init__(self, settings: Settings, log: Path):
-        self.settings, self.log = settings, log
+    def __init__(self, settings: Settings, log: Path, tags: Mapping[str, str] = MappingProxyType({})):
+        self.settings, self.log, self.tags = settings, log, tags
         self.name = settings.workspace_name or ""
         self._handler = _LogFile(log, encoding="utf-8", delay=True)
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
@@ -70,6 +74,26 @@ class Workspace:
         """A bearer token, for the few calls that the SDK does not have."""
         with self.asking("sign in to", self.name):
             return self.credential.get_token(scope).token
+
+    @property
+    def owner(self) -> str:
+        """Who the credential is: a user's name, or an application's id; empty where its token does not say."""
+        names = ("upn", "preferred_username", "unique_name", "appid", "azp", "oid")
+        return next((str(self._claims[name]) for name in names if self._claims.get(name)), "")
+
+    @property
+    def tenant(self) -> str:
+        """The tenant that the credential belongs to."""
+        return str(self._claims.get("tid", ""))
+
+    @cached_property
+    def _claims(self) -> dict[str, Any]:
+        """What the credential's token says of itself; nothing that is trusted, only shown and written into tags."""
+        try:
+            claims = self.token().split(".")[1]
+            return dict(json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4))))
+        except (IndexError, ValueError, TypeError):
+            return {}
 
     @contextmanager
     def asking(self, to: str, resource: str) -> Iterator[None]:

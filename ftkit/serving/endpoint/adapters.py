@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ftkit.serving.endpoint.requests import ModelError, Refused
+from ftkit.chat.messages import ModelError
+from ftkit.serving.endpoint.refusals import Refused
 
 FOLDER = "adapters"
 
@@ -18,19 +20,19 @@ class Adapters:
     Args:
         model: of transformers.
         folder: of the model; may have no adapters.
-        base: name of the model without an adapter.
+        bases: names of the model without an adapter; the first is the one that answers are signed with.
 
     Raises:
         ModelError: one cannot be read or does not fit the model, or has the model's name.
     """
 
-    def __init__(self, model: Any, folder: Path, base: str):
-        found = sorted(path.parent for path in (folder / FOLDER).glob("*/adapter_config.json"))
-        self.base, self.names = base, [path.name for path in found]
+    def __init__(self, model: Any, folder: Path, bases: Sequence[str]):
+        found = adapters_in(folder)
+        self.base, self.bases, self.names = bases[0], list(dict.fromkeys(bases)), [path.name for path in found]
         self._loaded_at, self._active = int(time.time()), ""
         self._wrapped: Any = None
-        if base in self.names:
-            raise ModelError(f"{folder / FOLDER / base} has the name of the model itself")
+        if same := [name for name in self.bases if name in self.names]:
+            raise ModelError(f"{folder / FOLDER / same[0]} has the name of the model itself")
         for path in found:
             self._wrapped = self._load(model, path)
         if self._wrapped:
@@ -59,18 +61,21 @@ class Adapters:
         return f"adapter-{self.names.index(name)}"
 
     def named(self, model: str) -> str:
-        """The adapter that a request's ``model`` means; empty for the model itself.
+        """The adapter that a request's ``model`` means; empty for the model itself, as an empty name is.
 
         Raises:
-            Refused: none has that name. Where there are no adapters, any name means the model.
+            Refused: none has that name.
         """
-        if model in self.names or not self.names:
-            return model if self.names else ""
-        if model in ("", self.base):
+        if model in self.names:
+            return model
+        if model in ("", *self.bases):
             return ""
-        near = difflib.get_close_matches(model[:64], [*self.names, self.base], n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join([self.base, *self.names])}"
-        raise Refused(f"no model is called {model[:64]!r}; {hint}", "model", status=404)
+        served = [*self.bases, *self.names]
+        near = difflib.get_close_matches(model[:64], served, n=1, cutoff=0.5)
+        hint = (
+            f"did you mean {near[0]}?" if near else f"there {'is' if len(served) == 1 else 'are'} {', '.join(served)}"
+        )
+        raise Refused(f"no model is called {model[:64]!r}; {hint}", "model", 404, "model_not_found")
 
     def select(self, adapter: str) -> None:
         """Put one to work, or none if the name is empty."""
@@ -85,9 +90,22 @@ class Adapters:
 
     def listing(self) -> dict[str, Any]:
         """The model and its adapters, as OpenAI lists models."""
-        each = {"object": "model", "created": self._loaded_at, "owned_by": "ftkit"}
-        adapters = [{"id": name, **each, "parent": self.base} for name in self.names]
-        return {"object": "list", "data": [{"id": self.base, **each}, *adapters]}
+        return {"object": "list", "data": [self.entry(name) for name in (*self.bases, *self.names)]}
+
+    def entry(self, model: str) -> dict[str, Any]:
+        """One of them.
+
+        Raises:
+            Refused: none has that name.
+        """
+        adapter = self.named(model)
+        each = {"id": model or self.base, "object": "model", "created": self._loaded_at, "owned_by": "ftkit"}
+        return each | ({"parent": self.base} if adapter else {})
+
+
+def adapters_in(folder: Path) -> list[Path]:
+    """Folders of the adapters beside a model."""
+    return sorted(path.parent for path in (folder / FOLDER).glob("*/adapter_config.json"))
 
 
 def _line(error: Exception) -> str:

@@ -12,16 +12,16 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
+
+from ftkit.serving.endpoint.sampling import Chosen, sample, weighed
 
 CHUNK_TOKENS = 1024
 """Prompt tokens, padding included, between two steps of those that are being answered."""
 LOOK_S = 0.5
 """How often a waiting request looks whether its client is still there."""
-COLDEST = 1e-3
-"""A lower temperature is greedy: dividing by it would overflow."""
 
 log = logging.getLogger("azmlinfsrv.print")
 
@@ -37,15 +37,20 @@ class Job:
         prompt: token ids, at least one.
         max_new_tokens: after which it ends.
         deadline: on ``time.monotonic``'s clock, after which it ends.
-        temperature, top_p: of sampling; greedy below ``COLDEST``.
+        temperature, top_p: of sampling; greedy below ``sampling.COLDEST``.
         seed: makes the sample repeatable, whatever is answered beside it.
         stepwise: ``tokens`` gives each as it comes, and not all of them in the end.
         adapter: that answers; empty for the model without one.
+        more: further settings of sampling; of transformers' engine those that ``sampling.SETTINGS`` names.
+        likeliest: how many of the likeliest tokens to note with each, beside its own log-probability; None notes none.
 
     Attributes:
         ids: generated token ids so far, the stop token included.
+        chosen: how likely they were, if that is noted.
         ended: "" while it goes on, then "stop", "length", "time", "never begun", "cancelled" or "failed".
+        refusal: of the engine, if it did not take the request.
         released: is called when it ends, before anybody can see that.
+        on_cancel: is called when it is cancelled.
     """
 
     def __init__(
@@ -59,19 +64,26 @@ class Job:
         seed: int | None = None,
         stepwise: bool = False,
         adapter: str = "",
+        more: Mapping[str, Any] | None = None,
+        likeliest: int | None = None,
     ):
         self.prompt, self.max_new_tokens, self.deadline = prompt, max_new_tokens, deadline
         self.temperature, self.top_p, self.random = temperature, top_p, random.Random(seed)
-        self.stepwise, self.adapter = stepwise, adapter
+        self.seed, self.stepwise, self.adapter, self.more = seed, stepwise, adapter, more or {}
+        self.likeliest = likeliest
         self.ids: list[int] = []
+        self.chosen: list[Chosen] = []
         self.ended = ""
+        self.refusal: Exception | None = None
         self.released: Callable[[], None] = lambda: None
+        self.on_cancel: Callable[[], None] = lambda: None
         self._cancelled = ""
         self._news: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def cancel(self, why: str = "cancelled") -> None:
         """Have it leave the batch before the next step."""
         self._cancelled = self._cancelled or why
+        self.on_cancel()
 
     def tokens(self, gone: Callable[[], bool] = lambda: False) -> Iterator[int]:
         """Generated token ids until it has ended.
@@ -93,7 +105,9 @@ class Job:
                 if gone():
                     self.cancel()
 
-    def add(self, token: int, stop_ids: Collection[int]) -> None:
+    def add(self, token: int, stop_ids: Collection[int], chosen: Chosen | None = None) -> None:
+        if chosen:
+            self.chosen.append(chosen)
         self.ids.append(token)
         if token in stop_ids:
             self.end("stop")
@@ -123,7 +137,7 @@ class Scheduler:
     """Answers jobs with one model, in one thread of its own.
 
     Args:
-        model: a gpt-oss of transformers with eager attention.
+        model: of transformers, with eager attention.
         stop_ids: token ids that end an answer.
         batch_size: jobs that go through the model together.
         capacity: jobs in hand at most, those that wait for a place in the batch included.
@@ -148,17 +162,32 @@ class Scheduler:
         self._in_hand, self._lock = 0, threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def submit(self, job: Job) -> None:
-        """Take a job.
+    def reserve(self) -> None:
+        """Take a place for a job that is about to be submitted, or released.
 
         Raises:
-            Busy: there is no room for it.
+            Busy: there is none.
         """
         with self._lock:
             if self._in_hand >= self._capacity:
                 raise Busy
             self._in_hand += 1
-            job.released = self._release
+
+    def release(self) -> None:
+        """Give a place back."""
+        with self._lock:
+            self._in_hand -= 1
+
+    def submit(self, job: Job, *, reserved: bool = False) -> None:
+        """Take a job, into the place that was reserved for it or another one.
+
+        Raises:
+            Busy: there is no room for it.
+        """
+        if not reserved:
+            self.reserve()
+        job.released = self.release
+        with self._lock:
             if self._thread is None:  # not before: a server may fork after it has loaded the model
                 self._thread = threading.Thread(target=self._work, name="model")
                 self._thread.start()
@@ -215,10 +244,6 @@ class Scheduler:
             self._waiting.remove(job)
         self._arriving = Prompts(same) if same else None
 
-    def _release(self) -> None:
-        with self._lock:
-            self._in_hand -= 1
-
     def _fail(self) -> None:
         for group in (self._arriving, *self._running.values()):
             for job in group.jobs if group else ():
@@ -251,7 +276,7 @@ class Prompts:
         if end < self._ids.shape[1]:
             return None
         rows = Rows(self.jobs, [len(job.prompt) for job in self.jobs], self._cache)
-        rows.take(sample(logits, self.jobs), stop_ids)
+        rows.take(logits, stop_ids)
         return rows
 
     def _prepare(self, model: Any) -> None:
@@ -278,9 +303,11 @@ class Rows:
     def __init__(self, jobs: list[Job], lengths: list[int], cache: Any):
         self.jobs, self.lengths, self._cache = jobs, lengths, cache
 
-    def take(self, tokens: list[int], stop_ids: frozenset[int]) -> None:
-        for job, token in zip(self.jobs, tokens, strict=True):
-            job.add(token, stop_ids)
+    def take(self, logits: Any, stop_ids: frozenset[int]) -> None:
+        """Give each job the token that its logits, a row of (jobs, vocabulary), lead to."""
+        tokens = sample(logits, self.jobs)
+        for job, token, chosen in zip(self.jobs, tokens, weighed(logits, self.jobs, tokens), strict=True):
+            job.add(token, stop_ids, chosen)
 
     def step(self, model: Any, stop_ids: frozenset[int]) -> None:
         """One more token for each row."""
@@ -294,15 +321,12 @@ class Rows:
         logits = model(
             input_ids=torch.tensor([[job.ids[-1]] for job in self.jobs], device=device),
             position_ids=positions,
-            attention_mask={
-                "full_attention": mask,
-                "sliding_attention": mask[..., -model.config.sliding_window :],
-            },
+            attention_mask=_by_layer_type(mask, model.config),
             past_key_values=self._cache,
             use_cache=True,
         ).logits[:, -1]
         self.lengths = [length + 1 for length in self.lengths]
-        self.take(sample(logits, self.jobs), stop_ids)
+        self.take(logits, stop_ids)
 
     def due(self) -> Rows | None:
         """Itself without the rows of jobs that have ended, and without columns that no row needs any more."""
@@ -323,6 +347,13 @@ class Rows:
         return Rows(self.jobs + other.jobs, self.lengths + other.lengths, self._cache)
 
 
+def _by_layer_type(mask: Any, config: Any) -> Any:
+    """A mask (rows, 1, 1, columns), or one for each kind of layer where some see a window alone."""
+    if "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
+        return mask
+    return {"full_attention": mask, "sliding_attention": mask[..., -config.sliding_window :]}
+
+
 def _stacked(first: Any, second: Any) -> Any:
     """Rows under rows, of shape (rows, heads, columns, head size), the shorter ones padded on the left."""
     import torch
@@ -330,24 +361,3 @@ def _stacked(first: Any, second: Any) -> Any:
 
     columns = max(first.shape[2], second.shape[2])
     return torch.cat([pad(part, (0, 0, columns - part.shape[2], 0)) for part in (first, second)])
-
-
-def sample(logits: Any, jobs: Sequence[Job]) -> list[int]:
-    """The next token of each job.
-
-    Args:
-        logits: of shape (jobs, vocabulary).
-    """
-    import torch
-
-    tokens = logits.argmax(-1)
-    if hot := [row for row, job in enumerate(jobs) if job.temperature >= COLDEST]:
-        temperature, top_p, drawn = torch.tensor(
-            [(jobs[row].temperature, jobs[row].top_p, jobs[row].random.random()) for row in hot], device=logits.device
-        ).T[..., None]
-        shares, order = (logits[hot].float() / temperature).softmax(-1).sort(descending=True)
-        before = shares.cumsum(-1) - shares
-        reached = shares.masked_fill((before >= top_p) & (before > 0), 0).cumsum(-1)
-        places = (reached < drawn * reached[:, -1:]).sum(-1, keepdim=True)
-        tokens[hot] = order.gather(-1, places)[:, 0]
-    return tokens.tolist()

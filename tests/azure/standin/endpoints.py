@@ -195,7 +195,7 @@ class Endpoints:
         size = resource["properties"]["instanceType"]
         try:
             self._serving.release(endpoint, deployment, self._quota)
-            self._quota.take(size, count)
+            self._quota.take(size, count, serves=True)
             self._serving.hold(endpoint, deployment, size, count)
             self._serving.start(endpoint, deployment, resource["properties"])
         except Exception:
@@ -207,7 +207,12 @@ class Endpoints:
         path = f"{_deployments(endpoint)}/{deployment}"
         if not self._resources.find(path):
             return answer(status=204)
-        traffic = self._resources.get(_endpoint(endpoint))["properties"]["traffic"]
+        found = self._resources.get(_endpoint(endpoint))["properties"]
+        traffic = found["traffic"]
+        if found["mirrorTraffic"].get(deployment):
+            raise ServiceError(
+                400, "BadArgument", f"The deployment {deployment} gets mirrored traffic; end that first."
+            )
         if traffic.get(deployment):
             raise ServiceError(
                 400,

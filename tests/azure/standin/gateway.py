@@ -96,9 +96,8 @@ def _forwarded(request: Request, server: Server, deployment: str) -> Response:
         return _said(502, "upstream connect error or disconnect/reset before headers")
     kept = {"Content-Type": answer.getheader("Content-Type", "application/json"), DEPLOYMENT_HEADER: deployment}
     status = answer.status
-    if status >= 400:
+    if status != 200:  # "If your model container returns a non-200 response, Azure returns a 424."
         kept["ms-azureml-model-error-statuscode"] = str(status)
-    if status == 500:
         status = 424
     if answer.getheader("Content-Length") is None:
         return Response(status, b"", kept, _chunks(connection, answer))

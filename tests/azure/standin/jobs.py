@@ -65,6 +65,8 @@ class Jobs:
         found = self._resources.children("jobs")
         if wanted := request.query.get("jobtype"):
             found = [job for job in found if job["properties"]["jobType"] == wanted]
+        if key := request.query.get("tag"):
+            found = [job for job in found if key in (job["properties"].get("tags") or {})]
         return answer({"value": found})
 
     def _get(self, request: Request, name: str) -> Response:

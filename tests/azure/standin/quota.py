@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import Counter
 from typing import Any, NamedTuple
@@ -55,8 +56,8 @@ class Quota:
     def reset(self) -> None:
         self.limits = dict(LIMITS)
 
-    def take(self, size_name: str, count: int) -> None:
-        """Count machines as in use.
+    def take(self, size_name: str, count: int, *, serves: bool = False) -> None:
+        """Count machines as in use; those that serve, but for the GPU sizes here, need room for a fifth more.
 
         Raises:
             ServiceError: no such size, or the family's quota is too small.
@@ -64,12 +65,13 @@ class Quota:
         size = find_size(size_name)
         with self._lock:
             used, limit = self.in_use[size.family], self.limits.get(size.family, 0)
-            if used + size.cores * count > limit:
+            wanted = size.cores * (math.ceil(1.2 * count) if serves and not size.gpus else count)
+            if used + wanted > limit:
                 raise ServiceError(
                     400,
                     "OutOfQuota",
                     f"Not enough quota available for {size.name} in SubscriptionId {names.SUBSCRIPTION}. "
-                    f"Current usage/limit: {used}/{limit}. Additional needed: {size.cores * count} vCPUs.",
+                    f"Current usage/limit: {used}/{limit}. Additional needed: {wanted}.",
                 )
             self.in_use[size.family] += size.cores * count
 

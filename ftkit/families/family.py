@@ -1,0 +1,75 @@
+"""What a model family has to say for itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+Values = Mapping[str, Any]
+"""Values of a checkpoint's config.json, or of ``model.architecture``."""
+
+COMMON_SHAPE = (
+    *("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size"),
+    "max_position_embeddings",
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family.
+
+    Attributes:
+        model_type: as transformers names it.
+        title: for the user.
+        layer_class: decoder layer's class, which ``sft.fsdp`` shards by; None finds it in the model.
+        attention: what ``model.attn_implementation`` can be; ``auto`` takes the first.
+        experts: what ``model.experts_implementation`` can be; ``auto`` takes the first; only ``eager`` without experts.
+        expert_tensors: names of a layer's expert tensors that LoRA adapts; empty for a dense model.
+        router: parts of the names of weights that route tokens to experts; they stay frozen.
+        mxfp4: whether its checkpoints can hold experts in MXFP4.
+        gguf: whether ``merge.gguf`` can check what llama.cpp makes of it.
+        chat: ``harmony`` where its tokenizer must have Harmony's tokens; None finds the format by the tokenizer.
+        renamed: name of a value in ``model.architecture`` → its names in config.json, the first that is there counts.
+        biases: parameters of one layer's biases, sinks and other vectors besides the two norms, from its shape.
+        implementation: module with ``prepare(model, config, fused=…)``, ``why_plain(config, device)``,
+            ``flash_runs(device, head_dim)`` and ``register()``, which needs torch.
+        why_not: why a value of ``attn_implementation`` that transformers knows is refused.
+    """
+
+    model_type: str
+    title: str
+    layer_class: str | None
+    attention: tuple[str, ...]
+    experts: tuple[str, ...] = ("eager",)
+    expert_tensors: tuple[str, ...] = ()
+    router: tuple[str, ...] = ()
+    mxfp4: bool = False
+    gguf: bool = False
+    chat: str | None = None
+    renamed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    biases: Callable[[Any], int] = lambda architecture: 0
+    implementation: str = "ftkit.models.plain"
+    why_not: str = ""
+
+    @property
+    def training(self) -> Any:
+        """The module that ``implementation`` names; importing it needs torch."""
+        return import_module(self.implementation)
+
+    def shape(self, config: Values) -> dict[str, Any]:
+        """``model.architecture`` from the values of a checkpoint's config.json.
+
+        Raises:
+            KeyError: a value that every causal model has is not there.
+        """
+        names = {name: (name,) for name in COMMON_SHAPE} | dict(self.renamed)
+        shape: dict[str, Any] = {}
+        for ours, theirs in names.items():
+            shape[ours] = config[next((name for name in theirs if name in config), theirs[0])]
+        shape["model_type"] = self.model_type
+        shape["num_key_value_heads"] = config.get("num_key_value_heads") or shape["num_attention_heads"]
+        shape["head_dim"] = config.get("head_dim") or shape["hidden_size"] // shape["num_attention_heads"]
+        shape["tie_word_embeddings"] = bool(config.get("tie_word_embeddings", False))
+        return {"num_local_experts": None, "num_experts_per_tok": None} | shape

@@ -1,0 +1,31 @@
+"""gpt-oss: experts with biases, attention with sinks, MXFP4 checkpoints, Harmony. Trained by ftkit's own kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ftkit.families.family import Family
+
+
+def _biases(a: Any) -> int:
+    q, kv = a.num_attention_heads * a.head_dim, a.num_key_value_heads * a.head_dim
+    of_attention = q + 2 * kv + a.hidden_size + a.num_attention_heads  # the last are the sinks
+    return of_attention + a.num_local_experts * (1 + 2 * a.intermediate_size + a.hidden_size)
+
+
+FAMILY = Family(
+    model_type="gpt_oss",
+    title="gpt-oss",
+    layer_class="GptOssDecoderLayer",
+    attention=("ftkit_sinks", "flex_attention", "eager"),
+    experts=("ftkit_lora", "grouped_mm", "batched_mm", "eager"),
+    expert_tensors=("gate_up_proj", "down_proj"),
+    router=(".router.",),
+    mxfp4=True,
+    gguf=True,
+    chat="harmony",
+    renamed={"num_local_experts": ("num_local_experts",), "num_experts_per_tok": ("num_experts_per_tok",)},
+    biases=_biases,
+    implementation="ftkit.models.gpt_oss",
+    why_not="leaves gpt-oss's attention sinks out, or does not train them",
+)

@@ -1,0 +1,21 @@
+"""Qwen3 with experts: no biases, a router at ``mlp.gate``."""
+
+from __future__ import annotations
+
+from ftkit.families.family import Family
+
+FAMILY = Family(
+    model_type="qwen3_moe",
+    title="Qwen3-MoE",
+    layer_class="Qwen3MoeDecoderLayer",
+    attention=("ftkit_varlen", "sdpa", "eager"),
+    experts=("ftkit_lora", "grouped_mm", "batched_mm", "eager"),
+    expert_tensors=("gate_up_proj", "down_proj"),
+    router=(".mlp.gate.",),
+    renamed={
+        "num_local_experts": ("num_experts", "num_local_experts"),
+        "num_experts_per_tok": ("num_experts_per_tok",),
+        "intermediate_size": ("moe_intermediate_size",),
+    },
+    biases=lambda a: 2 * a.head_dim,
+)

@@ -1,0 +1,1 @@
+"""The models: loading, adapters, loss head, and a folder for each family."""

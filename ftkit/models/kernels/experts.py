@@ -1,0 +1,323 @@
+"""Triton kernels over routed rows: each reads and writes its large tensors once.
+
+Routed rows are the tokens' copies for each expert that they visit, sorted by expert: expert e owns the rows from
+``ends[e - 1]`` to ``ends[e]``. A program of the kernels by ``_tile`` works on rows of one expert. Nothing is summed
+with atomics, so results repeat bit for bit.
+
+``R`` is the number of extra columns (see ``ftkit.models.gpt_oss.fused_experts``), ``r`` the rank.
+"""
+
+# Triton's language is no Python that a type checker knows.
+# pyright: basic, reportMissingImports=false, reportIndexIssue=false, reportCallIssue=false, reportOperatorIssue=false
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LAUNCH: dict[str, dict[str, int]] = {
+    "gather_project": {"BM": 32, "BD": 64, "num_warps": 4, "num_stages": 1},
+    "glu_project": {"BM": 32, "BC": 64, "num_warps": 8},
+    "glu_backward": {"BM": 32, "BC": 32, "num_warps": 4, "num_stages": 4},
+    "thin_gradient": {"BS": 64, "BD": 128, "num_warps": 4, "num_stages": 3},
+}
+"""Block sizes and warps, chosen by measurement on an H100."""
+
+
+def _tiles(kernel: str, rows: int, experts: int) -> tuple[int]:
+    """Programs that cover all experts' rows, however they are distributed; some find nothing to do."""
+    return (triton.cdiv(rows, LAUNCH[kernel]["BM"]) + experts,)
+
+
+@triton.jit
+def _tile(ends, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr):
+    """Expert, first row and end of the rows of this program; the expert is E where there is nothing to do."""
+    pid = tl.program_id(0)
+    i = tl.arange(0, EP)
+    end = tl.load(ends + i, mask=i < E, other=0)
+    start = tl.load(ends + i - 1, mask=(i > 0) & (i < E), other=0)
+    count = tl.where(i < E, (end - start + BM - 1) // BM, 0)
+    upto = tl.cumsum(count, 0)
+    expert = tl.sum(((upto <= pid) & (i < E)).to(tl.int32), 0)
+    mine = i == expert
+    row = tl.sum(tl.where(mine, start + (pid - (upto - count)) * BM, 0), 0)
+    return expert, row, tl.sum(tl.where(mine, end, 0), 0)
+
+
+@triton.jit
+def _gather_project(
+    x, order, P, ends, out, K, D, x_row, p_expert, p_in, p_out, out_row, scale, rank,
+    ONE: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
+    BM: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    expert, row, end = _tile(ends, E, EP, BM)
+    if expert < E:
+        rows = row + tl.arange(0, BM)
+        live = rows < end
+        token = tl.load(order + rows, mask=live, other=0) // K
+        source = x + token.to(tl.int64)[:, None] * x_row
+        target = out + rows.to(tl.int64)[:, None] * out_row
+        j = tl.arange(0, RP)
+        factor = P + expert.to(tl.int64) * p_expert + j[None, :] * p_out
+        sums = tl.zeros((BM, RP), tl.float32)
+        for d0 in range(0, D, BD):
+            d = d0 + tl.arange(0, BD)
+            whole = live[:, None] & (d[None, :] < D)
+            values = tl.load(source + d[None, :], mask=whole, other=0.0)
+            tl.store(target + d[None, :], values, mask=whole)
+            p = tl.load(factor + d[:, None] * p_in, mask=(d[:, None] < D) & (j[None, :] < R), other=0.0)
+            sums = tl.dot(values, p.to(values.dtype), sums)
+        sums = tl.where(j[None, :] < rank, sums * scale, sums) + tl.where(j[None, :] == rank, ONE, 0.0)
+        tl.store(target + D + j[None, :], sums.to(out.dtype.element_ty), mask=live[:, None] & (j[None, :] < R))
+
+
+def gather_project(
+    x: Tensor, order: Tensor, top_k: int, factor: Tensor, ends: Tensor, scale: float, rank: int, one: bool
+) -> Tensor:
+    """Rows of tokens in the experts' order, with their thin products beside them.
+
+    Args:
+        x: (tokens, D).
+        order: (S,), routed row → token × top_k + choice.
+        factor: (E, D, R), any strides.
+        scale: of the first ``rank`` products.
+        one: adds 1 to column ``rank`` of the products, for the bias.
+
+    Returns:
+        (S, D + R): [x, x · factor].
+    """
+    rows, width, (experts, _, extra) = order.numel(), x.shape[1], factor.shape
+    out = torch.empty(rows, width + extra, dtype=x.dtype, device=x.device)
+    _gather_project[_tiles("gather_project", rows, experts)](
+        x, order, factor, ends, out, top_k, width, x.stride(0), *factor.stride(), out.stride(0), scale, rank,
+        ONE=float(one), R=extra, RP=_power(extra), E=experts, EP=_power(experts), **LAUNCH["gather_project"],
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _glu(gate, up, limit, alpha):
+    gate = tl.minimum(gate, limit)
+    up = tl.minimum(tl.maximum(up, -limit), limit)
+    sigmoid = 1.0 / (1.0 + tl.exp(-alpha * gate))
+    return gate, up, sigmoid
+
+
+@triton.jit
+def _glu_project(
+    h, A, ends, out, sums_buffer, columns, width, first, h_row, a_expert, a_in, a_out, out_row,
+    scale, rank, limit, alpha,
+    FIRST: tl.constexpr, LAST: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
+    BM: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    expert, row, end = _tile(ends, E, EP, BM)
+    if expert < E:
+        rows = row + tl.arange(0, BM)
+        live = rows < end
+        source = h + rows.to(tl.int64)[:, None] * h_row
+        target = out + rows.to(tl.int64)[:, None] * out_row
+        j = tl.arange(0, RP)
+        factor = A + expert.to(tl.int64) * a_expert + j[None, :] * a_out
+        kept = sums_buffer + rows.to(tl.int64)[:, None] * RP + j[None, :]
+        if FIRST:  # noqa: SIM108  (only one side may be compiled)
+            sums = tl.zeros((BM, RP), tl.float32)
+        else:
+            sums = tl.load(kept, mask=live[:, None], other=0.0)
+        for c0 in range(0, columns, BC):
+            c2 = 2 * c0 + tl.arange(0, 2 * BC)
+            both = tl.load(source + c2[None, :], mask=live[:, None] & (c2[None, :] < 2 * columns), other=0.0)
+            gate, up = tl.split(tl.reshape(both, (BM, BC, 2)))
+            gate, up, sigmoid = _glu(gate.to(tl.float32), up.to(tl.float32), limit, alpha)
+            act = ((up + 1.0) * gate * sigmoid).to(out.dtype.element_ty)
+            c = c0 + tl.arange(0, BC)
+            inside = c < columns
+            tl.store(target + first + c[None, :], act, mask=live[:, None] & inside[None, :])
+            a = tl.load(factor + (first + c)[:, None] * a_in, mask=inside[:, None] & (j[None, :] < R), other=0.0)
+            act = tl.where(inside[None, :], act, 0.0)
+            sums = tl.dot(act, a.to(act.dtype), sums)
+        if LAST:
+            sums = tl.where(j[None, :] < rank, sums * scale, sums) + tl.where(j[None, :] == rank, 1.0, 0.0)
+            tl.store(target + width + j[None, :], sums.to(out.dtype.element_ty), mask=live[:, None] & (j[None, :] < R))
+        else:
+            tl.store(kept, sums, mask=live[:, None])
+
+
+def glu_project(
+    pieces: list[Tensor], factor: Tensor, ends: Tensor, scale: float, rank: int, limit: float, alpha: float
+) -> Tensor:
+    """gpt-oss's clamped GLU of interleaved gate and up, with its thin product beside it.
+
+    Args:
+        pieces: (S, ≥ 2 · I / pieces) each: gate and up of consecutive columns of the result.
+        factor: (E, I, R).
+
+    Returns:
+        (S, I + R): [a, scale · a · factor, 1, 0 …] with a = (up + 1) · gate · σ(alpha · gate).
+    """
+    (experts, width, extra), rows = factor.shape, pieces[0].shape[0]
+    out = torch.empty(rows, width + extra, dtype=pieces[0].dtype, device=factor.device)
+    columns, padded = width // len(pieces), _power(extra)
+    sums = torch.empty(rows if len(pieces) > 1 else 0, padded, dtype=torch.float32, device=factor.device)
+    for i, piece in enumerate(pieces):
+        _glu_project[_tiles("glu_project", rows, experts)](
+            piece, factor, ends, out, sums, columns, width, i * columns, piece.stride(0), *factor.stride(),
+            out.stride(0), scale, rank, limit, alpha, FIRST=i == 0, LAST=i == len(pieces) - 1, R=extra, RP=padded,
+            E=experts, EP=_power(experts), **LAUNCH["glu_project"],
+        )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _glu_backward(
+    h, v, weight, bias_dot, A, B, ends, thin, dweight, t_sums, dt_sums,
+    columns, first, h_row, v_row, bias_row, a_expert, a_in, a_out, b_expert, b_in, b_out,
+    a_scale, b_scale, b_rank, limit, alpha,
+    FIRST: tl.constexpr, LAST: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
+    BM: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    expert, row, end = _tile(ends, E, EP, BM)
+    if expert < E:
+        rows = row + tl.arange(0, BM)
+        live = rows < end
+        wide = rows.to(tl.int64)[:, None]
+        j = tl.arange(0, RP)
+        a_factor = A + expert.to(tl.int64) * a_expert + j[None, :] * a_out
+        b_factor = B + expert.to(tl.int64) * b_expert + j[None, :] * b_out
+        t_kept, dt_kept = t_sums + wide * RP + j[None, :], dt_sums + wide * RP + j[None, :]
+        w = tl.load(weight + rows, mask=live, other=0.0).to(tl.float32)
+        if FIRST:
+            t = tl.zeros((BM, RP), tl.float32)
+            dt = tl.zeros((BM, RP), tl.float32)
+            dw = tl.load(bias_dot + rows.to(tl.int64) * bias_row, mask=live, other=0.0).to(tl.float32)
+        else:
+            t = tl.load(t_kept, mask=live[:, None], other=0.0)
+            dt = tl.load(dt_kept, mask=live[:, None], other=0.0)
+            dw = tl.load(dweight + rows, mask=live, other=0.0)
+        for c0 in range(0, columns, BC):
+            c2 = 2 * c0 + tl.arange(0, 2 * BC)
+            both_live = live[:, None] & (c2[None, :] < 2 * columns)
+            both = tl.load(h + wide * h_row + c2[None, :], mask=both_live, other=0.0)
+            gate, up = tl.split(tl.reshape(both, (BM, BC, 2)))
+            gate, up = gate.to(tl.float32), up.to(tl.float32)
+            gate_passes, up_passes = gate <= limit, (up <= limit) & (up >= -limit)
+            gate, up, sigmoid = _glu(gate, up, limit, alpha)
+            c = c0 + tl.arange(0, BC)
+            inside = c < columns
+            here = live[:, None] & inside[None, :]
+            dact = tl.load(v + wide * v_row + c[None, :], mask=here, other=0.0).to(tl.float32)
+            act = (up + 1.0) * gate * sigmoid
+            dw += tl.sum(dact * act, 1)
+            act = act.to(v.dtype.element_ty)
+            tl.store(v + wide * v_row + c[None, :], act, mask=here)
+            a = tl.load(a_factor + (first + c)[:, None] * a_in, mask=inside[:, None] & (j[None, :] < R), other=0.0)
+            t = tl.dot(act, a.to(act.dtype), t)
+            dact = dact * w[:, None]
+            dgate = dact * (up + 1.0) * sigmoid * (1.0 + alpha * gate * (1.0 - sigmoid))
+            dgate = tl.where(gate_passes, dgate, 0.0)
+            dup = tl.where(up_passes, dact * gate * sigmoid, 0.0)
+            dh = tl.reshape(tl.join(dgate, dup), (BM, 2 * BC)).to(h.dtype.element_ty)
+            tl.store(h + wide * h_row + c2[None, :], dh, mask=both_live)
+            b = tl.load(
+                b_factor + (2 * first + c2)[:, None] * b_in,
+                mask=(c2[:, None] < 2 * columns) & (j[None, :] < b_rank), other=0.0,
+            )  # fmt: skip
+            dt = tl.dot(dh, b.to(dh.dtype), dt)
+        tl.store(dweight + rows, dw, mask=live)
+        if LAST:
+            narrow = live[:, None] & (j[None, :] < R)
+            tl.store(h + wide * h_row + 2 * columns + j[None, :], (dt * b_scale).to(h.dtype.element_ty), mask=narrow)
+            tl.store(thin + wide * R + j[None, :], (t * a_scale).to(thin.dtype.element_ty), mask=narrow)
+        else:
+            tl.store(t_kept, t, mask=live[:, None])
+            tl.store(dt_kept, dt, mask=live[:, None])
+
+
+def glu_backward(
+    pieces: list[Tensor], gradients: Iterable[Tensor], weight: Tensor, bias_dot: Tensor, A: Tensor, B: Tensor,
+    ends: Tensor, a_scale: float, b_scale: float, b_rank: int, limit: float, alpha: float,
+) -> tuple[list[Tensor], Tensor, Tensor]:  # fmt: skip
+    """Backward of ``glu_project`` and of the routing weight that multiplies what comes of it.
+
+    ``pieces``, as ``glu_project`` had them, are overwritten with their gradient; the last one, which is R columns
+    wider, gets b_scale · gradient · B in these.
+
+    Args:
+        gradients: of the activation before the routing weight, (S, I / pieces) for each piece; asked for one by one.
+        weight: (S,), routing weights, float32.
+        bias_dot: (S,), any stride: the gradient's product with the bias of the second projection.
+        A: (E, I, R), adapter of the second projection.
+        B: (E, 2 · I, R), adapter of the first; its first ``b_rank`` columns count.
+
+    Returns:
+        Activation in pieces, over ``gradients``; a_scale · activation · A (S, R); gradient of the routing weight (S,),
+        float32.
+    """
+    (experts, width, extra), rows, device = A.shape, weight.shape[0], weight.device
+    thin = torch.empty(rows, extra, dtype=pieces[0].dtype, device=device)
+    dweight = torch.empty(rows, dtype=torch.float32, device=device)
+    columns, padded, last = width // len(pieces), _power(extra), len(pieces) - 1
+    t, dt = torch.empty(2, rows if last else 0, padded, dtype=torch.float32, device=device)
+    activations, gradients = [], iter(gradients)
+    for i, piece in enumerate(pieces):
+        activations.append(v := next(gradients))
+        _glu_backward[_tiles("glu_backward", rows, experts)](
+            piece, v, weight, bias_dot, A, B, ends, thin, dweight, t, dt,
+            columns, i * columns, piece.stride(0), v.stride(0), bias_dot.stride(0), *A.stride(), *B.stride(),
+            a_scale, b_scale, b_rank, limit, alpha,
+            FIRST=i == 0, LAST=i == last, R=extra, RP=padded, E=experts, EP=_power(experts),
+            **LAUNCH["glu_backward"],
+        )  # fmt: skip
+    return activations, thin, dweight
+
+
+@triton.jit
+def _thin_gradient(
+    x, t, order, weight, ends, out, K, D, x_row, t_row, out_expert, out_d, out_j, rank,
+    GATHERED: tl.constexpr, WEIGHTED: tl.constexpr, RP: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    expert = tl.program_id(1)
+    start = tl.load(ends + expert - 1, mask=expert > 0, other=0)
+    end = tl.load(ends + expert)
+    d = tl.program_id(0) * BD + tl.arange(0, BD)
+    j = tl.arange(0, RP)
+    sums = tl.zeros((BD, RP), tl.float32)
+    for s0 in range(start, end, BS):
+        rows = s0 + tl.arange(0, BS)
+        live = rows < end
+        wide = rows.to(tl.int64)
+        source = (tl.load(order + rows, mask=live, other=0) // K).to(tl.int64) if GATHERED else wide
+        big = tl.load(x + source[:, None] * x_row + d[None, :], mask=live[:, None] & (d[None, :] < D), other=0.0)
+        small = tl.load(t + wide[:, None] * t_row + j[None, :], mask=live[:, None] & (j[None, :] < rank), other=0.0)
+        if WEIGHTED:
+            small = (small.to(tl.float32) * tl.load(weight + rows, mask=live, other=0.0)[:, None]).to(big.dtype)
+        sums = tl.dot(tl.trans(big), small, sums)
+    target = out + expert * out_expert + d[:, None].to(tl.int64) * out_d + j[None, :] * out_j
+    tl.store(target, sums, mask=(d[:, None] < D) & (j[None, :] < rank))
+
+
+def thin_gradient(
+    x: Tensor, t: Tensor, ends: Tensor, out: Tensor, *, weight: Tensor | None = None, order: Tensor | None = None,
+    top_k: int = 1,
+) -> None:  # fmt: skip
+    """out[e] = Σ over e's rows of weight · xᵀ t.
+
+    Args:
+        x: (S, D), or (tokens, D) with ``order``, routed row → token × top_k + choice; its last stride is 1.
+        t: (S, ≥ r); its last stride is 1.
+        out: (E, D, r), float32, any strides; written, zeros where an expert has no rows.
+        weight: (S,), float32.
+    """
+    experts, width, rank = out.shape
+    _thin_gradient[(triton.cdiv(width, LAUNCH["thin_gradient"]["BD"]), experts)](
+        x, t, order, weight, ends, out, top_k, width, x.stride(0), t.stride(0), *out.stride(), rank,
+        GATHERED=order is not None, WEIGHTED=weight is not None, RP=max(16, _power(rank)), **LAUNCH["thin_gradient"],
+    )  # fmt: skip
+
+
+def _power(n: int) -> int:
+    return triton.next_power_of_2(n)

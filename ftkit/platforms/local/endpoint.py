@@ -1,0 +1,459 @@
+"""The local platform's endpoints: Azure ML's own inference server with ``score.py``, on 127.0.0.1 alone.
+
+The server's application runs under gunicorn, as its own launcher would do it if that did not always bind 0.0.0.0, and
+takes OpenAI's path as well. It supports Python up to 3.12; on a newer one gunicorn serves ``score.py`` by itself.
+The server outlives the command. State lies in ``<state_dir>/<endpoint>/``: ``endpoint.json`` describes the one that
+serves, ``starting.json`` one that is not healthy yet.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import math
+import os
+import re
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ftkit.chat.messages import ModelError
+from ftkit.errors import StageError
+from ftkit.files import explained, written_aside
+from ftkit.packages import require
+from ftkit.platforms.local import vllm as local_vllm
+from ftkit.processes import sigterm_as_ctrl_c
+from ftkit.serving import log_files
+from ftkit.serving.endpoint.limits import SPARE_THREADS
+from ftkit.serving.endpoint.loading import check_weights, find_model
+from ftkit.serving.server_log import reason
+
+if TYPE_CHECKING:
+    import psutil
+
+HOST = "127.0.0.1"
+AZURES_SERVER = ("azureml_inference_server_http",) if sys.version_info < (3, 13) else ()
+APPLICATION = "ftkit.serving.local_app:app" if AZURES_SERVER else "ftkit.serving.plain_app:app"
+WORKER = "ftkit.serving.local_worker.PromptWorker"
+PACKAGE = Path(__file__).parents[2]
+SERVING, STARTING = "endpoint.json", "starting.json"
+NEEDED = (*AZURES_SERVER, "flask", "flask_cors", "gunicorn", "httpx", "psutil", "torch", "transformers")
+
+_NEEDED_VARIABLES = re.compile(
+    r"(PATH|HOME|USER|LOGNAME|LANG|LC_\w+|TZ|TMPDIR|TEMP|TMP|LD_LIBRARY_PATH|DYLD_\w+|VIRTUAL_ENV|CONDA_PREFIX"
+    r"|PYTHON(PATH|HASHSEED|UTF8|IOENCODING|MALLOC|FAULTHANDLER)|SSL_CERT_(FILE|DIR)|XDG_CACHE_HOME|HF_(HOME|HUB_CACHE)"
+    r"|(OMP|MKL|OPENBLAS|KMP|GOMP|NUMEXPR|MALLOC|CUDA|CUDNN|CUBLAS|NVIDIA|NCCL|GLOO|HIP|ROCR|HSA|TORCH|PYTORCH|TORCHINDUCTOR"
+    r"|TRITON|TOKENIZERS|TIKTOKEN|VLLM|FTKIT)_\w+)"
+)
+"""Environment variables that an endpoint inherits: what finds programs, libraries, caches and devices, and our own."""
+_SECRET = re.compile(r"TOKEN$|SECRET|PASS|KEY|CREDENTIAL", re.I)
+"""In the name of one of those all the same."""
+
+_LOADED = re.compile(r"serving \S.* loaded in ")
+"""What score.py says in the log of each process when it is ready."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An online endpoint on this machine, with its one deployment.
+
+    Attributes:
+        endpoint_name: name of the endpoint.
+        deployment_name: name of its deployment.
+        model: registered model that it serves, ``name:version``.
+        model_dir: what ``AZUREML_MODEL_DIR`` is: the folder that holds the model's folder.
+        folder: where its state and log lie.
+        port: on 127.0.0.1.
+        startup_timeout_s: seconds that loading may take.
+        request_timeout_ms: milliseconds that a request may take.
+        max_concurrent_requests: requests that an instance takes at a time; a further one gets a 429.
+        instance_count: processes that serve, each with the whole model.
+        server: ``score`` or ``vllm``.
+        variables: environment variables of its processes.
+        engine_args: further arguments of vllm serve.
+        pid: process id of gunicorn's master, which leads a session of its own.
+        token: a word in that process's command line by which it is known again.
+        log: path of the server's log.
+        traffic: percentage for each deployment.
+        started: when, ISO 8601 in UTC.
+    """
+
+    endpoint_name: str
+    deployment_name: str
+    model: str
+    model_dir: str
+    folder: str
+    port: int
+    startup_timeout_s: int
+    request_timeout_ms: int
+    max_concurrent_requests: int
+    instance_count: int = 1
+    server: str = "score"
+    variables: Mapping[str, str] = field(default_factory=dict)
+    engine_args: Sequence[str] = ()
+    pid: int = 0
+    token: str = ""
+    log: str = ""
+    traffic: Mapping[str, int] = field(default_factory=dict)
+    started: str = ""
+
+    @property
+    def scoring_uri(self) -> str:
+        return f"http://{HOST}:{self.port}/{'score' if self.server == 'score' else 'v1/chat/completions'}"
+
+    @property
+    def health_uri(self) -> str:
+        return f"http://{HOST}:{self.port}/{'' if self.server == 'score' else 'health'}"
+
+
+def start(
+    *,
+    endpoint_name: str,
+    deployment_name: str,
+    model_dir: Path,
+    state_dir: Path,
+    port: int,
+    startup_timeout_s: int,
+    request_timeout_ms: int,
+    max_concurrent_requests: int,
+    model: str,
+    instance_count: int = 1,
+    server: str = "score",
+    variables: Mapping[str, str] | None = None,
+    engine_args: Sequence[str] = (),
+    progress: Callable[[str], None],
+) -> Endpoint:
+    """Start an endpoint and wait until it is healthy; replace the one of this name, if it is running.
+
+    On a port of its own the new one starts beside the old one, which then finishes its requests and stops. On the old
+    one's port the old one stops first, and is started again if the new one fails. Whatever ends the wait, Ctrl-C and
+    SIGTERM included, ends what was started.
+
+    Args:
+        model_dir: folder that holds the model's folder (or the model's folder itself).
+        state_dir: folder for the state of all endpoints.
+        port: on 127.0.0.1; 0 takes a free one.
+        model: ``name:version``, for the record.
+        instance_count: processes behind the port.
+        server: ``score``, or ``vllm``, which has to be installed.
+        variables: environment variables of its processes.
+        engine_args: further arguments of vllm serve.
+        progress: prints a line to the user.
+
+    Raises:
+        StageError: a package or the model is missing, the port is in use, or the server did not become healthy.
+    """
+    require("serve", NEEDED, "a local endpoint")
+    if server == "vllm":
+        local_vllm.executable()
+    try:
+        check_weights(find_model(model_dir))
+    except ModelError as error:
+        raise StageError(str(error), where=str(model_dir), cure="stage=merge,register,deploy force=true") from error
+    folder = (state_dir / endpoint_name).absolute()
+    wanted = Endpoint(
+        endpoint_name=endpoint_name,
+        deployment_name=deployment_name,
+        model=model,
+        model_dir=str(model_dir.absolute()),
+        folder=str(folder),
+        port=port,
+        startup_timeout_s=startup_timeout_s,
+        request_timeout_ms=request_timeout_ms,
+        max_concurrent_requests=max_concurrent_requests,
+        instance_count=instance_count,
+        server=server,
+        variables=dict(variables or {}),
+        engine_args=list(engine_args),
+    )
+    with _alone(folder), sigterm_as_ctrl_c():
+        if orphan := _read(folder / STARTING):  # its command was killed while it waited
+            stop(orphan, grace_s=1)
+        old = find(state_dir, endpoint_name)
+        if old and old.port == port:
+            new = _replace_in_place(old, wanted, progress)
+        else:
+            new = _bring_up(wanted, progress)
+            if old:
+                progress(f"stopping the server that it replaces ({old.model}, port {old.port})")
+                stop(old, grace_s=old.request_timeout_ms / 1000 + 5)
+        for log in folder.glob("ftkit-*.log*"):
+            if not log.name.startswith(Path(new.log).name):
+                log.unlink(missing_ok=True)
+        return new
+
+
+def check_startable(state_dir: Path, endpoint_name: str, port: int, server: str) -> None:
+    """See that a server could be started, without starting one.
+
+    Raises:
+        StageError: a package is missing, or something else than this endpoint holds the port.
+    """
+    require("serve", NEEDED, "a local endpoint")
+    if server == "vllm":
+        local_vllm.executable()
+    own = find(state_dir, endpoint_name)
+    if port and not (own and own.port == port):
+        with _holding(port, state_dir):
+            pass
+
+
+def find(state_dir: Path, endpoint_name: str) -> Endpoint | None:
+    """The endpoint of this name, if its process is running."""
+    endpoint = _read(state_dir / endpoint_name / SERVING)
+    return endpoint if endpoint and _process(endpoint) else None
+
+
+def find_starting(state_dir: Path, endpoint_name: str) -> Endpoint | None:
+    """The server of this endpoint that was started and does not serve yet, if its process is running.
+
+    Its command may wait for it, or may have been killed.
+    """
+    endpoint = _read(state_dir / endpoint_name / STARTING)
+    return endpoint if endpoint and _process(endpoint) else None
+
+
+def list_endpoints(state_dir: Path) -> list[Endpoint]:
+    """All endpoints whose process is running, by name."""
+    names = sorted(path.parent.name for path in state_dir.glob(f"*/{SERVING}"))
+    return [endpoint for name in names if (endpoint := find(state_dir, name))]
+
+
+def stop(endpoint: Endpoint, *, grace_s: float = 10) -> bool:
+    """Stop an endpoint: ask it to finish its requests, and kill it after ``grace_s`` seconds.
+
+    Returns:
+        Whether it was running. A process that only has its number is left alone.
+    """
+    process = _process(endpoint)
+    if process:
+        import psutil
+
+        with suppress(psutil.NoSuchProcess):
+            family = [process, *process.children(recursive=True)]
+            process.terminate()
+            _, alive = psutil.wait_procs(family, timeout=grace_s)
+            for member in alive:
+                with suppress(psutil.NoSuchProcess):
+                    member.kill()
+            psutil.wait_procs(alive, timeout=10)
+    for path in (Path(endpoint.folder, SERVING), Path(endpoint.folder, STARTING)):
+        if (known := _read(path)) and known.token == endpoint.token:
+            path.unlink(missing_ok=True)
+    return process is not None
+
+
+def _replace_in_place(old: Endpoint, wanted: Endpoint, progress: Callable[[str], None]) -> Endpoint:
+    progress(f"stopping the server that holds port {old.port} ({old.model})")
+    stop(old, grace_s=old.request_timeout_ms / 1000 + 5)
+    try:
+        return _bring_up(wanted, progress)
+    except BaseException as error:
+        progress("that did not work out; starting the old one again")
+        try:
+            _bring_up(old, progress)
+            outcome = f"{old.model} is served again"
+        except StageError as again:
+            outcome = f"and {old.model} could not be started again: {again.what}"
+        if isinstance(error, StageError):
+            raise StageError(f"{error.what}; {outcome}", where=error.where, cure=error.cure) from error
+        progress(outcome)
+        raise
+
+
+def _bring_up(wanted: Endpoint, progress: Callable[[str], None]) -> Endpoint:
+    """Start a server and wait for it; it is the endpoint from the moment that ``starting.json`` is renamed."""
+    folder = Path(wanted.folder)
+    token = f"ftkit-{wanted.endpoint_name}-{secrets.token_hex(8)}"
+    with _bound(wanted) as listener:
+        endpoint = replace(
+            wanted,
+            port=listener.getsockname()[1],
+            token=token,
+            log=str(folder / f"{token}.log"),
+            traffic={wanted.deployment_name: 100},
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        progress(f"starting {endpoint.model} on port {endpoint.port}, log {endpoint.log}")
+        try:
+            _write(endpoint)  # known by its token from before it exists: Ctrl-C may come as it is being started
+            process = _spawn(endpoint, listener) if endpoint.server == "score" else _spawn_vllm(endpoint, listener)
+            endpoint = replace(endpoint, pid=process.pid)
+            _write(endpoint)
+            listener.close()
+            _wait_until_healthy(endpoint, process)
+            (folder / STARTING).replace(folder / SERVING)
+        except BaseException:
+            stop(endpoint, grace_s=2)
+            raise
+    return endpoint
+
+
+def _spawn(endpoint: Endpoint, listener: socket.socket) -> subprocess.Popen[bytes]:
+    options = {
+        "name": endpoint.token,
+        "bind": f"fd://{listener.fileno()}",
+        "pythonpath": str(PACKAGE.parent),
+        "workers": endpoint.instance_count,
+        "worker-class": WORKER,
+        "threads": endpoint.max_concurrent_requests + SPARE_THREADS,
+        "timeout": endpoint.startup_timeout_s + 60,  # a loading worker gives no sign of life
+        "graceful-timeout": math.ceil(endpoint.request_timeout_ms / 1000),
+        "forwarder-headers": "",  # nobody forwards to it: SCRIPT_NAME would be taken from any client
+        "error-logfile": "-",
+    }
+    arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "gunicorn", *arguments, "--no-control-socket", APPLICATION]
+    return _detached(command, endpoint, (listener.fileno(),))
+
+
+def _spawn_vllm(endpoint: Endpoint, listener: socket.socket) -> subprocess.Popen[bytes]:
+    name, model = endpoint.model.partition(":")[0], find_model(Path(endpoint.model_dir))
+    command = local_vllm.command(model, (name, endpoint.token), HOST, endpoint.port, endpoint.max_concurrent_requests)
+    command += endpoint.engine_args
+    listener.close()  # vLLM binds the port itself
+    return _detached(command, endpoint)
+
+
+def _detached(command: list[str], endpoint: Endpoint, files: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
+    """Start a server that goes on when this command ends; ``files`` are descriptors that it inherits."""
+    with Path(endpoint.log).open("ab") as log:  # so that it can be cut while they write
+        return subprocess.Popen(
+            command,
+            cwd=endpoint.folder,
+            env=_environment(endpoint),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=files,
+        )
+
+
+def _environment(endpoint: Endpoint) -> dict[str, str]:
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if _NEEDED_VARIABLES.fullmatch(name) and not _SECRET.search(name)
+    }
+    return inherited | {
+        "FTKIT_MAX_CONCURRENT_REQUESTS": str(endpoint.max_concurrent_requests),
+        **endpoint.variables,
+        log_files.VARIABLE: endpoint.log,
+        "AML_APP_ROOT": endpoint.folder,  # the server would take a config.json there for its own settings
+        "AZUREML_ENTRY_SCRIPT": str(PACKAGE / "serving" / "score.py"),
+        "AZUREML_MODEL_DIR": endpoint.model_dir,
+        "SCORING_TIMEOUT_MS": str(endpoint.request_timeout_ms),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _wait_until_healthy(endpoint: Endpoint, process: subprocess.Popen[bytes]) -> None:
+    import httpx
+    import psutil
+
+    deadline = time.monotonic() + endpoint.startup_timeout_s
+    workers: set[int] = set()
+    while time.monotonic() < deadline:
+        with suppress(psutil.NoSuchProcess):
+            if endpoint.server == "score":
+                workers |= {child.pid for child in psutil.Process(process.pid).children()}
+        if (
+            process.poll() is not None or len(workers) > endpoint.instance_count
+        ):  # gunicorn ends when init fails, replaces a killed worker
+            said = Path(endpoint.log).read_text(encoding="utf-8", errors="replace")
+            why = (
+                reason(said) if endpoint.server == "score" else local_vllm.reason(said)
+            ) or "its worker was killed, for want of memory perhaps"
+            raise StageError(f"the server did not start: {why}", where=endpoint.log)
+        with suppress(httpx.HTTPError):
+            loaded = len(_LOADED.findall(Path(endpoint.log).read_text(encoding="utf-8", errors="replace")))
+            if (endpoint.server == "vllm" or loaded >= endpoint.instance_count) and httpx.get(
+                endpoint.health_uri, timeout=1, trust_env=False
+            ).status_code == 200:
+                return
+        time.sleep(0.1)
+    cure = f"deployment.startup_timeout_s={endpoint.startup_timeout_s * 2}, if the log shows that it was still loading"
+    raise StageError(f"not healthy after {endpoint.startup_timeout_s} s", where=endpoint.log, cure=cure)
+
+
+@contextmanager
+def _bound(wanted: Endpoint) -> Iterator[socket.socket]:
+    """A socket that holds the port from now on; gunicorn inherits it, so nobody can take the port in between."""
+    with _holding(wanted.port, Path(wanted.folder).parent) as listener:
+        yield listener
+
+
+@contextmanager
+def _holding(port: int, state_dir: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((HOST, port))
+        except OSError as error:
+            others = [other for other in list_endpoints(state_dir) if other.port == port]
+            by = f" by the endpoint {others[0].endpoint_name}" if others else ""
+            said = f"is in use{by}" if error.errno == errno.EADDRINUSE else f"cannot be had: {error.strerror}"
+            raise StageError(
+                f"port {port} {said}", where=HOST, cure="deployment.port=0, which takes a free one"
+            ) from error
+        yield listener
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the endpoint's lock; the system gives it back when this process ends, however that comes."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("w")
+    except OSError as error:
+        raise explained(error, folder) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StageError(
+                f"the endpoint {folder.name} is being deployed already", where=str(folder), cure="wait for it"
+            ) from error
+        yield
+
+
+def _process(endpoint: Endpoint) -> psutil.Process | None:
+    """Its running process; None if that is gone or its number belongs to another process now."""
+    import psutil
+
+    pids = [endpoint.pid] if endpoint.pid else psutil.pids()
+    for pid in pids if endpoint.token else ():
+        with suppress(psutil.Error, OSError):
+            process = psutil.Process(pid)
+            if endpoint.token in process.cmdline() and os.getsid(pid) == pid:  # the master, not a worker
+                return process
+    return None
+
+
+def _write(endpoint: Endpoint) -> None:
+    with written_aside(Path(endpoint.folder, STARTING)) as aside:
+        aside.write_text(json.dumps(asdict(endpoint), indent=2), encoding="utf-8")
+
+
+def _read(path: Path) -> Endpoint | None:
+    try:
+        endpoint = Endpoint(**json.loads(path.read_text(encoding="utf-8")))
+        in_place = Path(endpoint.folder).resolve() == path.parent.resolve()
+        return endpoint if in_place else None  # a copied folder does not own the server of the original
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise StageError(
+            f"cannot be read: {error}", where=str(path), cure="stop that server by hand and delete the file"
+        ) from error

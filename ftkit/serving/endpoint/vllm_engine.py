@@ -1,0 +1,221 @@
+"""Jobs answered by vLLM: token ids go there and token ids come back, so prompt and contract are those of score.py.
+
+vLLM's own chat completions would write another prompt: its Harmony has today's date and drops the training's.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ftkit.chat.messages import ModelError
+from ftkit.serving.endpoint.batching import Busy, Job
+from ftkit.serving.endpoint.refusals import Refused
+from ftkit.serving.endpoint.sampling import SETTINGS, Chosen
+from ftkit.serving.endpoint.vllm_server import HOST, VllmServer
+
+PASSED_ON = (
+    *SETTINGS,
+    *("min_tokens", "ignore_eos", "stop_token_ids", "bad_words", "response_format", "structured_outputs"),
+)
+"""Fields of OpenAI's format, and of vLLM's, that it is given as they are."""
+
+STARTING = "the engine has ended and is being started again; try again later"
+
+log = logging.getLogger("azmlinfsrv.print")
+
+
+class Restarting(Exception):
+    """vLLM has ended and is being started again."""
+
+
+class VllmEngine:
+    """Has the interface of ``Scheduler``.
+
+    Args:
+        folder: of the model.
+        name: of the model.
+        stop_ids: token ids that end an answer.
+        capacity: jobs in hand at most.
+        probe: token ids of a prompt that is asked once, to see what this vLLM can.
+        arguments: further ones of ``vllm serve``.
+
+    Raises:
+        ModelError: vLLM does not start, or gives no token ids.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        stop_ids: Sequence[int],
+        capacity: int,
+        probe: list[int],
+        arguments: Sequence[str],
+    ):
+        self._stop_ids, self._capacity, self._name = frozenset(stop_ids), capacity, name
+        self._in_hand, self._lock = 0, threading.Lock()
+        self._pool = ThreadPoolExecutor(capacity, thread_name_prefix="job")
+        own = ["--served-model-name", name, "--max-num-seqs", str(capacity), "--generation-config", "vllm"]
+        self._server = VllmServer([str(folder), *own, "--disable-uvicorn-access-log", *arguments])
+        job = Job(probe, 1, time.monotonic() + 600)
+        self.submit(job)
+        if not list(job.tokens()):
+            self._server.stop()
+            raise ModelError(f"vLLM answers no prompt of token ids: {job.refusal or 'its log says why'}")
+
+    def context(self) -> int | None:
+        """The longest context in tokens that vLLM was started with, which may be less than the model's."""
+        connection = http.client.HTTPConnection(HOST, self._server.port, timeout=60)
+        try:
+            connection.request("GET", "/v1/models")
+            return json.loads(connection.getresponse().read())["data"][0].get("max_model_len")
+        except (OSError, http.client.HTTPException, ValueError, LookupError) as error:
+            log.warning("vLLM does not tell its longest context: %s", error)
+            return None
+        finally:
+            connection.close()
+
+    @property
+    def in_hand(self) -> int:
+        """Jobs that have not ended."""
+        return self._in_hand
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether vLLM answers; not while it is being started again."""
+        return self._server.is_ready
+
+    def reserve(self) -> None:
+        """Take a place for a job that is about to be submitted, or released.
+
+        Raises:
+            Busy: there is none.
+            Restarting: nobody would answer it now.
+        """
+        if not self._server.is_ready:
+            raise Restarting
+        with self._lock:
+            if self._in_hand >= self._capacity:
+                raise Busy
+            self._in_hand += 1
+
+    def release(self) -> None:
+        """Give a place back."""
+        with self._lock:
+            self._in_hand -= 1
+
+    def submit(self, job: Job, *, reserved: bool = False) -> None:
+        """Take a job, into the place that was reserved for it or another one; as ``reserve``."""
+        if not reserved:
+            self.reserve()
+        job.released = self.release
+        self._pool.submit(self._run, job)
+
+    def stop(self) -> None:
+        """End vLLM."""
+        self._server.stop()
+
+    def _run(self, job: Job) -> None:
+        connection = http.client.HTTPConnection(HOST, self._server.port)
+        answer: http.client.HTTPResponse | None = None
+        try:
+            connection.timeout = max(0.1, job.deadline - time.monotonic())
+            connection.request("POST", "/v1/completions", self._body(job), {"Content-Type": "application/json"})
+            sock = connection.sock
+            job.on_cancel = lambda: _shut(sock)
+            answer = connection.getresponse()
+            if answer.status == 200:
+                self._read(answer, job)
+            else:
+                job.refusal = _refusal(answer.status, answer.read(65_536))
+        except TimeoutError:
+            job.deadline = 0
+        except (OSError, http.client.HTTPException, ValueError, LookupError) as error:
+            if job.is_due():
+                if answer is None:  # a vLLM that has just ended resets what it had not begun to answer
+                    job.refusal = Refused(STARTING, "", 503)
+                log.error("vLLM broke off an answer: %s", error)
+        finally:
+            connection.close()
+            if job.is_due():
+                job.end("failed")
+
+    def _body(self, job: Job) -> bytes:
+        asked: dict[str, Any] = {
+            "model": self._name,
+            "prompt": list(job.prompt),
+            "max_tokens": job.max_new_tokens,
+            "temperature": job.temperature,
+            "top_p": job.top_p or 1e-6,  # 0 takes the likeliest token here, and is refused there
+            "seed": job.seed,
+            "stream": True,
+            "return_token_ids": True,
+            "skip_special_tokens": False,
+            **job.more,
+        }
+        if job.likeliest is not None:
+            asked |= {"logprobs": job.likeliest, "return_tokens_as_token_ids": True}
+        return json.dumps(asked).encode()
+
+    def _read(self, answer: http.client.HTTPResponse, job: Job) -> None:
+        """Hand the job its tokens as they come."""
+        for line in answer:
+            if not line.startswith(b"data: {"):
+                continue
+            event = json.loads(line[6:])
+            if "error" in event:
+                job.refusal = _refusal(int(event["error"].get("code") or 500), line[6:])
+                return
+            for choice in event["choices"]:
+                tokens = choice.get("token_ids")
+                if tokens is None and choice.get("text"):
+                    job.refusal = Refused("it gives no token_ids, as releases before 0.11 do not", "", 500)
+                    return
+                for token, chosen in zip(tokens or (), _chosen(choice, tokens or (), job.likeliest), strict=True):
+                    if not job.ended:
+                        job.add(token, self._stop_ids, chosen)
+                if (finished := choice.get("finish_reason")) and not job.ended:
+                    job.end("length" if finished == "length" else "stop")
+            if not job.is_due():
+                return
+
+
+def _chosen(choice: dict[str, Any], tokens: Sequence[int], likeliest: int | None) -> Sequence[Chosen | None]:
+    """How likely each token was; vLLM lists the chosen one beside the likeliest, which may have it or not."""
+    if likeliest is None:
+        return [None] * len(tokens)
+    given = choice["logprobs"]
+    found = []
+    for token, logprob, others in zip(tokens, given["token_logprobs"], given["top_logprobs"], strict=True):
+        pairs = [(int(name.removeprefix("token_id:")), float(value)) for name, value in (others or {}).items()]
+        pairs.sort(key=lambda pair: -pair[1])
+        found.append(Chosen(token, logprob, pairs[:likeliest]))
+    return found
+
+
+def _shut(connection: socket.socket | None) -> None:
+    """Wake the thread that reads, and have vLLM give the request up."""
+    if connection:
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+
+
+def _refusal(status: int, content: bytes) -> Refused:
+    """vLLM's refusal in our words: what it says of a request is the client's, anything else the endpoint's."""
+    try:
+        error = json.loads(content)
+        said = str(error.get("error", error).get("message"))[:300]
+    except (ValueError, AttributeError):
+        said = content.decode(errors="replace")[:300]
+    client = 400 <= status < 500
+    return Refused(said if client else f"vLLM failed: {said}", "", status if client else 500)

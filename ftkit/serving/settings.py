@@ -1,0 +1,50 @@
+"""What the configuration says to an endpoint: environment variables of score.py, arguments of vLLM."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+
+from ftkit.config.schema import Config
+
+ENGINE = {"tool_call_parser": "openai", "enable_auto_tool_choice": True}
+"""Arguments of vLLM's own server unless ``deployment.engine_args`` says otherwise: without them a call of a tool stands
+in the answer's text. score.py reads the calls itself."""
+
+
+def variables_of(config: Config, model: str) -> dict[str, str]:
+    """Environment variables of an endpoint, the user's own among them.
+
+    Args:
+        model: the name that requests may give the model; score.py takes ``model.name`` as well.
+    """
+    settings = config.deployment
+    names = [model] if settings.server == "vllm" else list(dict.fromkeys([model, config.model.name]))
+    lists = {"AML_CORS_ORIGINS": settings.cors_origins, "FTKIT_ALLOWED_HOSTS": settings.allowed_hosts}
+    own = {
+        "FTKIT_MODEL": ",".join(names),
+        "FTKIT_ENGINE": settings.engine,
+        "FTKIT_ENGINE_ARGS": shlex.join(engine_arguments(config)),
+        "FTKIT_MAX_INPUT_TOKENS": str(settings.max_input_tokens),
+        "FTKIT_MAX_NEW_TOKENS": str(settings.max_new_tokens),
+        "FTKIT_MAX_CONCURRENT_REQUESTS": str(settings.max_concurrent_requests_per_instance),
+    }
+    return settings.environment_variables | own | {name: ",".join(words) for name, words in lists.items() if words}
+
+
+def engine_arguments(config: Config) -> list[str]:
+    """Arguments of ``vllm serve``: true is a flag, false its ``--no-`` form, null leaves one of ours out."""
+    settings = config.deployment
+    alone = settings.server == "vllm"
+    given: Mapping[str, str | int | float | bool | None] = (ENGINE if alone else {}) | settings.engine_args
+    if alone and settings.cors_origins:
+        given = {"allowed_origins": json.dumps(settings.cors_origins)} | given
+    arguments: list[str] = []
+    for key, value in given.items():
+        name = key.replace("_", "-")
+        if value is True or value is False:
+            arguments.append(f"--{name}" if value else f"--no-{name}")
+        elif value is not None:
+            arguments += [f"--{name}", str(value)]
+    return arguments

@@ -1,0 +1,144 @@
+"""What ``auto`` stands for: rows at a time, layers recomputed and the format of the experts' weights that train fastest
+in the GPU's memory; imports no torch.
+
+The rows of a step stay the same: accumulation gives way to larger batches.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ftkit.config.schema import Config
+from ftkit.models.speed import Rates, fused, rates_of, reference_rates, tokens_per_second
+from ftkit.models.training_memory import GIB, footprint
+
+USABLE = 0.92
+"""Share of the GPU's memory that a prediction may fill: predictions were up to 3 % below what was measured, and the
+driver and fragments of the allocator need their part."""
+SMALLER = 0.85
+"""What has run out of memory is followed by a choice that needs at most this share of it."""
+AS_FAST = 0.97
+"""Share of the fastest's tokens/s from which on less memory counts for more."""
+STEPS = 6
+"""Parts in which layers are recomputed or not."""
+FILE = "memory.json"
+"""Beside the checkpoints: what has run out of memory."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A configuration that leaves nothing open.
+
+    Attributes:
+        config: with numbers in the place of every auto.
+        gib: predicted peak of a GPU.
+        tokens_per_s: predicted, of all GPUs; of an H100 where the GPU is not known, and 0 without a prediction.
+    """
+
+    config: Config
+    gib: float
+    tokens_per_s: float
+
+    def __str__(self) -> str:
+        sft, layers = self.config.sft, self.config.model.architecture.num_hidden_layers
+        recomputed = sft.recomputed_layers(layers)
+        words = {0: "no layer recomputed", layers: "all layers recomputed"}
+        rows = "1 row" if sft.rows_at_a_time == 1 else f"{sft.rows_at_a_time} rows"
+        kind = "experts in mxfp4" if self.config.model.weights == "mxfp4" else "dense weights"
+        return f"{rows} at a time, {words.get(recomputed, f'{recomputed} of {layers} layers recomputed')}, {kind}"
+
+
+def is_open(config: Config) -> bool:
+    """Whether anything is left to choose."""
+    return "auto" in (config.sft.per_device_train_batch_size, config.sft.gradient_checkpointing, config.model.weights)
+
+
+def choices(config: Config, *, below: float | None = None, dense: bool = False, plain: bool = False) -> list[Choice]:
+    """All that fit, the best first; the smallest alone where none does.
+
+    Args:
+        config: what is not auto in it stands.
+        below: GiB that have run out of memory.
+        dense: whether the checkpoint's experts are dense, and cannot be kept in MXFP4.
+        plain: whether ftkit's kernels cannot run: the smallest is taken then.
+    """
+    rates = rates_of(config) or reference_rates()
+    found = [_choice(made, rates) for made in _settlements(config, dense, fused(config) and not plain)]
+    has = config.compute.gib_per_gpu
+    limit = min(USABLE * (has or 0) or float("inf"), SMALLER * below if below else float("inf"))
+    fitting = sorted((c for c in found if c.gib <= limit), key=lambda c: -c.tokens_per_s)
+    if not fitting:
+        return [min(found, key=lambda c: c.gib)]
+    fastest = fitting[0].tokens_per_s
+    best = min((c for c in fitting if c.tokens_per_s >= AS_FAST * fastest), key=lambda c: c.gib)
+    return [best, *(c for c in fitting if c is not best)]
+
+
+def settle(config: Config) -> Config:
+    """The configuration with the best choice in the place of every auto; the same if there is none."""
+    return choices(config)[0].config if is_open(config) else config
+
+
+def runner_up(found: list[Choice]) -> Choice | None:
+    """The next best that differs in more than the rows at a time."""
+    best = found[0].config
+
+    def kind(config: Config) -> tuple[object, ...]:
+        return config.sft.gradient_checkpointing, config.model.weights
+
+    return next((c for c in found[1:] if kind(c.config) != kind(best)), found[1] if len(found) > 1 else None)
+
+
+def ran_out(checkpoints: Path) -> float | None:
+    """Predicted GiB of what has run out of memory here before."""
+    try:
+        return float(json.loads((checkpoints / FILE).read_text(encoding="utf-8"))["below_gib"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def note_ran_out(checkpoints: Path, settled: Config) -> None:
+    """Leave word, so that this run and those that resume it choose less."""
+    (checkpoints / FILE).write_text(json.dumps({"below_gib": footprint(settled).total / GIB}), encoding="utf-8")
+
+
+def _choice(config: Config, rates: Rates) -> Choice:
+    speed = tokens_per_second(config, rates) if fused(config) else 0.0
+    return Choice(config, footprint(config).total / GIB, speed)
+
+
+def _settlements(config: Config, dense: bool, known: bool) -> list[Config]:
+    """Every combination; without our kernels, whose memory and speed are known, the smallest one."""
+    sft, model = config.sft, config.model
+    layers = model.architecture.num_hidden_layers
+    rows = [sft.rows_at_a_time]
+    recomputed: list[bool | int] = [sft.recomputed_layers(layers)]
+    weights = [model.weights if model.weights != "auto" else "dense"]
+    if known and sft.per_device_train_batch_size == "auto":
+        rows = [n for n in range(1, sft.gradient_accumulation_steps + 1) if sft.gradient_accumulation_steps % n == 0]
+    if known and sft.gradient_checkpointing == "auto":
+        recomputed = sorted({layers * part // STEPS for part in range(STEPS + 1)})
+    if known and model.weights == "auto" and not dense:
+        weights = ["dense", "mxfp4"]
+    return [_settled(config, n, count, kind) for n in rows for count in recomputed for kind in weights]
+
+
+def _settled(config: Config, rows: int, recomputed: int, weights: str) -> Config:
+    sft, layers = config.sft, config.model.architecture.num_hidden_layers
+    accumulated = sft.gradient_accumulation_steps
+    if sft.per_device_train_batch_size == "auto":
+        accumulated //= rows
+    shown = {0: False, layers: True}.get(recomputed, recomputed)
+    changed = {
+        "per_device_train_batch_size": rows,
+        "gradient_accumulation_steps": accumulated,
+        "gradient_checkpointing": shown,
+    }
+    return config.model_copy(
+        update={
+            "sft": sft.model_copy(update=changed),
+            "model": config.model.model_copy(update={"weights": weights}),
+        }
+    )

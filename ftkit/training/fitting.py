@@ -1,0 +1,59 @@
+"""What ``auto`` stands for on the machine that trains, and what follows when its memory has run out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ftkit.config.schema import Config
+from ftkit.families import family_of
+from ftkit.models.loading import holds_mxfp4
+from ftkit.models.training_memory import GIB, footprint
+from ftkit.training.choice import Choice, choices, is_open, note_ran_out, ran_out
+
+
+def settled_here(config: Config, checkpoints: Path, say: Callable[[str], None]) -> Config:
+    """The configuration with numbers in the place of every auto, which are said; the same if there is none.
+
+    Args:
+        config: as the user gave it.
+        checkpoints: where word was left of what has run out of memory.
+        say: prints a line.
+    """
+    if not is_open(config):
+        return config
+    chosen = _fitting(config, ran_out(checkpoints))[0]
+    has = at_hand(config).compute.gib_per_gpu
+    size = f": {chosen.gib:.1f} of {has:.1f} GiB predicted" if has else ""
+    say(f"chosen: {chosen}{size}")
+    return chosen.config
+
+
+def next_smaller(config: Config, failed: Config, checkpoints: Path) -> Choice | None:
+    """What to go on with after ``failed``, of which word is left; None where nothing smaller can be chosen."""
+    if not is_open(config):
+        return None
+    note_ran_out(checkpoints, failed)
+    needed = footprint(failed).total / GIB
+    smaller = _fitting(config, needed)[0]
+    return smaller if smaller.gib < needed else None
+
+
+def at_hand(config: Config) -> Config:
+    """The same with the memory of the GPU that is here, if one is."""
+    if not torch.cuda.is_available():
+        return config
+    gib = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / GIB
+    return config.model_copy(update={"compute": config.compute.model_copy(update={"gib_per_gpu": gib})})
+
+
+def _fitting(config: Config, below: float | None) -> list[Choice]:
+    here = at_hand(config)
+    family = family_of(config.model.architecture.model_type)
+    plain = torch.cuda.is_available() and family.training.why_plain(config, torch.device("cuda")) is not None
+    found = choices(here, below=below, plain=plain)
+    if config.model.weights == "auto" and found[0].config.model.weights == "mxfp4" and not holds_mxfp4(config.model):
+        found = choices(here, below=below, plain=plain, dense=True)
+    return found

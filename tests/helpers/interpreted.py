@@ -1,0 +1,157 @@
+"""The fused path without a GPU: Triton's interpreter in place of its compiler, plain torch in place of flash attention.
+
+    TRITON_INTERPRET=1 python tests/training/interpreted.py checks
+    TRITON_INTERPRET=1 python tests/training/interpreted.py train CONFIG TOKENS OUT CHECKPOINTS
+
+``checks`` runs those of ``scripts/check_gpu`` in float32 and at small sizes; ``train`` a training with fused=True.
+"""
+
+# pyright: reportMissingImports=false
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import sys
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from triton import language as tl
+from triton.runtime import interpreter
+
+from helpers.command import REPOSITORY
+
+LIMIT = 1e-5
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    stand_in_for_a_gpu()
+    what, *paths = sys.argv[1:]
+    checks() if what == "checks" else train_fused(*map(Path, paths))
+
+
+def checks() -> None:
+    """Raises SystemExit, naming the checks that are too far off."""
+    from ftkit.models import loss_head
+    from ftkit.models.kernels import layer as layer_kernels
+
+    loader = SourceFileLoader("check_gpu", str(REPOSITORY / "scripts" / "check_gpu"))
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec is not None
+    check: Any = importlib.util.module_from_spec(spec)
+    loader.exec_module(check)
+    check.DTYPE, check.LIMIT = torch.float32, LIMIT
+    torch.manual_seed(0)
+    shape = (4, 2, 96, 64)
+    check.experts("rank 4", tokens=33, ranks=(4, 4), shape=shape)
+    check.experts("rank 20", tokens=9, ranks=(20, 20), shape=shape)
+    check.experts("one token", tokens=1, shape=shape)
+    check.experts("all tokens to the same experts", tokens=40, same=True, shape=shape)
+    check.experts("gate_up_proj alone", tokens=9, ranks=(8, 0), shape=shape)
+    check.experts("down_proj alone", tokens=9, ranks=(0, 8), shape=shape)
+    check.experts("no adapter", tokens=9, ranks=(0, 0), shape=shape)
+    check.experts("after an optimiser step", tokens=9, update=True, shape=shape)
+    check.experts("MXFP4", tokens=9, parts=2, shape=shape)
+    for window, lengths in itertools.product((None, 8), ([10, 3, 21, 1], [17])):
+        check.attention(lengths, window, shape=(4, 2, 16), repeats=1)
+    check.norms(tokens=5, width=96)
+    check.projection(tokens=33, width=96, out=64, rank=4)
+    loss_head._loss_and_gradient = layer_kernels.loss_and_gradient
+    check.loss(tokens=12, rows=7, width=96, vocabulary=9000)
+    check.unpacking()
+    check.embedding(width=96)
+    if check.failed:
+        sys.exit(f"{len(check.failed)} too far off: {', '.join(check.failed)}")
+
+
+def train_fused(config: Path, tokens: Path, out: Path, checkpoints: Path) -> None:
+    from ftkit.config.resolve import load_frozen
+    from ftkit.models import gpt_oss
+    from ftkit.training.train import train
+
+    gpt_oss.why_plain = lambda *_: None
+    train(load_frozen(config), tokens=tokens, out=out, checkpoints=checkpoints)
+
+
+def stand_in_for_a_gpu() -> None:
+    """What the kernels and their callers need of one."""
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("_flash_attention_forward", flash_attention, "CPU")
+    library.impl("_flash_attention_backward", flash_attention_backward, "CPU")
+    stand_in_for_a_gpu.kept = library  # pyright: ignore  (it ends with its last reference)
+    empty = torch.empty
+    torch.empty = lambda *sizes, pin_memory=False, **options: empty(*sizes, **options)
+    mend_bfloat16()
+
+
+def mend_bfloat16() -> None:
+    """Triton 3.7's interpreter multiplies its bits as integers, and rounds to it wrongly."""
+    convert, create_dot = interpreter._convert_float, interpreter.InterpreterBuilder.create_dot
+
+    def converted(values: Any, source: Any, target: Any, rounding: Any) -> Any:
+        if (source, target) != (tl.float32, tl.bfloat16):
+            return convert(values, source, target, rounding)
+        rounded = torch.from_numpy(np.ascontiguousarray(values).view(np.float32)).bfloat16()
+        return rounded.view(torch.int16).numpy().view(np.uint16)
+
+    def dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        for operand in (a, b):
+            if operand.data.dtype == np.uint16:
+                operand.data = (operand.data.astype(np.uint32) << 16).view(np.float32)
+        return create_dot(self, a, b, *rest)
+
+    interpreter._convert_float, interpreter.InterpreterBuilder.create_dot = converted, dot
+
+
+def flash_attention(
+    q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, *_: Any, scale: float, window_size_left: int | None = None,
+    **__: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """(tokens, heads, head_dim) → the same, and log Σ e^score, (heads, tokens)."""
+    scores = causal_scores(q, k, bounds, scale, window_size_left)
+    o = scores.softmax(-1) @ per_head(v, q)
+    unused = q.new_zeros(())
+    return laid_out_as(q, o), scores.logsumexp(-1).float(), unused, unused, unused
+
+
+def flash_attention_backward(
+    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, bounds: Tensor, *_: Any, scale: float,
+    window_size_left: int | None = None, **__: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """As the original, from ``o`` and ``lse`` as they are given, which need not be those of the forward pass."""
+    shares = (causal_scores(q, k, bounds, scale, window_size_left) - lse.double()[..., None]).exp()
+    do, o, groups = per_head(gradient, q), per_head(o, q), (k.shape[1], -1)
+    dscores = shares * (do @ per_head(v, q).mT - (do * o).sum(-1, keepdim=True)) * scale
+    dq, dk, dv = dscores @ per_head(k, q), dscores.mT @ per_head(q, q), shares.mT @ do
+    grads = dq, *(t.unflatten(0, groups).sum(1) for t in (dk, dv))
+    return tuple(laid_out_as(*pair) for pair in zip((q, k, v), grads, strict=True))
+
+
+def laid_out_as(given: Tensor, result: Tensor) -> Tensor:
+    """A result (heads, tokens, head_dim) in ``given``'s order, precision and layout, as the original's are."""
+    return torch.empty_like(given).copy_(result.transpose(0, 1))
+
+
+def causal_scores(q: Tensor, k: Tensor, bounds: Tensor, scale: float, left: int | None) -> Tensor:
+    """(heads, tokens, tokens) in float64, −∞ where a token does not see another."""
+    token = torch.arange(len(q))
+    document = torch.bucketize(token, bounds[1:], right=True)
+    apart = token[:, None] - token[None, :]
+    seen = (apart >= 0) & (document[:, None] == document[None, :])
+    if left is not None:
+        seen &= apart <= left
+    return (per_head(q, q) @ per_head(k, q).mT * scale).masked_fill(~seen, float("-inf"))
+
+
+def per_head(t: Tensor, q: Tensor) -> Tensor:
+    """(tokens, heads, head_dim) as (query heads, tokens, head_dim) in float64."""
+    return t.double().transpose(0, 1).repeat_interleave(q.shape[1] // t.shape[1], 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Stands for ``vllm serve`` with the tiny model on the CPU: health, and completions of token ids that stream token ids.
+
+Environment: VLLM_DOUBLE_ERROR is printed and ends it; VLLM_DOUBLE_LOADS is set and it is never ready;
+VLLM_DOUBLE_DIES names a file that kills it, once: before it begins an answer if "early" is in it, else with the next
+token.
+"""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ftkit.serving.endpoint.batching import Job
+from ftkit.serving.endpoint.limits import Limits
+from ftkit.serving.endpoint.sampling import Chosen
+from ftkit.serving.endpoint.service import Served
+
+TAKEN = {
+    *("model", "prompt", "max_tokens", "temperature", "top_p", "seed", "stream", "return_token_ids"),
+    *("skip_special_tokens", "top_k", "logprobs", "return_tokens_as_token_ids", "response_format"),
+}
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        cards = [{"id": argument("--served-model-name", ""), "max_model_len": int(argument("--max-model-len", "4096"))}]
+        body = {"object": "list", "data": cards} if self.path == "/v1/models" else {}
+        self._reply(200 if self.path in ("/health", "/v1/models") else 404, body)
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        die_if_told("early")
+        assert self.path == "/v1/completions" and asked.keys() <= TAKEN and asked["return_token_ids"], asked
+        if asked.get("response_format", {}).get("type") == "json_schema":
+            self._reply(400, {"error": {"message": "the double writes no JSON", "code": 400}})
+            return
+        if len(asked["prompt"]) + asked["max_tokens"] > int(argument("--max-model-len", "4096")):
+            self._reply(400, {"error": {"message": "This model's maximum context length is short", "code": 400}})
+            return
+        job = Job(
+            asked["prompt"],
+            asked["max_tokens"],
+            time.monotonic() + 600,
+            temperature=asked["temperature"],
+            top_p=asked["top_p"],
+            seed=asked["seed"],
+            stepwise=True,
+            likeliest=asked.get("logprobs"),
+        )
+        served.engine.submit(job)
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        with suppress(OSError):
+            for number, token in enumerate(job.tokens()):
+                die_if_told("")
+                likely = {"logprobs": as_vllm_writes(job.chosen[number])} if job.chosen else {}
+                self._send({"token_ids": [token], "finish_reason": None} | likely)
+            self._send({"token_ids": [], "finish_reason": "stop" if job.ended == "stop" else "length"})
+            self.wfile.write(b"data: [DONE]\n\n")
+        job.cancel()
+        self.close_connection = True
+
+    def _send(self, choice: dict[str, Any]) -> None:
+        self.wfile.write(b"data: " + json.dumps({"choices": [{"index": 0, "text": ""} | choice]}).encode() + b"\n\n")
+
+    def _reply(self, status: int, body: object) -> None:
+        content = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def as_vllm_writes(chosen: Chosen) -> dict[str, Any]:
+    """With ``return_tokens_as_token_ids``; the chosen token comes first, whether it is among the likeliest or not."""
+    likely = {f"token_id:{token}": logprob for token, logprob in [chosen[:2], *chosen.likeliest]}
+    return {"tokens": [f"token_id:{chosen.token}"], "token_logprobs": [chosen.logprob], "top_logprobs": [likely]}
+
+
+def die_if_told(when: str) -> None:
+    flag = os.environ.get("VLLM_DOUBLE_DIES")
+    if flag and Path(flag).exists() and Path(flag).read_text() == when:
+        Path(flag).unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def argument(name: str, otherwise: str) -> str:
+    return sys.argv[sys.argv.index(name) + 1] if name in sys.argv else otherwise
+
+
+if __name__ == "__main__":
+    assert sys.argv[1] == "serve" and argument("--host", "") == "127.0.0.1"
+    if error := os.environ.get("VLLM_DOUBLE_ERROR"):
+        sys.exit(error)
+    if os.environ.get("VLLM_DOUBLE_LOADS"):
+        signal.pause()
+    served = Served(Path(sys.argv[2]), Limits())
+    print("loaded", flush=True)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", int(argument("--port", "0"))), Handler)
+    server.serve_forever()

@@ -1,0 +1,30 @@
+"""Keys of deployment as what an endpoint is started with."""
+
+from __future__ import annotations
+
+import pytest
+
+from ftkit.config.resolve import resolve
+from ftkit.serving.settings import engine_arguments, variables_of
+
+pytestmark = pytest.mark.usefixtures("in_empty_folder")
+TINY = ("experiment=tiny", "stage=deploy")
+
+
+def test_limits_variables_and_origins_reach_score():
+    keys = ["max_new_tokens=7", "max_input_tokens=99", "environment_variables={A:'1'}", "engine=vllm"]
+    keys += ["cors_origins=['https://a.example','http://b']", "allowed_hosts=[c]", "engine_args={max_model_len:8}"]
+    variables = variables_of(resolve([*TINY, *(f"deployment.{key}" for key in keys)]), "m-01")
+    assert variables == {
+        **{"A": "1", "FTKIT_MODEL": "m-01,tiny", "FTKIT_ENGINE": "vllm", "FTKIT_ENGINE_ARGS": "--max-model-len 8"},
+        **{"FTKIT_MAX_NEW_TOKENS": "7", "FTKIT_MAX_INPUT_TOKENS": "99", "FTKIT_MAX_CONCURRENT_REQUESTS": "32"},
+        **{"AML_CORS_ORIGINS": "https://a.example,http://b", "FTKIT_ALLOWED_HOSTS": "c"},
+    }
+
+
+def test_vllms_own_server_reads_calls_of_tools_unless_told_not_to():
+    served = [*TINY, "deployment.server=vllm"]
+    assert engine_arguments(resolve(served)) == ["--tool-call-parser", "openai", "--enable-auto-tool-choice"]
+    keys = "deployment.engine_args={tool_call_parser:null,enable_auto_tool_choice:false,max_model_len:8,seed:'1 2'}"
+    arguments = engine_arguments(resolve([*served, keys]))
+    assert arguments == ["--no-enable-auto-tool-choice", "--max-model-len", "8", "--seed", "1 2"]

@@ -1,0 +1,110 @@
+"""One command at a time: refused at once or made to wait, with a word on who; the dead hold nothing."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from helpers.command import read_until
+
+from ftkit.config.resolve import resolve
+from ftkit.errors import StageError
+from ftkit.locks import locked
+from ftkit.pipeline import runner
+
+HOLDER = """
+import signal, sys
+from pathlib import Path
+from ftkit.locks import locked
+with locked(Path(sys.argv[1]), "stage=train of mine"):
+    print("held", flush=True)
+    signal.pause()
+"""
+
+
+@contextmanager
+def held_elsewhere(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True)
+    try:
+        read_until(process, "held")
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_second_command_is_told_who_works_and_takes_over_from_the_dead(tmp_path: Path):
+    with held_elsewhere(tmp_path) as other:
+        with pytest.raises(StageError) as refused, locked(tmp_path, "stage=prepare"):
+            pass
+        assert "stage=train of mine" in refused.value.what and str(other.pid) in refused.value.what
+        assert f"kill {other.pid}" in refused.value.cure and "run.name=" in refused.value.cure
+        other.kill()
+        other.wait()
+        with locked(tmp_path, "stage=prepare"):
+            pass
+
+
+def test_whoever_may_wait_waits_with_a_word(tmp_path: Path):
+    said, waits = [], threading.Event()
+
+    def word(line: str) -> None:
+        said.append(line)
+        waits.set()
+
+    def second() -> None:
+        with locked(tmp_path, "registering", wait=word):
+            said.append("mine")
+
+    with locked(tmp_path, "publishing rows"):
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert waits.wait(60)
+        assert len(said) == 1 and "publishing rows" in said[0]
+    thread.join(60)
+    assert said[1:] == ["mine"]
+
+
+def test_on_a_file_system_without_locks_one_machine_still_keeps_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    real = fcntl.flock
+
+    def flock(file, how: int) -> None:
+        if Path(file.name).is_relative_to(tmp_path / "network"):
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        real(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with (
+        locked(tmp_path / "network", "stage=train"),
+        pytest.raises(StageError, match="stage=train"),
+        locked(tmp_path / "network", "stage=prepare"),
+    ):
+        pass
+
+
+def test_stages_that_write_need_the_run_to_themselves_and_the_others_do_not(
+    in_empty_folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    with locked(Path("outputs/tiny"), "stage=train of tiny"):
+        with pytest.raises(StageError, match="stage=train of tiny"):
+            runner.run(resolve(["experiment=tiny", "stage=prepare"]))
+        runner.run(resolve(["experiment=tiny", "stage=plan"]))
+        runner.run(resolve(["experiment=tiny", "stage=teardown"]))
+        runner.run(resolve(["experiment=tiny", "stage=environment", "run.name=another"]))
+    assert not Path("outputs/tiny/config.yaml").exists(), "settings of another command would be frozen"
+
+
+def test_several_processes_of_one_training_do_not_shut_each_other_out(
+    in_empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("RANK", "1")
+    with locked(Path("outputs/tiny"), "stage=train of tiny, rank 0"):
+        runner.run(resolve(["experiment=tiny", "stage=environment"]))

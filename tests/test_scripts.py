@@ -1,0 +1,85 @@
+"""The Python scripts start: each imports, so no name in it has gone; make_tiny makes the rows that it trains on."""
+
+from __future__ import annotations
+
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+from threading import Thread
+from types import ModuleType
+
+import pytest
+from helpers.command import REPOSITORY
+
+SCRIPTS = sorted(
+    path.name for path in (REPOSITORY / "scripts").iterdir() if path.is_file() and b"python" in path.read_bytes()[:30]
+)
+
+
+def load(name: str) -> ModuleType:
+    loader = SourceFileLoader(f"scripts_{name}", str(REPOSITORY / "scripts" / name))
+    spec = spec_from_loader(loader.name, loader)
+    assert spec
+    module = module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+def test_there_are_scripts_of_python() -> None:
+    assert {"make_tiny", "bench_train", "check_gpu"} <= set(SCRIPTS)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_script_imports(name: str) -> None:
+    if name == "check_gpu":
+        pytest.importorskip("triton")  # which comes with torch for CUDA alone
+    assert load(name).__doc__
+
+
+def test_make_tiny_makes_rows_and_their_loss() -> None:
+    from transformers import AutoTokenizer, GptOssConfig, GptOssForCausalLM
+
+    from ftkit.assets import asset_path
+
+    script = load("make_tiny")
+    tokenizer = AutoTokenizer.from_pretrained(asset_path("package:tiny-gpt-oss"))
+    rows = next(script.Diet(tokenizer, 0, set()).batches(2, bare=False))
+    assert all(row.input_ids[-1] == tokenizer.convert_tokens_to_ids("<|return|>") for row in rows)
+    said = tokenizer.decode(rows[0].input_ids[rows[0].prompt_length :])
+    assert said.startswith("<|channel|>analysis<|message|>")
+    (bare,) = next(script.Diet(tokenizer, 0, set()).batches(1, bare=True))
+    assert tokenizer.decode(bare.input_ids).startswith("<|start|>user<|message|>")
+    model = GptOssForCausalLM(GptOssConfig(**{**script.ARCHITECTURE, "num_hidden_layers": 1}))
+    assert 0 < script.completion_loss(model, rows).item() < 20
+
+
+class Registry(BaseHTTPRequestHandler):
+    """A registry that knows one tag."""
+
+    def do_HEAD(self) -> None:
+        known = self.path == "/v2/azureml/base/manifests/v2" and "image.index" in self.headers["Accept"]
+        self.send_response(200 if known else 404)
+        self.send_header("Docker-Content-Digest", f"sha256:{'a' * 64}")
+        self.end_headers()
+
+    def log_message(self, *_arguments: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("before", ["", f"@sha256:{'b' * 64}"])
+def test_base_images_are_pinned_by_what_their_registry_serves_under_the_tag(before: str) -> None:
+    script = load("pin_images")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Registry) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        mirror = f"http://127.0.0.1:{server.server_port}"
+        text = f"# An image.\nFROM mcr.example/azureml/base:v1{before}\nRUN true\n"
+        expected = f"# An image.\nFROM mcr.example/azureml/base:v2@sha256:{'a' * 64}\nRUN true\n"
+        assert script.pinned(text, mirror, "v2") == expected
+        with pytest.raises(OSError):
+            script.pinned(text, mirror, None)
+        server.shutdown()
+
+
+def test_the_images_of_ftkit_have_a_base_that_can_be_pinned() -> None:
+    script = load("pin_images")
+    assert all(script.BASE.search(path.read_text(encoding="utf-8")) for path in script.DOCKERFILES)

@@ -1,0 +1,134 @@
+"""What auto stands for: the fastest that fits, the rows of a step unchanged, and less when memory has run out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.small_model import small_run
+from safetensors.torch import load_file
+
+from ftkit.config.resolve import resolve
+from ftkit.errors import ConfigError
+from ftkit.training.choice import AS_FAST, FILE, USABLE, choices, is_open, runner_up, settle
+from ftkit.training.memory_advice import OutOfMemory
+from ftkit.training.methods.sft import SftTrainer
+from ftkit.training.recompute import spread
+from ftkit.training.train import train
+
+
+def plan(*overrides: str):
+    return resolve(["stage=plan", *overrides])
+
+
+@pytest.mark.parametrize("gib", [24, 40, 48, 80, 94, 141])
+def test_the_choice_is_the_fastest_that_fits_and_keeps_the_rows_of_a_step(gib: int) -> None:
+    config = plan(f"compute.gib_per_gpu={gib}")
+    found = choices(config)
+    best, speed = found[0], max(choice.tokens_per_s for choice in found)
+    assert best.gib <= USABLE * gib and best.tokens_per_s >= AS_FAST * speed
+    assert best.config.rows_per_step == config.rows_per_step == 16
+    assert not is_open(best.config) and all(choice.gib <= USABLE * gib for choice in found)
+    other = runner_up(found)
+    assert other and other.tokens_per_s <= speed
+
+
+@pytest.mark.parametrize(
+    ("gib", "weights", "recomputed"), [(24, "mxfp4", 4), (40, "mxfp4", 0), (80, "dense", 0), (141, "dense", 0)]
+)
+def test_a_card_gets_its_own(gib: int, weights: str, recomputed: int) -> None:
+    settled = settle(plan(f"compute.gib_per_gpu={gib}"))
+    assert (settled.model.weights, settled.sft.recomputed_layers(24)) == (weights, recomputed)
+
+
+def test_what_is_typed_stands() -> None:
+    typed = ("sft.per_device_train_batch_size=4", "sft.gradient_checkpointing=12", "model.weights=mxfp4")
+    assert not is_open(plan(*typed)) and settle(plan(*typed)) == plan(*typed)
+    some = settle(plan("sft.gradient_checkpointing=true", "sft.gradient_accumulation_steps=6"))
+    assert some.sft.gradient_checkpointing is True and some.rows_per_step == 6
+    rows = settle(plan("sft.per_device_train_batch_size=2"))
+    assert (rows.sft.rows_at_a_time, rows.sft.gradient_accumulation_steps) == (2, 16)
+
+
+@pytest.mark.parametrize("overrides", ["lora=none", "sft=fsdp compute=h100x8", "model.attn_implementation=eager"])
+def test_where_our_kernels_do_not_run_it_is_the_least_memory(overrides: str) -> None:
+    settled = settle(plan(*overrides.split()))
+    assert settled.sft.rows_at_a_time == 1 and settled.sft.gradient_checkpointing is True
+    assert settled.model.weights == "dense"
+
+
+def test_a_model_that_no_choice_fits_gets_the_smallest_and_plan_warns() -> None:
+    (only,) = choices(plan("compute.gib_per_gpu=10"))
+    assert only.gib > 10 and only.config.model.weights == "mxfp4" and only.config.sft.gradient_checkpointing is True
+
+
+def test_more_layers_than_there_are_cannot_be_recomputed() -> None:
+    with pytest.raises(ConfigError, match=r"sft.gradient_checkpointing: 30 layers, and gpt-oss-20b has 24"):
+        plan("sft.gradient_checkpointing=30")
+
+
+def test_layers_are_spread_evenly() -> None:
+    assert spread(0, 4) == [False] * 4 and spread(4, 4) == [True] * 4
+    assert spread(2, 4) == [False, True] * 2 and sum(spread(7, 24)) == 7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ours", [False, True])
+def test_recomputing_some_layers_trains_as_all_and_none_to_the_last_bit(
+    model_folder: Path, token_file: Path, tmp_path: Path, ours: bool
+) -> None:
+    kernels = ("model.attn_implementation=ftkit_sinks", "model.experts_implementation=ftkit_lora") if ours else ()
+    found = []
+    for layers in ("false", "1", "true"):
+        config = small_run(model_folder, *kernels, "sft.max_steps=3", f"sft.gradient_checkpointing={layers}")
+        out = tmp_path / layers
+        train(config, tokens=token_file, out=out, checkpoints=out / "c", say=lambda _: None)
+        found.append(load_file(out / "adapter" / "adapter_model.safetensors"))
+    assert all(torch.equal(found[0][name], other[name]) for other in found[1:] for name in found[0])
+
+
+OPEN = ("sft.per_device_train_batch_size=auto", "sft.gradient_accumulation_steps=2", "sft.gradient_checkpointing=auto",
+        "sft.max_steps=6", "sft.save_steps=2", "compute.gib_per_gpu=80", "sft.bf16=true", "model.dtype=bfloat16",
+        "model.attn_implementation=ftkit_sinks", "model.experts_implementation=ftkit_lora")  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_choice_that_runs_out_of_memory_goes_on_with_less(
+    model_folder: Path, token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, from the last checkpoint, with the rows of a step as they were. Guard: next_smaller in train."""
+    step, full = SftTrainer.training_step, []
+
+    def filled(self: SftTrainer, *args, **kwargs):
+        if self.state.global_step == 3 and self.args.per_device_train_batch_size == 2:
+            full.append(self.args.gradient_accumulation_steps)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(SftTrainer, "training_step", filled)
+    said: list[str] = []
+    config, checkpoints = small_run(model_folder, *OPEN), tmp_path / "c"
+    monkeypatch.setattr("ftkit.training.choice.AS_FAST", 1.0)
+    result = train(config, tokens=token_file, out=tmp_path, checkpoints=checkpoints, say=said.append)
+    assert said[0].startswith("chosen: 2 rows at a time, no layer recomputed") and full == [1]
+    (word,) = [line for line in said if "out of GPU memory" in line]
+    assert word.startswith("out of GPU memory at step 4; going on from the last checkpoint with 1 row at a time")
+    assert (result.global_step, result.resumed_from) == (6, 2)
+    assert json.loads((checkpoints / FILE).read_text())["below_gib"] > 0
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_is_typed_is_not_stepped_down(
+    model_folder: Path, token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(SftTrainer, "training_step", full)
+    config = small_run(model_folder)
+    with pytest.raises(OutOfMemory, match="at step 1"):
+        train(config, tokens=token_file, out=tmp_path, checkpoints=tmp_path / "c", say=lambda _: None)
+    assert not (tmp_path / "c" / FILE).exists()
