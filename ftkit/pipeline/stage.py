@@ -72,12 +72,15 @@ class Context:
     @property
     def platform(self) -> Platform:
         """Where the stage's work happens."""
-        return platform_of(BY_NAME[self.stage].place_of(self.config), self.config, self.run_folder)
+        return self.platform_named(BY_NAME[self.stage].place_of(self.config))
 
-    @property
-    def platforms(self) -> list[Platform]:
-        """Where the run may have jobs or an endpoint."""
-        return [platform_of(name, self.config, self.run_folder) for name in self.config.platforms]
+    def platform_named(self, name: str) -> Platform:
+        """One that the run may use.
+
+        Raises:
+            StageError: a package or a program that it needs is missing.
+        """
+        return platform_of(name, self.config, self.run_folder)
 
 
 def settings_of(stage: Stage, config: Config) -> dict[str, Any]:

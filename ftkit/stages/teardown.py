@@ -5,6 +5,7 @@ python -m ftkit experiment=tiny stage=teardown yes=true
 
 from __future__ import annotations
 
+from ftkit.config.compute import label_of
 from ftkit.console import agreed
 from ftkit.errors import Interrupted, StageError
 from ftkit.pipeline.stage import Context, Made
@@ -15,29 +16,51 @@ def run(context: Context) -> Made:
     """Stop what this run has running: its deployments, and jobs under way. What is others' is shown and left.
 
     Raises:
-        StageError: there is nobody to ask and ``yes=true`` was not given; or something could not be stopped, which is
-            told with its price once everything else has been.
+        StageError: there is nobody to ask and ``yes=true`` was not given; or a platform could not be asked what runs
+            there, or something could not be stopped, which is told with its price once everything else has been.
         Interrupted: Ctrl-C; says what is left.
     """
-    running = [each for platform in context.platforms for each in platform.running()]
+    running, unknown = _find(context)
     own = [each for each in running if each.stop]
     for each in running:
         context.say(f"{each.what}{_price(each)}" + ("" if each.stop else "; not of this run, and left as it is"))
+    for error in unknown if own else ():
+        context.say(f"{error.what}; the rest is stopped all the same")
+    question = "Stop it?" if len(own) == 1 else f"Stop them, {len(own)} in all?"
+    alone = "teardown asks before it stops anything, and there is nobody to ask"
+    stopped = own if own and agreed(question, context.config, alone, "yes=true") else []
+    failed = _stop_all(context, stopped)
+    _raise_what_is_left(stopped, failed, unknown)
     if not own:
         return Made(f"nothing of run {context.config.run.name} is running, no endpoint nor any job; nothing to do")
-    question = "Stop it?" if len(own) == 1 else f"Stop them, {len(own)} in all?"
-    if not agreed(
-        question, context.config, "teardown asks before it stops anything, and there is nobody to ask", "yes=true"
-    ):
+    if not stopped:
         return Made("left as it is")
-    failed = _stop_all(context, own)
-    if failed:
-        raise StageError(
-            f"{len(failed)} of {len(own)} could not be stopped and may still cost money: "
-            + "; ".join(f"{each.what}{_price(each)} ({why})" for each, why in failed),
-            cure="stage=teardown tries again",
-        )
     return Made(f"stopped {', '.join(each.name for each in own)}; models, data and runs stay")
+
+
+def _find(context: Context) -> tuple[list[Running], list[StageError]]:
+    """What runs on each platform that the run may use; and for each that could not be asked, why."""
+    running: list[Running] = []
+    unknown: list[StageError] = []
+    for name in context.config.platforms:
+        try:
+            running += context.platform_named(name).running()
+        except StageError as error:
+            what = f"what runs on {label_of(name)} is not known: {error.what}"
+            unknown.append(StageError(what, where=error.where, cure=error.cure))
+    return running, unknown
+
+
+def _raise_what_is_left(asked: list[Running], failed: list[tuple[Running, str]], unknown: list[StageError]) -> None:
+    """Raises StageError: something could not be stopped, or a platform could not be asked."""
+    if failed:
+        listed = "; ".join(f"{each.what}{_price(each)} ({why})" for each, why in failed)
+        what = f"{len(failed)} of {len(asked)} could not be stopped and may still cost money: {listed}"
+        unknown = [StageError(what, cure="stage=teardown tries again"), *unknown]
+    if unknown:
+        where = next((error.where for error in unknown if error.where), "")
+        cures = "; ".join(error.cure for error in unknown if error.cure)
+        raise StageError("; ".join(error.what for error in unknown), where=where, cure=cures)
 
 
 def _stop_all(context: Context, own: list[Running]) -> list[tuple[Running, str]]:

@@ -117,5 +117,5 @@ def test_what_slurm_refuses_is_said_in_its_words(ftkit: Ftkit) -> None:
 
 def test_without_slurm_it_is_said_before_anything_starts(ftkit: Ftkit, tmp_path: Path) -> None:
     refused = ftkit("stage=train", "force=true", PATH=str(tmp_path))
-    assert refused.status == 1 and "there is no sbatch on this machine" in refused.err, refused
+    assert refused.status == 1 and "there is no sbatch, squeue, scancel, sinfo on this machine" in refused.err, refused
     assert "compute=local" in refused.err

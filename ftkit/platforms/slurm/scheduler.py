@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ftkit.errors import StageError
 
+COMMANDS = ("sbatch", "squeue", "scancel", "sinfo")
 LIMIT_S = 60
 """Seconds that a command of Slurm's may take."""
 QUEUED = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD", "REQUEUE_FED")
@@ -56,10 +57,10 @@ class Partition:
 
 
 def check_installed() -> None:
-    """Raises StageError: sbatch is not on this machine."""
-    if not shutil.which("sbatch"):
+    """Raises StageError: a command of Slurm's is not on this machine."""
+    if missing := [command for command in COMMANDS if not shutil.which(command)]:
         cure = "run ftkit on a machine of the cluster that submits jobs, or compute=local"
-        raise StageError("compute=slurm, and there is no sbatch on this machine", cure=cure)
+        raise StageError(f"compute=slurm, and there is no {', '.join(missing)} on this machine", cure=cure)
 
 
 def submit(script: Path, options: Sequence[str]) -> str:

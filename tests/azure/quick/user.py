@@ -74,7 +74,7 @@ class User:
     def teardown(self, **changed: Any) -> str:
         changed = {"yes": True, **changed}
         context: Any = SimpleNamespace(
-            platforms=[self.platform(**changed)], config=self.config(**changed), say=self.said.append
+            platform_named=lambda _name: self.platform(**changed), config=self.config(**changed), say=self.said.append
         )
         return teardown.run(context).summary
 
