@@ -29,7 +29,8 @@ class Stage:
         place: whose work it is: this process's, or that of the platform of ``compute`` or of ``deployment``.
         in_job: a platform that has jobs runs it in one; consecutive stages share a job.
         on_all_ranks: every one of the processes that torchrun started runs it, not rank 0 alone.
-        extra: of ftkit's packages, that it needs in the process that runs it.
+        starts_server: it starts what answers requests.
+        extra: of ftkit's packages, that it needs in the process that runs it; empty for none.
         beside: not a step of ``stage=all``.
         always: runs each time it is asked for; nothing is kept that could be up to date.
         also: further stages that it needs with some configurations.
@@ -44,7 +45,8 @@ class Stage:
     place: Literal["process", "compute", "deployment"] = PROCESS
     in_job: bool = False
     on_all_ranks: bool = False
-    extra: str = ""
+    starts_server: bool = False
+    extra: Callable[[Config], str] = lambda config: ""
     beside: bool = False
     always: bool = False
     has_page: bool = False
@@ -108,7 +110,7 @@ STAGES = (
         place="compute",
         in_job=True,
         on_all_ranks=True,
-        extra="train",
+        extra=lambda config: "train",
         has_page=True,
     ),
     Stage(
@@ -119,7 +121,7 @@ STAGES = (
         ("merge", "model", "-model.tokenizer"),
         place="compute",
         in_job=True,
-        extra="train",
+        extra=lambda config: "train",
     ),
     Stage(
         "evaluate",
@@ -129,7 +131,7 @@ STAGES = (
         ("evaluation", "-evaluation.lm_eval.python", "model", "-model.tokenizer", "-model.license"),
         place="compute",
         in_job=True,
-        extra="train",
+        extra=lambda config: "train",
         beside=True,
         has_page=True,
     ),
@@ -148,6 +150,7 @@ STAGES = (
         ("register",),
         ("deployment", "-deployment.rollout", "-deployment.keep_failed"),
         place="deployment",
+        starts_server=True,
     ),
     Stage(
         "invoke",
@@ -167,7 +170,7 @@ STAGES = (
             *("generate", "model", "-model.tokenizer", "-model.license", "-generate.batch_size"),
             *("-generate.concurrency", "-generate.timeout_s", "-generate.patience_s", "-generate.api_key_env"),
         ),
-        extra="train",
+        extra=lambda config: "serve" if config.generate.source == "url" else "train",
         beside=True,
         has_page=True,
         also=lambda config: ("merge",) if config.generate.source == "merged" else (),

@@ -55,9 +55,7 @@ def _look(config: Config, stage: Stage) -> None:
     place = stage.place_of(config)
     if place != PROCESS:
         platform = platform_of(place, config, folder_of(config))
-        if stage.name == "deploy":
+        if stage.starts_server:
             platform.check_deployable()
-    asks_a_server = stage.name == "generate" and config.generate.source == "url"
-    extra = "serve" if asks_a_server else stage.extra
-    if extra and not stage.runs_as_job(config):
+    if (extra := stage.extra(config)) and not stage.runs_as_job(config):
         require_extra(extra, NEEDS_IT[extra])

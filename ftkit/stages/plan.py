@@ -90,7 +90,7 @@ def _where(stage: Stage, config: Config) -> str:
         return f"this machine, {config.processes} processes" if several else "this machine"
     if stage.in_job:
         return f"{place}  {config.compute.machines}"
-    if stage.name == "deploy":
+    if stage.starts_server:
         return f"{place}  {config.deployment.instance_count} × {config.deployment.instance_type}"
     return place
 
