@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from helpers.needs import not_installed
 from quick.client import install
 from quick.service import Service
 from quick.user import User
@@ -32,8 +32,8 @@ def run(raw):
 @pytest.fixture(scope="session")
 def azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
     """Azure on loopback; hand ``azure.environment`` to the processes that shall speak to it."""
-    if not shutil.which("node") and not os.environ.get("CI"):
-        pytest.skip("needs Node.js, for Azurite")  # scripts/test installs it where it may
+    if not shutil.which("node"):
+        not_installed("no node on the PATH, for Azurite", "apt-get install nodejs npm")
     usual = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing outlives a terminated session
     stand_in = StandIn(tmp_path_factory.mktemp("azure"))
     try:
