@@ -77,6 +77,8 @@ def init() -> None:
     engine, arguments = os.environ.get("FTKIT_ENGINE", "auto"), shlex.split(os.environ.get("FTKIT_ENGINE_ARGS", ""))
     _served = Served(folder, limits, names, engine, arguments)
     _answer_probes()
+    for note in _served.notes:
+        print(note)
     print(f"serving {folder} on {_served.where}, loaded in {time.monotonic() - began:.1f} s; {limits}")
 
 

@@ -13,10 +13,11 @@ import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import broadcast_object_list
+from peft import PeftModel
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase, TrainerState
 
@@ -27,6 +28,8 @@ from ftkit.files import explained, written_aside
 from ftkit.library_logs import libraries_to
 from ftkit.models.lora import Trained
 from ftkit.processes import first_process, one_of_several
+from ftkit.serving.endpoint import adapter_effect
+from ftkit.training.adapter_effect import measure_effect
 from ftkit.training.artifact import KINDS, Origin, folder_name
 from ftkit.training.build import for_all_weights, hardware, set_up
 from ftkit.training.checkpoints import is_complete, newest_complete, saving, step_of
@@ -154,7 +157,7 @@ def _train(
         max_steps = _to_the_end(config, trainer, counts, resumed, checkpoints, say)
     finally:
         watch.close()
-    kept = _save(config, trainer, out, checkpoints, max_steps, say)
+    kept = _save(config, trainer, tokens, out, checkpoints, max_steps, say)
     trainer.accelerator.end_training()  # a process group that is left open can abort a process as it ends
     lines = history(trainer.state.log_history)
     evaluated = {log["step"]: log for log in evaluations(trainer.state.log_history)}
@@ -256,8 +259,10 @@ def _load_finished(trainer: TrustworthyTrainer, checkpoint: Path) -> None:
     trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
 
 
-def _save(config: Config, trainer: TrustworthyTrainer, out: Path, checkpoints: Path, max_steps: int, say: Say) -> int:
-    """Write what was trained and the picture, aside first. Returns the step that the weights are of."""
+def _save(
+    config: Config, trainer: TrustworthyTrainer, tokens: Path, out: Path, checkpoints: Path, max_steps: int, say: Say
+) -> int:
+    """Write what was trained, its effect and the picture, aside first. Returns the step that the weights are of."""
     step, best, kind = trainer.state.global_step, best_step(trainer.state.log_history), folder_name(config)
     if config.sft.load_best_model_at_end and best not in (None, step):
         say(f"the {kind} is that of step {best}, which had the lowest held-out loss")
@@ -266,17 +271,24 @@ def _save(config: Config, trainer: TrustworthyTrainer, out: Path, checkpoints: P
             raise StageError("is gone or changed", where=str(checkpoint), cure="sft.load_best_model_at_end=false")
         trainer.load_weights(checkpoint)
     model: Any = trainer.model
-    weights = gather_weights(model)
+    weights, tokenizer = gather_weights(model), cast(PreTrainedTokenizerBase, trainer.processing_class)
+    effect = None
+    if isinstance(model, PeftModel):
+        with trainer.accelerator.autocast():
+            effect = measure_effect(model, config, tokens, cast(int, tokenizer.pad_token_id))
 
     def write() -> None:
-        assert isinstance(trainer.processing_class, PreTrainedTokenizerBase)
         with saving(out / kind), written_aside(out / kind) as aside:
             write_weights(model, aside, weights)
-            trainer.processing_class.save_pretrained(aside)
+            tokenizer.save_pretrained(aside)
             Origin.of(config, global_step=trainer.state.global_step, max_steps=max_steps).write(aside)
         for other in KINDS:
             if other != kind:  # of an earlier training with other settings
                 shutil.rmtree(out / other, ignore_errors=True)
+        (out / adapter_effect.FILE).unlink(missing_ok=True)
+        if effect:
+            with written_aside(out / adapter_effect.FILE) as aside:
+                effect.write(aside)
         with written_aside(out / "loss.png") as aside:
             log_history = trainer.state.log_history
             loss_picture(history(log_history), evaluations(log_history), config.run.name, aside)

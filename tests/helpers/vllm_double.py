@@ -2,7 +2,7 @@
 
 Environment: VLLM_DOUBLE_ERROR is printed and ends it; VLLM_DOUBLE_LOADS is set and it is never ready;
 VLLM_DOUBLE_DIES names a file that kills it, once: before it begins an answer if "early" is in it, else with the next
-token.
+token. VLLM_DOUBLE_IGNORES leaves out the parts of adapters whose names it matches, as releases of vLLM have done.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import re
 import signal
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ftkit.serving.endpoint.batching import Job
 from ftkit.serving.endpoint.limits import Limits
@@ -39,6 +42,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         die_if_told("early")
+        if "prompt_logprobs" in asked:
+            self._reply(200, {"choices": [{"prompt_logprobs": logprobs_of(asked["model"], asked["prompt"])}]})
+            return
         assert self.path == "/v1/completions" and asked.keys() <= TAKEN and asked["return_token_ids"], asked
         if asked.get("response_format", {}).get("type") == "json_schema":
             self._reply(400, {"error": {"message": "the double writes no JSON", "code": 400}})
@@ -55,6 +61,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             seed=asked["seed"],
             stepwise=True,
             likeliest=asked.get("logprobs"),
+            adapter=adapter_named(asked["model"]),
         )
         served.engine.submit(job)
         self.send_response(200)
@@ -84,6 +91,34 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None: ...
 
 
+def adapter_named(model: str) -> str:
+    """vLLM knows the adapters of its command line alone."""
+    words = sys.argv[sys.argv.index("--lora-modules") + 1 :] if "--enable-lora" in sys.argv else []
+    known = [json.loads(word)["name"] for word in words if word.startswith("{")]
+    assert model in (argument("--served-model-name", ""), *known), model
+    return model if model in known else ""
+
+
+def logprobs_of(model: str, ids: list[int]) -> list[dict[str, Any] | None]:
+    """None for the first token, the token and the likeliest other one for each of the others."""
+    served.adapters.select(adapter_named(model))
+    with torch.inference_mode():
+        logits = served.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    served.adapters.select("")
+    found: list[dict[str, Any] | None] = [None]
+    for token, row in zip(ids[1:], logits, strict=False):
+        likeliest = int(row.argmax())
+        found.append({str(each): {"logprob": float(row[each]), "rank": 1} for each in (likeliest, token)})
+    return found
+
+
+def leave_out(pattern: str) -> None:
+    with torch.no_grad():
+        for name, matrix in served.model.named_parameters():
+            if ".lora_B." in name and re.search(pattern, name):
+                matrix.zero_()
+
+
 def as_vllm_writes(chosen: Chosen) -> dict[str, Any]:
     """With ``return_tokens_as_token_ids``; the chosen token comes first, whether it is among the likeliest or not."""
     likely = {f"token_id:{token}": logprob for token, logprob in [chosen[:2], *chosen.likeliest]}
@@ -108,6 +143,8 @@ if __name__ == "__main__":
     if os.environ.get("VLLM_DOUBLE_LOADS"):
         signal.pause()
     served = Served(Path(sys.argv[2]), Limits())
+    if pattern := os.environ.get("VLLM_DOUBLE_IGNORES"):
+        leave_out(pattern)
     print("loaded", flush=True)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", int(argument("--port", "0"))), Handler)
     server.serve_forever()

@@ -15,7 +15,11 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+import torch
 from helpers.command import REPOSITORY
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+from transformers.utils.quantization_config import Mxfp4Config
 
 from ftkit.chat.messages import ModelError
 from ftkit.data import sample
@@ -23,6 +27,7 @@ from ftkit.errors import StageError
 from ftkit.platforms.local import endpoint as local_endpoint
 from ftkit.serving import client
 from ftkit.serving.endpoint import vllm_server
+from ftkit.serving.endpoint.adapter_effect import Effect
 from ftkit.serving.endpoint.answers import body, events
 from ftkit.serving.endpoint.limits import Limits
 from ftkit.serving.endpoint.refusals import Refused
@@ -34,6 +39,7 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("vllm") is not None, reason="the real one would be started"),
 ]
 
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 QUESTIONS = [problem.question for problem in sample.problems(3)]
 
 
@@ -241,10 +247,77 @@ def _belongs(process: psutil.Process, folder: Path) -> bool:
     return str(folder) in environment.get("AML_APP_ROOT", "") and process.status() != psutil.STATUS_ZOMBIE
 
 
-def test_the_engine_is_transformers_without_a_gpu_and_a_wrong_name_is_refused(tiny: Path, path: Path):
-    assert choose_engine("auto", tiny) == "transformers"
+def test_the_engine_is_transformers_without_a_gpu_and_a_wrong_name_is_refused(path: Path):
+    assert choose_engine("auto") == "transformers"
     with pytest.raises(ModelError, match="there are auto, transformers, vllm"):
-        choose_engine("vlm", tiny)
+        choose_engine("vlm")
+
+
+@pytest.fixture(scope="module")
+def adapted(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model beside an adapter of attention and experts, with what transformers finds that it does."""
+    folder = tmp_path_factory.mktemp("adapted") / "tiny"
+    shutil.copytree(tiny, folder)
+    torch.manual_seed(0)
+    lora = LoraConfig(r=4, target_modules="all-linear", target_parameters=EXPERTS, init_lora_weights=False)
+    packed = Mxfp4Config(dequantize=True)
+    loaded = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32, quantization_config=packed)
+    model = get_peft_model(loaded, lora)
+    matrices = {name: weight for name, weight in model.named_parameters() if ".lora_B." in name}
+    with torch.no_grad():
+        for name, matrix in matrices.items():
+            matrix *= 0.5 if ".experts." in name else 0.05  # each changes as much
+    model.save_pretrained(folder / "adapters" / "ja")
+    rows = torch.randint(0, 500, (2, 40), generator=torch.Generator().manual_seed(0))
+    experts = {name for name in matrices if ".experts." in name}
+    left_out = {"": set(matrices), "whole": set(), "attention": experts, "experts": set(matrices) - experts}
+    found = {}
+    for part, names in left_out.items():
+        kept = {name: matrices[name].detach().clone() for name in names}
+        with torch.no_grad():
+            for name in names:
+                matrices[name].zero_()
+            logprobs = model(input_ids=rows).logits.float().log_softmax(-1)
+            found[part] = logprobs[:, :-1].gather(-1, rows[:, 1:, None])[..., 0].tolist()
+            for name, values in kept.items():
+                matrices[name].copy_(values)
+    base = found.pop("")
+    Effect(rows.tolist(), base, found).write(folder / "adapters" / "ja" / "effect.json")
+    return folder
+
+
+@pytest.mark.usefixtures("path")
+def test_an_adapter_that_does_what_it_did_in_training_is_said_to_and_answers_by_its_name(adapted: Path):
+    made, alone = Served(adapted, Limits(), engine="vllm"), Served(adapted, Limits())
+    try:
+        assert [note.partition(": ")[:2] for note in made.notes] == [("adapter ja", ": ")]
+        assert made.notes[0].startswith("adapter ja: as trained: with it 78 log-probabilities of 2 rows change by ")
+        for name in ("tiny", "ja"):
+            chat = {"model": name, "messages": [{"role": "user", "content": QUESTIONS[0]}], "max_tokens": 30}
+            request = parse_request(json.dumps(chat | {"temperature": 0}), made.rules)
+            assert made.begin(request).whole() == alone.begin(request).whole()
+    finally:
+        made.engine.stop()
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize(
+    ("ignored", "said"),
+    [
+        ("lora", "leaves all of it out: with it 78 log-probabilities of 2 rows change by 0.000 nats"),
+        (r"\.experts\.", "leaves experts out: "),
+        ("self_attn", "leaves attention out: "),
+        (r"experts\.base_layer", "applies it otherwise than training: "),
+    ],
+)
+def test_an_engine_that_leaves_out_a_part_of_an_adapter_is_refused(
+    adapted: Path, monkeypatch: pytest.MonkeyPatch, ignored: str, said: str
+):
+    monkeypatch.setenv("VLLM_DOUBLE_IGNORES", ignored)
+    with pytest.raises(ModelError) as error:
+        Served(adapted, Limits(), engine="vllm")
+    assert str(error.value).startswith(f"adapter ja: the engine {said}")
+    assert "deployment.engine=transformers" in str(error.value)
 
 
 def test_behind_the_real_server_it_is_asked_and_goes_with_it(path: Path, model_dir: Path, tmp_path: Path):

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ftkit.models.loading import load_base
 from ftkit.models.lora import add_lora
+from ftkit.serving.endpoint.adapter_effect import Effect
 from ftkit.training.sharding import leave_frozen_alone
 
 STEPS = ["sft.packing=true", "sft.max_length=40", "sft.per_device_train_batch_size=1", "sft.max_steps=4",
@@ -90,6 +91,8 @@ def test_sharded_adapters_are_those_of_one_process(model_folder: Path, tokens: P
     done = in_two_processes(two)
     assert done.returncode == 0 and "; not fused: " in done.stdout, done.stderr
     same(two, one, "adapter/adapter_model.safetensors")
+    found, exact = (Effect.read(run.out / "effect.json") for run in (two, one))
+    assert exact.compare(found.base, found.parts["whole"]).startswith("as trained: ")
     assert len(list(two.checkpoints.iterdir())) == 4, "every process finds its last checkpoint old enough"
 
 

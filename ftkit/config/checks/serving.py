@@ -73,13 +73,10 @@ def endpoint_settings_reach_their_engine(config: Config) -> Iterator[Problem]:
     if deployment.engine_args and (deployment.server, deployment.engine) == ("score", "transformers"):
         said = f"{', '.join(deployment.engine_args)}, arguments of vllm serve, but the engine is transformers"
         yield Problem("deployment.engine_args", said, "", "deployment.engine=vllm, or deployment.engine_args={}")
-    if (deployment.server, deployment.engine) == ("score", "vllm"):
-        if deployment.adapters:
-            said = f"vllm, but {', '.join(deployment.adapters)} are served by transformers"
-            yield Problem("deployment.engine", said, "", "deployment.engine=transformers, or deployment.adapters={}")
-        if not deployment.managed and deployment.instance_count > 1:
-            said = f"{deployment.instance_count}, but each would start a vLLM that takes the whole GPU"
-            yield Problem("deployment.instance_count", said, "", "deployment.instance_count=1")
+    own_vllm = not deployment.managed and (deployment.server, deployment.engine) == ("score", "vllm")
+    if own_vllm and deployment.instance_count > 1:
+        said = f"{deployment.instance_count}, but each would start a vLLM that takes the whole GPU"
+        yield Problem("deployment.instance_count", said, "", "deployment.instance_count=1")
     if deployment.allowed_hosts and (deployment.managed or deployment.server != "score"):
         said = f"{', '.join(deployment.allowed_hosts)}, but only score.py on the local platform looks at the host"
         yield Problem("deployment.allowed_hosts", said, "", "deployment.allowed_hosts=[]")

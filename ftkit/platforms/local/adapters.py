@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ftkit.chat.serving_defaults import FILE, ServingDefaults
 from ftkit.config.schema import Config
 from ftkit.errors import StageError
 from ftkit.files import check_links, copy_tree, remove_left_behind, tree_digest, written_aside
+from ftkit.serving.endpoint import adapter_effect
 from ftkit.serving.endpoint.adapters import FOLDER
 from ftkit.training import artifact
 
@@ -66,7 +68,9 @@ def lay_out(config: Config, adapters: Mapping[str, Path], within: Path) -> Path:
         StageError: there is no base model, or the folder cannot be written.
     """
     base, name = _base(config), config.model.name
-    parts = [str(base), config.model.revision, {adapter: tree_digest(path) for adapter, path in adapters.items()}]
+    effects = {adapter: effect for adapter, path in adapters.items() if (effect := _effect_of(path))}
+    digests = {adapter: tree_digest(path) for adapter, path in adapters.items()}
+    parts = [str(base), config.model.revision, digests, {name: _digest(path) for name, path in effects.items()}]
     served = ServingDefaults.of(config, name)
     content = json.dumps([*parts, served._asdict()], sort_keys=True)
     folder = within / str(int(hashlib.sha256(content.encode()).hexdigest()[:12], 16))
@@ -84,7 +88,19 @@ def lay_out(config: Config, adapters: Mapping[str, Path], within: Path) -> Path:
         served.write(model)
         for adapter, path in adapters.items():
             copy_tree(path, model / FOLDER / adapter)
+        for adapter, path in effects.items():
+            shutil.copy2(path, model / FOLDER / adapter)
     return folder
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _effect_of(adapter: Path) -> Path | None:
+    """Where its training has left what the adapter does to a few rows, for vLLM to be held against."""
+    path = adapter.parent / adapter_effect.FILE
+    return path if adapter.parent.name == "train" and path.is_file() else None
 
 
 def _base(config: Config) -> Path:

@@ -60,6 +60,8 @@ _SECRET = re.compile(r"TOKEN$|SECRET|PASS|KEY|CREDENTIAL", re.I)
 
 _LOADED = re.compile(r"serving \S.* loaded in ")
 """What score.py says in the log of each process when it is ready."""
+_COMPARED = re.compile(r"adapter \S+: (?:as trained:|not to be told from|not held against).*")
+"""What it says of each adapter that vLLM applies."""
 
 
 @dataclass(frozen=True)
@@ -291,6 +293,8 @@ def _bring_up(wanted: Endpoint, progress: Callable[[str], None]) -> Endpoint:
             _write(endpoint)
             listener.close()
             _wait_until_healthy(endpoint, process)
+            for line in dict.fromkeys(_COMPARED.findall(_said(endpoint))):
+                progress(line)
             (folder / STARTING).replace(folder / SERVING)
         except BaseException:
             stop(endpoint, grace_s=2)
@@ -371,13 +375,12 @@ def _wait_until_healthy(endpoint: Endpoint, process: subprocess.Popen[bytes]) ->
         if (
             process.poll() is not None or len(workers) > endpoint.instance_count
         ):  # gunicorn ends when init fails, replaces a killed worker
-            said = Path(endpoint.log).read_text(encoding="utf-8", errors="replace")
             why = (
-                reason(said) if endpoint.server == "score" else local_vllm.reason(said)
+                reason(_said(endpoint)) if endpoint.server == "score" else local_vllm.reason(_said(endpoint))
             ) or "its worker was killed, for want of memory perhaps"
             raise StageError(f"the server did not start: {why}", where=endpoint.log)
         with suppress(httpx.HTTPError):
-            loaded = len(_LOADED.findall(Path(endpoint.log).read_text(encoding="utf-8", errors="replace")))
+            loaded = len(_LOADED.findall(_said(endpoint)))
             if (endpoint.server == "vllm" or loaded >= endpoint.instance_count) and httpx.get(
                 endpoint.health_uri, timeout=1, trust_env=False
             ).status_code == 200:
@@ -385,6 +388,11 @@ def _wait_until_healthy(endpoint: Endpoint, process: subprocess.Popen[bytes]) ->
         time.sleep(0.1)
     cure = f"deployment.startup_timeout_s={endpoint.startup_timeout_s * 2}, if the log shows that it was still loading"
     raise StageError(f"not healthy after {endpoint.startup_timeout_s} s", where=endpoint.log, cure=cure)
+
+
+def _said(endpoint: Endpoint) -> str:
+    """Its log."""
+    return Path(endpoint.log).read_text(encoding="utf-8", errors="replace")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The adapters beside a model, one of which is at work in it at a time."""
+"""The adapters beside a model: their names, and in a model of transformers one of them at work at a time."""
 
 from __future__ import annotations
 
@@ -15,25 +15,75 @@ FOLDER = "adapters"
 
 
 class Adapters:
-    """All of ``adapters/`` in a model's folder, put into the loaded model by PEFT; the model's own weights stay.
+    """What requests may name: a model, and all of ``adapters/`` in its folder.
+
+    Args:
+        folder: of the model; may have no adapters.
+        bases: names of the model without an adapter; the first is the one that answers are signed with.
+
+    Attributes:
+        folders: of the adapters, by name.
+
+    Raises:
+        ModelError: one has the model's name.
+    """
+
+    def __init__(self, folder: Path, bases: Sequence[str]):
+        self.folders = {path.name: path for path in adapters_in(folder)}
+        self.base, self.bases, self.names = bases[0], list(dict.fromkeys(bases)), list(self.folders)
+        self._listed_at = int(time.time())
+        if same := [name for name in self.bases if name in self.names]:
+            raise ModelError(f"{folder / FOLDER / same[0]} has the name of the model itself")
+
+    def named(self, model: str) -> str:
+        """The adapter that a request's ``model`` means; empty for the model itself, as an empty name is.
+
+        Raises:
+            Refused: none has that name.
+        """
+        if model in self.names:
+            return model
+        if model in ("", *self.bases):
+            return ""
+        served = [*self.bases, *self.names]
+        near = difflib.get_close_matches(model[:64], served, n=1, cutoff=0.5)
+        hint = (
+            f"did you mean {near[0]}?" if near else f"there {'is' if len(served) == 1 else 'are'} {', '.join(served)}"
+        )
+        raise Refused(f"no model is called {model[:64]!r}; {hint}", "model", 404, "model_not_found")
+
+    def listing(self) -> dict[str, Any]:
+        """The model and its adapters, as OpenAI lists models."""
+        return {"object": "list", "data": [self.entry(name) for name in (*self.bases, *self.names)]}
+
+    def entry(self, model: str) -> dict[str, Any]:
+        """One of them.
+
+        Raises:
+            Refused: none has that name.
+        """
+        adapter = self.named(model)
+        each = {"id": model or self.base, "object": "model", "created": self._listed_at, "owned_by": "ftkit"}
+        return each | ({"parent": self.base} if adapter else {})
+
+
+class LoadedAdapters(Adapters):
+    """The same, put into the loaded model by PEFT; the model's own weights stay.
 
     Args:
         model: of transformers.
-        folder: of the model; may have no adapters.
-        bases: names of the model without an adapter; the first is the one that answers are signed with.
+        folder: as ``Adapters``.
+        bases: as ``Adapters``.
 
     Raises:
         ModelError: one cannot be read or does not fit the model, or has the model's name.
     """
 
     def __init__(self, model: Any, folder: Path, bases: Sequence[str]):
-        found = adapters_in(folder)
-        self.base, self.bases, self.names = bases[0], list(dict.fromkeys(bases)), [path.name for path in found]
-        self._loaded_at, self._active = int(time.time()), ""
+        super().__init__(folder, bases)
+        self._active = ""
         self._wrapped: Any = None
-        if same := [name for name in self.bases if name in self.names]:
-            raise ModelError(f"{folder / FOLDER / same[0]} has the name of the model itself")
-        for path in found:
+        for path in self.folders.values():
             self._wrapped = self._load(model, path)
         if self._wrapped:
             self._wrapped.base_model.disable_adapter_layers()
@@ -60,23 +110,6 @@ class Adapters:
         """An adapter's name within PEFT, which takes no dots, nor a part of its own ``lora_``."""
         return f"adapter-{self.names.index(name)}"
 
-    def named(self, model: str) -> str:
-        """The adapter that a request's ``model`` means; empty for the model itself, as an empty name is.
-
-        Raises:
-            Refused: none has that name.
-        """
-        if model in self.names:
-            return model
-        if model in ("", *self.bases):
-            return ""
-        served = [*self.bases, *self.names]
-        near = difflib.get_close_matches(model[:64], served, n=1, cutoff=0.5)
-        hint = (
-            f"did you mean {near[0]}?" if near else f"there {'is' if len(served) == 1 else 'are'} {', '.join(served)}"
-        )
-        raise Refused(f"no model is called {model[:64]!r}; {hint}", "model", 404, "model_not_found")
-
     def select(self, adapter: str) -> None:
         """Put one to work, or none if the name is empty."""
         if adapter == self._active:
@@ -87,20 +120,6 @@ class Adapters:
         else:
             self._wrapped.base_model.disable_adapter_layers()
         self._active = adapter
-
-    def listing(self) -> dict[str, Any]:
-        """The model and its adapters, as OpenAI lists models."""
-        return {"object": "list", "data": [self.entry(name) for name in (*self.bases, *self.names)]}
-
-    def entry(self, model: str) -> dict[str, Any]:
-        """One of them.
-
-        Raises:
-            Refused: none has that name.
-        """
-        adapter = self.named(model)
-        each = {"id": model or self.base, "object": "model", "created": self._loaded_at, "owned_by": "ftkit"}
-        return each | ({"parent": self.base} if adapter else {})
 
 
 def adapters_in(folder: Path) -> list[Path]:

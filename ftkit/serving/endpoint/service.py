@@ -15,7 +15,7 @@ from ftkit.chat.format import Parser, parser_of, writes_harmony
 from ftkit.chat.harmony_render import checked_harmony
 from ftkit.chat.messages import Conversation, ModelError
 from ftkit.chat.serving_defaults import ServingDefaults
-from ftkit.serving.endpoint.adapters import Adapters, adapters_in
+from ftkit.serving.endpoint.adapters import Adapters, LoadedAdapters
 from ftkit.serving.endpoint.answering import Answering
 from ftkit.serving.endpoint.batching import Busy, Job, Scheduler
 from ftkit.serving.endpoint.limits import Limits
@@ -41,9 +41,12 @@ class Served:
         engine: ``transformers``, ``vllm``, or ``auto``: vllm where it is installed and there is a GPU.
         engine_args: further arguments of ``vllm serve``.
 
+    Attributes:
+        notes: what is to be said when it is ready, a line each.
+
     Raises:
         ModelError: it or one of its adapters cannot be loaded whole, its chat template cannot be used, no question
-            fits, or the engine does not start.
+            fits, or the engine does not start, or applies an adapter otherwise than it was trained.
     """
 
     def __init__(
@@ -72,18 +75,19 @@ class Served:
             probe = self.prompt_ids(Request([{"role": "user", "content": "…"}]))
         except Refused as error:
             raise ModelError(f"FTKIT_MAX_INPUT_TOKENS={limits.max_input_tokens}: {error.message}") from error
-        names, self.model = list(names) or [defaults.name or folder.name], None
-        if choose_engine(engine, folder) == "vllm":
+        names, self.model, self.notes = list(names) or [defaults.name or folder.name], None, []
+        if choose_engine(engine) == "vllm":
             self.rules = self.rules._replace(passed_on=PASSED_ON)
-            self.adapters = Adapters(None, folder, names)
+            self.adapters = Adapters(folder, names)
             self.engine = VllmEngine(
-                folder, names[0], self.parser.stop_ids, limits.concurrent_requests, probe, engine_args
+                folder, self.adapters, self.parser.stop_ids, limits.concurrent_requests, probe, engine_args
             )
+            self.notes = self.engine.notes
             self.context = min(self.context, self.engine.context() or self.context)
             self.where = "vLLM"
             return
         self.model = load_model(folder)
-        self.adapters = Adapters(self.model, folder, names)
+        self.adapters = LoadedAdapters(self.model, folder, names)
         self.engine = Scheduler(
             self.model,
             self.parser.stop_ids,
@@ -205,23 +209,19 @@ def has_tools(request: Request) -> bool:
     return bool(request.tools) or any("tool_calls" in message for message in request.messages)
 
 
-def choose_engine(engine: str, folder: Path) -> str:
+def choose_engine(engine: str) -> str:
     """``transformers`` or ``vllm``.
 
     Raises:
-        ModelError: there is no such engine, or it does not serve the adapters beside the model.
+        ModelError: there is no such engine.
     """
     if engine not in ENGINES:
         raise ModelError(f"FTKIT_ENGINE={engine!r}; there are {', '.join(ENGINES)}")
-    adapters = [path.name for path in adapters_in(folder)]
-    if engine == "vllm" and adapters:
-        what = f"{', '.join(adapters)} beside the model, and adapters are served by deployment.engine=transformers"
-        raise ModelError(what)
     if engine != "auto":
         return engine
     import torch
 
-    return "vllm" if find_vllm() and torch.cuda.is_available() and not adapters else "transformers"
+    return "vllm" if find_vllm() and torch.cuda.is_available() else "transformers"
 
 
 def context_of(folder: Path) -> int:

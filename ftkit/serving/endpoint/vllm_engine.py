@@ -11,13 +11,16 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ftkit.chat.messages import ModelError
+from ftkit.serving.endpoint import adapter_effect
+from ftkit.serving.endpoint.adapter_effect import Effect
+from ftkit.serving.endpoint.adapters import Adapters
 from ftkit.serving.endpoint.batching import Busy, Job
 from ftkit.serving.endpoint.refusals import Refused
 from ftkit.serving.endpoint.sampling import SETTINGS, Chosen
@@ -28,6 +31,9 @@ PASSED_ON = (
     *("min_tokens", "ignore_eos", "stop_token_ids", "bad_words", "response_format", "structured_outputs"),
 )
 """Fields of OpenAI's format, and of vLLM's, that it is given as they are."""
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Highest ranks that vLLM can be started for (0.26)."""
 
 STARTING = "the engine has ended and is being started again; try again later"
 
@@ -43,35 +49,44 @@ class VllmEngine:
 
     Args:
         folder: of the model.
-        name: of the model.
+        adapters: beside it, which vLLM is to apply.
         stop_ids: token ids that end an answer.
         capacity: jobs in hand at most.
         probe: token ids of a prompt that is asked once, to see what this vLLM can.
         arguments: further ones of ``vllm serve``.
 
+    Attributes:
+        notes: how the adapters came out that were held against their training.
+
     Raises:
-        ModelError: vLLM does not start, or gives no token ids.
+        ModelError: vLLM does not start, gives no token ids, or applies an adapter otherwise than it was trained.
     """
 
     def __init__(
         self,
         folder: Path,
-        name: str,
+        adapters: Adapters,
         stop_ids: Sequence[int],
         capacity: int,
         probe: list[int],
         arguments: Sequence[str],
     ):
-        self._stop_ids, self._capacity, self._name = frozenset(stop_ids), capacity, name
+        self._stop_ids, self._capacity, self._name = frozenset(stop_ids), capacity, adapters.base
         self._in_hand, self._lock = 0, threading.Lock()
         self._pool = ThreadPoolExecutor(capacity, thread_name_prefix="job")
-        own = ["--served-model-name", name, "--max-num-seqs", str(capacity), "--generation-config", "vllm"]
+        own = ["--served-model-name", self._name, "--max-num-seqs", str(capacity), "--generation-config", "vllm"]
+        own += lora_arguments(adapters.folders)
         self._server = VllmServer([str(folder), *own, "--disable-uvicorn-access-log", *arguments])
         job = Job(probe, 1, time.monotonic() + 600)
         self.submit(job)
         if not list(job.tokens()):
             self._server.stop()
             raise ModelError(f"vLLM answers no prompt of token ids: {job.refusal or 'its log says why'}")
+        try:
+            self.notes = [f"adapter {name}: {self._compared(name, path)}" for name, path in adapters.folders.items()]
+        except ModelError:
+            self._server.stop()
+            raise
 
     def context(self) -> int | None:
         """The longest context in tokens that vLLM was started with, which may be less than the model's."""
@@ -125,6 +140,39 @@ class VllmEngine:
         """End vLLM."""
         self._server.stop()
 
+    def _compared(self, name: str, folder: Path) -> str:
+        """How it comes out that an adapter's effect here is held against the one that its training has left."""
+        if not (folder / adapter_effect.FILE).is_file():
+            return f"not held against its training, which has left no {adapter_effect.FILE} beside it"
+        effect = Effect.read(folder / adapter_effect.FILE)
+        try:
+            base, adapted = ([self._logprobs(model, row) for row in effect.rows] for model in (self._name, name))
+            return effect.compare(base, adapted)
+        except ModelError as error:
+            raise ModelError(f"adapter {name}: {error}") from error
+
+    def _logprobs(self, model: str, ids: Sequence[int]) -> list[float]:
+        """What vLLM computes for each token but the first, in nats.
+
+        Raises:
+            ModelError: it does not tell.
+        """
+        asked = {"model": model, "prompt": list(ids), "max_tokens": 1, "temperature": 0, "prompt_logprobs": 1}
+        connection = http.client.HTTPConnection(HOST, self._server.port, timeout=600)
+        try:
+            connection.request("POST", "/v1/completions", json.dumps(asked), {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            content = answer.read()
+            if answer.status != 200:
+                raise ModelError(f"vLLM gives no log-probabilities: {_refusal(answer.status, content).message}")
+            found = json.loads(content)["choices"][0]["prompt_logprobs"]
+            pairs = zip(ids[1:], found[1:], strict=True)
+            return [float(likely[str(token)]["logprob"]) for token, likely in pairs]
+        except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
+            raise ModelError(f"vLLM gives no log-probabilities: {error}") from error
+        finally:
+            connection.close()
+
     def _run(self, job: Job) -> None:
         connection = http.client.HTTPConnection(HOST, self._server.port)
         answer: http.client.HTTPResponse | None = None
@@ -152,7 +200,7 @@ class VllmEngine:
 
     def _body(self, job: Job) -> bytes:
         asked: dict[str, Any] = {
-            "model": self._name,
+            "model": job.adapter or self._name,
             "prompt": list(job.prompt),
             "max_tokens": job.max_new_tokens,
             "temperature": job.temperature,
@@ -188,6 +236,35 @@ class VllmEngine:
                     job.end("length" if finished == "length" else "stop")
             if not job.is_due():
                 return
+
+
+def lora_arguments(folders: Mapping[str, Path]) -> list[str]:
+    """Arguments of ``vllm serve`` for adapters by name.
+
+    Raises:
+        ModelError: one cannot be read, or has a rank that vLLM does not take.
+    """
+    if not folders:
+        return []
+    ranks = {name: _rank(folder / "adapter_config.json") for name, folder in folders.items()}
+    highest = max(ranks, key=lambda name: ranks[name])
+    room = next((rank for rank in RANKS if rank >= ranks[highest]), None)
+    if room is None:
+        what = f"adapter {highest} has rank {ranks[highest]}, and vLLM takes {RANKS[-1]} at most"
+        raise ModelError(f"{what}; deployment.engine=transformers takes any")
+    modules = [json.dumps({"name": name, "path": str(folder)}) for name, folder in folders.items()]
+    return [
+        *("--enable-lora", "--max-loras", str(len(folders)), "--max-lora-rank", str(room), "--lora-modules", *modules)
+    ]
+
+
+def _rank(path: Path) -> int:
+    """The highest rank in an adapter."""
+    try:
+        config = json.loads(path.read_bytes())
+        return max(int(config["r"]), *map(int, (config.get("rank_pattern") or {}).values()), 0)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path} gives no rank: {error}") from error
 
 
 def _chosen(choice: dict[str, Any], tokens: Sequence[int], likeliest: int | None) -> Sequence[Chosen | None]:

@@ -20,6 +20,7 @@ from helpers.small_model import save_mxfp4_copy, save_small_model, save_token_ro
 from ftkit.config.resolve import freeze
 from ftkit.models.gpt_oss.fast_path import PARTS
 from ftkit.models.mxfp4 import BLOCK
+from ftkit.serving.endpoint.adapter_effect import Effect
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -80,3 +81,7 @@ def test_a_fused_training_has_the_losses_and_gradients_of_eager_float32(
     for key, off in (("loss", 2e-3), ("grad_norm", 5e-2), ("loss_tokens", 0)):
         found, exact = ([line[key] for line in run.metrics] for run in (fused, eager))
         assert len(exact) == 2 and found == pytest.approx(exact, rel=off), key
+    found, exact = (Effect.read(run.out / "effect.json") for run in (fused, eager))
+    assert exact.compare(found.base, found.parts["whole"]).startswith("as trained: "), (
+        "the adapter's own effect as well"
+    )
