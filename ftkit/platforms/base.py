@@ -64,12 +64,14 @@ class Target:
         server: ``score`` or ``vllm``, whose format requests have.
         key: secret that a request carries; None where none is asked for.
         log: path of the server's log; empty where it is not on this machine.
+        page: address of a page to talk with it; empty where there is none.
     """
 
     scoring_uri: str
     server: str = "score"
     key: str | None = field(default=None, repr=False)
     log: str = ""
+    page: str = ""
 
 
 @dataclass(frozen=True)

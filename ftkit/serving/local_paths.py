@@ -1,4 +1,4 @@
-"""What the local endpoint has beyond Azure ML's server: OpenAI's paths beside ``/score``, and our own hosts alone.
+"""What the local endpoint has beyond Azure ML's server: OpenAI's paths, a page to talk, and our own hosts alone.
 
 A managed endpoint leads no other path than ``/score`` to the server; that takes OpenAI's format just as well.
 """
@@ -12,6 +12,7 @@ from typing import Any
 from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 
+from ftkit.serving import chat_page
 from ftkit.serving.endpoint import paths
 from ftkit.serving.endpoint.answers import error_body
 from ftkit.serving.endpoint.refusals import Refused
@@ -21,7 +22,7 @@ ALL = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
 def add_paths(app: Flask, score: Callable[[], Any]) -> Flask:
-    """Lead every other path to the view of ``/score``, say what is not there, and refuse other hosts."""
+    """Lead every path but the page's to the view of ``/score``, say what is not there, and refuse other hosts."""
 
     def view(**_path: str) -> Any:
         return score()
@@ -29,6 +30,7 @@ def add_paths(app: Flask, score: Callable[[], Any]) -> Flask:
     endpoints = {"/<path:path>": "main.any_path", "/score": "main.any_method"}
     for rule, name in endpoints.items():  # named as of the server's blueprint, whose preparations a request needs
         app.add_url_rule(rule, endpoint=name, view_func=view, methods=ALL, provide_automatic_options=False)
+    app.add_url_rule(paths.PAGE, endpoint="main.chat", view_func=chat_page.page, strict_slashes=False)
     app.register_error_handler(HTTPException, _say)
     app.wsgi_app = OwnHostsAlone.of(app.wsgi_app, os.environ)
     return app

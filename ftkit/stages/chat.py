@@ -77,6 +77,8 @@ def run(context: Context) -> Made:
         raise StageError(what, cure="stage=deploy,chat")
     chats = [Chat(name, system_message(config.dataset)) for name in _models(config)]
     folded, asked = False, 0
+    if target.page:
+        context.say(f"in a browser: {target.page}")
     context.say("; ".join(f"{command}: {does}" for command, does in COMMANDS.items()))
     for line in _lines():
         if line == "/quit":

@@ -21,6 +21,7 @@ from transformers.utils.quantization_config import Mxfp4Config
 
 from ftkit.chat.messages import ModelError
 from ftkit.data import sample
+from ftkit.serving.endpoint.adapters import Adapters
 from ftkit.serving.endpoint.answering import Answering
 from ftkit.serving.endpoint.batching import Job, Scheduler
 from ftkit.serving.endpoint.limits import Limits
@@ -106,6 +107,11 @@ def test_a_long_answer_of_one_adapter_does_not_keep_another_waiting(served: Serv
     list(endless.tokens())
 
 
+def test_another_name_of_the_model_is_listed_as_such(folder: Path):
+    listed = Adapters(folder.parent, ["tiny-01-pre", "tiny"]).listing()["data"]
+    assert [(each["id"], each.get("root")) for each in listed] == [("tiny-01-pre", None), ("tiny", "tiny-01-pre")]
+
+
 @pytest.mark.parametrize(("model", "says"), [("lara", "did you mean lora"), ("gpt-4", "there are tiny, lora, v1.2")])
 def test_an_unknown_name_is_refused_with_the_nearest(served: Served, model: str, says: str):
     with pytest.raises(Refused, match=says) as refused:
@@ -151,7 +157,29 @@ def test_an_adapter_that_does_not_fit_gives_one_clear_line(folder: Path, tmp_pat
     assert "\n" not in str(error.value)
 
 
-def test_a_runs_adapter_is_deployed_beside_its_base(finished_run: FinishedRun, tmp_path: Path):
+def asked_on_its_page(chromium: Any, address: str, question: str) -> dict[str, tuple[str, str]]:
+    """Thinking and answer of each model, side by side, as the page at /chat shows them; then one asked alone."""
+    page = chromium.new_page(viewport={"width": 1240, "height": 800})
+    page.goto(address)
+    page.wait_for_selector("#models label")
+    page.evaluate("document.querySelector('#temperature').value = 0")
+    page.fill("#question", question)
+    page.click("#send")
+    page.wait_for_function("() => document.querySelectorAll('article[aria-busy=false]').length === 2")
+    cards = page.locator("article").all()
+    boxes = [card.bounding_box() for card in cards]
+    assert boxes[0]["y"] == boxes[1]["y"] and boxes[0]["x"] < boxes[1]["x"]
+    parts = [[card.locator(part).text_content() for part in ("h2", ".thinking", ".output")] for card in cards]
+    page.get_by_label("tiny").uncheck()
+    page.fill("#question", question)
+    page.click("#send")
+    page.wait_for_function("() => document.querySelectorAll('article[aria-busy=false]').length === 3")
+    assert page.locator("article h2").all_inner_texts() == ["tiny", "ja", "ja"]
+    page.close()
+    return {name: (thinking, output) for name, thinking, output in parts}
+
+
+def test_a_runs_adapter_is_deployed_beside_its_base(finished_run: FinishedRun, chromium, tmp_path: Path):
     shutil.copytree(finished_run.folder / "outputs", tmp_path / "outputs", ignore=shutil.ignore_patterns("endpoints"))
     options = ("experiment=tiny", "deployment.port=0", "deployment.adapters={ja: outputs/tiny}")
     typo = run_ftkit(*options[:2], "deployment.adapters={ja: outputs/tinny}", "stage=deploy", cwd=tmp_path)
@@ -174,6 +202,9 @@ def test_a_runs_adapter_is_deployed_beside_its_base(finished_run: FinishedRun, t
             assert answers["ja"].reasoning_content in deployed.out
             with pytest.raises(NotFoundError, match="did you mean ja"):
                 ai.chat.completions.create(model="jaa", messages=chat)
+            assert asked_on_its_page(chromium, f"http://127.0.0.1:{port}/chat", chat[1]["content"]) == {
+                name: (answer.reasoning_content, answer.content) for name, answer in answers.items()
+            }
         again = run_ftkit(*options, "stage=deploy", cwd=tmp_path)
         assert "up to date" in again.out
     finally:

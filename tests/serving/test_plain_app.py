@@ -94,6 +94,11 @@ def test_openais_chat_is_answered(plain: Endpoint):
     assert (answer["object"], answer["usage"]["completion_tokens"]) == ("chat.completion", 2)
 
 
+def test_it_has_the_page_to_talk(plain: Endpoint):
+    page = httpx.get(plain.page_uri, trust_env=False)
+    assert page.status_code == 200 and "<title>Chat with tiny</title>" in page.text and page.headers["x-request-id"]
+
+
 def test_swagger_describes_score(plain: Endpoint):
     assert call(plain, "GET", "/swagger.json").json() == call(plain, "GET", "/score").json()
 

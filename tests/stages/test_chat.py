@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from helpers.command import FinishedRun
 
@@ -24,6 +26,8 @@ def test_piped_questions_are_answered_one_after_the_other(finished_run: Finished
         *("thinking", "question", "answer"),  # the first says that thinking is folded from here on
     ]
     assert "300" in done.out and "no such command; there are /reset, /fold, /quit" in done.out
+    page = re.search(r"in a browser: (http://127.0.0.1:\d+/chat)\n", done.out)
+    assert page and f"a page to talk with it: {page[1]}\n" in finished_run.all.out
     assert "never asked" not in done.out and "2 questions" in done.out
 
 

@@ -33,6 +33,7 @@ from ftkit.packages import require
 from ftkit.platforms.local import vllm as local_vllm
 from ftkit.processes import sigterm_as_ctrl_c
 from ftkit.serving import log_files
+from ftkit.serving.endpoint import paths
 from ftkit.serving.endpoint.limits import SPARE_THREADS
 from ftkit.serving.endpoint.loading import check_weights, find_model
 from ftkit.serving.server_log import reason
@@ -111,6 +112,11 @@ class Endpoint:
     @property
     def scoring_uri(self) -> str:
         return f"http://{HOST}:{self.port}/{'score' if self.server == 'score' else 'v1/chat/completions'}"
+
+    @property
+    def page_uri(self) -> str:
+        """Address of the page to talk with it; empty with vLLM's own server, which has none."""
+        return f"http://{HOST}:{self.port}{paths.PAGE}" if self.server == "score" else ""
 
     @property
     def health_uri(self) -> str:

@@ -75,6 +75,8 @@ class Local:
             model=served,
             progress=say,
         )
+        if endpoint.page_uri:
+            say(f"a page to talk with it: {endpoint.page_uri}")
         share = f"{endpoint.traffic[endpoint.deployment_name]} % of the traffic"
         summary = f"{endpoint.deployment_name} serves {served} with {share} at {endpoint.scoring_uri}"
         for folder in self._with_adapters().glob("*"):
@@ -104,7 +106,9 @@ class Local:
 
     def target(self) -> Target | None:
         endpoint = self._endpoint()
-        return Target(endpoint.scoring_uri, endpoint.server, log=endpoint.log) if endpoint else None
+        if endpoint is None:
+            return None
+        return Target(endpoint.scoring_uri, endpoint.server, log=endpoint.log, page=endpoint.page_uri)
 
     def running(self) -> list[Running]:
         name = self._config.deployment.endpoint_name

@@ -57,14 +57,16 @@ class Adapters:
         return {"object": "list", "data": [self.entry(name) for name in (*self.bases, *self.names)]}
 
     def entry(self, model: str) -> dict[str, Any]:
-        """One of them.
+        """One of them: an adapter has its ``parent``, another name of the model its ``root``.
 
         Raises:
             Refused: none has that name.
         """
         adapter = self.named(model)
         each = {"id": model or self.base, "object": "model", "created": self._listed_at, "owned_by": "ftkit"}
-        return each | ({"parent": self.base} if adapter else {})
+        if adapter:
+            return each | {"parent": self.base}
+        return each | ({"root": self.base} if each["id"] != self.base else {})
 
 
 class LoadedAdapters(Adapters):

@@ -7,6 +7,8 @@ import difflib
 from ftkit.serving.endpoint.refusals import VLLM_CAN, Refused
 
 SCORE, CHAT, RESPONSES, MODELS = "/score", "/v1/chat/completions", "/v1/responses", "/v1/models"
+PAGE = "/chat"
+"""Of the local endpoint alone: a page to talk with what it serves."""
 METHODS = {
     CHAT: ("POST",),
     RESPONSES: ("POST",),
