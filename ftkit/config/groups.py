@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr
 
+from ftkit.config.autoscale import Autoscale
 from ftkit.config.fields import (
     AssetName,
     EndpointName,
@@ -220,6 +221,8 @@ class Deployment(Group):
     """VM size on Azure ML; null on the local platform."""
     instance_count: PositiveInt
     """Instances behind the endpoint; on the local platform processes behind one port, each with the whole model."""
+    autoscale: Autoscale
+    """Managed endpoints: more and fewer instances by load; deployment.autoscale.max_instances=4 is enough."""
     adapters: dict[AssetName, str]
     """Local platform: serve the base model and adapters of runs in place of the merged model; requests name one in
     ``model``. By name, a run's folder or an adapter's: {ja: outputs/ja, law: outputs/law}."""

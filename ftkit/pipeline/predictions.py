@@ -70,9 +70,18 @@ def figures(config: Config) -> Iterator[tuple[str, str]]:
     yield "memory", _memory(config)
     if config.deployment.managed:
         yield "serving", serving_memory.in_words(config, gpus_of(config.deployment.instance_type))
+        if config.deployment.autoscale.on:
+            yield "autoscale", _autoscale(config)
     yield "time, cost", _time_and_cost(config)
     if config.generates:
         yield "generate", _generate(config)
+
+
+def _autoscale(config: Config) -> str:
+    """How many instances there would be; their price is the platform's to tell."""
+    deployment = config.deployment
+    text = deployment.autoscale.in_words(deployment.instance_type, deployment.instance_count)
+    return text if config.check else f"{text}; check=true asks for prices and quota"
 
 
 def _generate(config: Config) -> str:

@@ -161,15 +161,17 @@ def test_vllm_speaks_openais_format_and_entra_tokens_are_taken(azure: StandIn, p
 def test_what_a_team_sets_stands_where_azure_takes_it(azure: StandIn, project: Project, gate: Path):
     identity = f"{IDENTITIES}/endpoints"
     closed = ("deployment.public_network_access=disabled", f"deployment.user_assigned_identities=[{identity}]")
-    team = (VLLM, *closed, "tags={cost-center: a17}")
-    succeeds(project.ftkit("stage=deploy", *team))
+    team = (VLLM, *closed, "tags={cost-center: a17}", "deployment.autoscale.max_instances=3")
+    assert "autoscale from 1 to 3 instances" in succeeds(project.ftkit("stage=deploy", *team))
     endpoint = azure.resources.get(f"onlineEndpoints/{NAME}")
     assert endpoint["properties"]["publicNetworkAccess"] == "Disabled"
     assert endpoint["identity"]["type"] == "UserAssigned" and [*endpoint["identity"]["userAssignedIdentities"]] == [
         identity
     ]
     blue = azure.resources.get(f"onlineEndpoints/{NAME}/deployments/blue")
-    for made in (endpoint, blue):
+    (rules,) = azure.monitor.settings.values()
+    assert rules["properties"]["targetResourceUri"] == blue["id"]
+    for made in (endpoint, blue, rules):
         assert made["tags"].items() >= {"cost-center": "a17", "made-by": "ftkit", "ftkit-run": "served"}.items()
     fails(project.ftkit("stage=deploy", VLLM), "was made with public_network_access=disabled", "stage=teardown")
     fails(project.ftkit("stage=deploy", VLLM, closed[0]), "keeps the identity", f"identities=[{identity}]")
@@ -180,6 +182,8 @@ def test_what_a_team_sets_stands_where_azure_takes_it(azure: StandIn, project: P
     bodies = [json.loads(seen.body)["properties"] for seen in azure.record.to("PUT", f"/{NAME}$")]
     assert [body.get("mirrorTraffic") or {} for body in bodies] == [{"green": 10}, {}, {}, {}]
     assert bodies[0]["traffic"] == {"blue": 100} and deployments(azure) == ["green"]
+    (rules,) = azure.monitor.settings.values()
+    assert rules["properties"]["targetResourceUri"].endswith(f"/{NAME}/deployments/green")
     model = azure.resources.get("models/served/versions/1")["properties"]
     assert model["tags"].items() >= {"made-by": "ftkit", "ftkit-run": "served"}.items()
 

@@ -69,6 +69,17 @@ def test_spot_machines_have_a_quota_and_a_price_of_their_own(azure: StandIn, pla
     assert found["compute: price"] == "ok 4.20 USD an hour, list price"
 
 
+def test_autoscale_is_asked_about_at_its_fewest_and_at_its_most_instances(azure: StandIn, plan):
+    azure.quota.limits[H100] = 120
+    done = plan("deployment.autoscale.max_instances=4")
+    found = verdicts(done)
+    assert "autoscale    1 to 4 instances; 1 more at GpuUtilizationPercentage over 80 % for 5 min" in done.out
+    assert found["deployment: VM size"] == "ok 1 to 4 × Standard_NC40ads_H100_v5, 40 vCPUs each"
+    assert done.status == 1 and "WRONG the quota is too small: 4 ×" in found["deployment: quota of machines"]
+    assert found["deployment: price"] == "ok 6.98 USD an hour with 1, 27.92 with 4, list price"
+    assert found["autoscale"].startswith("ok 1 to 4 instances; 1 more at GpuUtilizationPercentage")
+
+
 @pytest.mark.parametrize(
     ("changed", "what", "cure"),
     [
@@ -85,10 +96,11 @@ def test_what_stands_in_the_way_of_all_else_comes_alone(plan, changed: dict[str,
 
 def test_what_the_identity_may_not_see_is_not_held_against_it(azure: StandIn, plan):
     azure.faults.forbidden("GET", "/usages")
-    done = plan()
-    assert done.status == 0
+    azure.faults.forbidden("GET", "/autoscaleSettings")
+    done = plan("deployment.autoscale.max_instances=4")
+    assert "1 of 11 checks failed: autoscale" in done.err, "without the right there are no rules"
     assert "? the identity may not look" in verdicts(done)["compute: quota of machines"]
-    assert "Reader" in done.out
+    assert "Reader" in done.out and "Contributor has" in done.out
 
 
 def test_on_one_machine_there_is_nothing_to_ask(tmp_path: Path):

@@ -27,7 +27,7 @@ CALLS = (
     *("jobs.create_or_update", "jobs.get", "jobs.list", "jobs.begin_cancel", "datastores.get_default"),
     *("blobs.list", "blobs.read", "blobs.lease", "endpoints.get", "endpoints.list", "endpoints.begin_create_or_update"),
     *("endpoints.begin_delete", "deployments.get", "deployments.list", "deployments.begin_create_or_update"),
-    *("deployments.begin_delete",),
+    *("deployments.begin_delete", "autoscale.get", "autoscale.put", "autoscale.delete"),
 )
 KINDS = ("refused", "lost", "cut", "forbidden", "conflict", "changed")
 OPERATIONS = [call for call in CALLS if ".begin_" in call and not call.startswith("jobs.")]
@@ -47,6 +47,7 @@ class TwoPeople(RuleBasedStateMachine):
         self.users = {name: User(self.service, name, Path(self._folder.name, name), run) for name, run in RUNS.items()}
         self.commands: dict[str, Actor] = {}
         self.by_hand = 0
+        self.scaled_by_hand: set[str] = set()
         self.agreed: set[str] = set()
 
     def teardown(self) -> None:
@@ -68,10 +69,13 @@ class TwoPeople(RuleBasedStateMachine):
     def submits(self, name: str, of: str) -> None:
         self._begin(name, lambda: self.users[name].train(of + name))
 
-    @rule(name=who, version=version, yes=st.booleans(), copies=st.sampled_from([0, 10]))
-    def deploys(self, name: str, version: str, yes: bool, copies: int) -> None:
+    @rule(
+        name=who, version=version, yes=st.booleans(), copies=st.sampled_from([0, 10]), most=st.sampled_from([None, 4])
+    )
+    def deploys(self, name: str, version: str, yes: bool, copies: int, most: int | None) -> None:
         self.agreed |= {name} if yes else set()
-        self._begin(name, lambda: self.users[name].deploy(version, yes=yes, mirror_traffic=copies))
+        settings = {"yes": yes, "mirror_traffic": copies, "max_instances": most}
+        self._begin(name, lambda: self.users[name].deploy(version, **settings))
 
     @rule(name=who)
     def tears_down(self, name: str) -> None:
@@ -102,6 +106,11 @@ class TwoPeople(RuleBasedStateMachine):
         share = share if endpoint.traffic else 0
         self.by_hand += 1
         self.service.by_hand(ENDPOINT, f"hand{self.by_hand}", share, mirror)
+
+    @rule(deployment=st.sampled_from(["blue", "green"]))
+    def somebody_scales_by_hand(self, deployment: str) -> None:
+        if deployment not in self.service.scaling():  # Azure takes one for a deployment
+            self.scaled_by_hand.add(self.service.scaled_by_hand(ENDPOINT, deployment))
 
     @rule(seconds=st.sampled_from([10, 400, 4000]))
     def time_passes(self, seconds: int) -> None:
@@ -165,6 +174,7 @@ class TwoPeople(RuleBasedStateMachine):
         service.pass_time(100_000)
         assert not [job for job in service.jobs.values() if job.status not in ENDED]
         assert {name for _, name in service.deployments} == before == hands, "made by hand, and gone"
+        assert service.scaled.keys() == self.scaled_by_hand, "rules without what they scale, or made by hand and gone"
         if hands:
             assert service.endpoints[ENDPOINT].mirror_traffic == copied
             assert sum(service.endpoints[ENDPOINT].traffic.values()) in (0, 100)
@@ -181,6 +191,11 @@ class TwoPeople(RuleBasedStateMachine):
                 owner = deployment.tags[OWNER].partition("@")[0]
                 assert deployment.tags[RUN] == RUNS[owner]
                 assert f"endpoint {endpoint}: " in listed[owner] and f"{name} serves " in listed[owner]
+        for name, setting in service.scaled.items():
+            if made_by_ftkit(tags := setting.get("tags", {})):
+                deployment = setting["properties"]["targetResourceUri"].rpartition("/")[2]
+                known = listed[tags[OWNER].partition("@")[0]]
+                assert f"autoscale setting {name}: " in known or f"{deployment} serves " in known
 
 
 @pytest.mark.slow

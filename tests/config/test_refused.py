@@ -13,13 +13,25 @@ import pytest
 
 from ftkit.assets import asset_path
 from ftkit.config import checks
-from ftkit.config.checks import data, evaluation, generation, llama_cpp, methods, platform, schedule, serving, training
+from ftkit.config.checks import (
+    autoscale,
+    data,
+    evaluation,
+    generation,
+    llama_cpp,
+    methods,
+    platform,
+    schedule,
+    serving,
+    training,
+)
 from ftkit.config.other_kits import ELSEWHERE, REFUSED, REFUSED_VALUES
 from ftkit.config.problems import all_keys
 from ftkit.config.resolve import resolve
 from ftkit.errors import ConfigError, Problem
 
 TWO = "compute=h100x2"
+SCALE = "deployment.autoscale."
 TINY = "experiment=tiny"
 REGISTERED = "model.pretrained_model_name_or_path=azureml:gpt-oss-20b:1"
 
@@ -310,6 +322,21 @@ COMBINATIONS = [
      "deployment.mirror_traffic=0"),
     (serving.azure_alone_has_its_options, f"{TINY} deployment.public_network_access=disabled",
      "deployment.public_network_access", "deployment.public_network_access=null"),
+    (autoscale.autoscale_is_of_managed_endpoints, f"{TINY} {SCALE}max_instances=4", f"{SCALE}max_instances",
+     f"{SCALE}max_instances=null"),
+    (autoscale.autoscale_has_room, f"{SCALE}min_instances=1", f"{SCALE}min_instances", f"{SCALE}max_instances=2"),
+    (autoscale.autoscale_has_room, f"{SCALE}max_instances=1", f"{SCALE}max_instances", f"{SCALE}max_instances=2"),
+    (autoscale.autoscale_has_room, f"{SCALE}min_instances=2 {SCALE}max_instances=4", "deployment.instance_count",
+     "deployment.instance_count=2"),
+    (autoscale.autoscale_has_room, f"{SCALE}max_instances=4 {SCALE}scale_out.value=4", f"{SCALE}scale_out.value",
+     f"{SCALE}scale_out.value=3"),
+    (autoscale.autoscale_has_thresholds, f"{SCALE}max_instances=4 {SCALE}scale_out.threshold=120",
+     f"{SCALE}scale_out.threshold", f"{SCALE}scale_out.threshold=80"),
+    (autoscale.autoscale_has_thresholds, f"{SCALE}max_instances=4 {SCALE}scale_in.threshold=90",
+     f"{SCALE}scale_in.threshold", f"{SCALE}scale_in.threshold=26.7"),
+    (autoscale.autoscale_has_thresholds,
+     f"{SCALE}max_instances=4 {SCALE}metric_name=RequestLatency_P90 {SCALE}scale_out.threshold=20000",
+     f"{SCALE}scale_in.threshold", f"{SCALE}scale_in.threshold=5000"),
     (platform.tags_are_not_ours, "tags.made-by=me", "tags.made-by", "another key"),
     (generation.server_can_be_asked, f"{TINY} stage=generate generate.url=http://a.example/v1", "generate.url",
      "generate.url=null"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from ftkit.config.checks import data, evaluation, generation, methods, platform, schedule, serving, training
+from ftkit.config.checks import autoscale, data, evaluation, generation, methods, platform, schedule, serving, training
 from ftkit.config.checks.paths import paths_can_be_looked_up
 from ftkit.config.problems import NotJudged
 from ftkit.config.schema import Config
@@ -19,6 +19,7 @@ CHECKS: tuple[Check, ...] = (
     *methods.CHECKS,
     *schedule.CHECKS,
     *serving.CHECKS,
+    *autoscale.CHECKS,
     *evaluation.CHECKS,
     *generation.CHECKS,
 )

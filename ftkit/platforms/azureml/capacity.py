@@ -10,15 +10,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from azure.core.pipeline.policies import RetryPolicy
-from azure.core.rest import HttpRequest
-from azure.mgmt.core import ARMPipelineClient
-from azure.mgmt.core.policies import ARMChallengeAuthenticationPolicy
-
 from ftkit.errors import StageError
-from ftkit.platforms.azureml.workspace import ARM_SCOPE, Workspace
+from ftkit.platforms.azureml import arm
+from ftkit.platforms.azureml.workspace import Workspace
 
-ARM = "https://management.azure.com"
 API_VERSION = "2023-04-01"
 SPOT_QUOTA = "TotalLowPriorityCores"
 """Spot machines have one quota for all families of a region."""
@@ -98,18 +93,9 @@ class Capacity:
 
     def _list(self, kind: str, to: str) -> Iterator[Any]:
         """Items of a collection of the region; the SDK's own calls lose half of their fields."""
-        location = self._workspace.described.location
-        policies = [RetryPolicy(), ARMChallengeAuthenticationPolicy(self._workspace.credential, ARM_SCOPE)]
-        subscription = f"/subscriptions/{self._workspace.settings.subscription_id}"
-        address = f"{ARM}{subscription}/providers/Microsoft.MachineLearningServices/locations/{location}/{kind}"
-        address += f"?api-version={API_VERSION}"
-        with ARMPipelineClient(ARM, policies=policies) as client:
-            while address:
-                with self._workspace.asking(to, f"the region {location}"):
-                    answer = client.send_request(HttpRequest("GET", address))
-                    answer.raise_for_status()
-                yield from answer.json().get("value") or ()
-                address = answer.json().get("nextLink")
+        location, subscription = self._workspace.described.location, self._workspace.settings.subscription_id
+        path = f"/subscriptions/{subscription}/providers/Microsoft.MachineLearningServices/locations/{location}/{kind}"
+        return arm.listed(self._workspace, (to, f"the region {location}"), path, API_VERSION)
 
 
 def _size(found: dict[str, Any]) -> Size:
@@ -143,3 +129,14 @@ def room(capacity: Capacity, size: Size, count: int, spot: bool = False, *, rese
             "frees what this run has in use",
         )
     return quota
+
+
+def most_with_room(capacity: Capacity, size: Size, least: int, most: int) -> int:
+    """How many machines of an endpoint, from ``least`` to ``most``, the quota has room for."""
+    for count in range(most, least, -1):
+        try:
+            room(capacity, size, count, reserve=True)
+            return count
+        except StageError:
+            continue
+    return least

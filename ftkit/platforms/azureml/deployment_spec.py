@@ -135,7 +135,7 @@ def ensure_environment(workspace: Workspace, config: Config, say: Say) -> None:
 
 @contextmanager
 def deployment(
-    container: Container, endpoint: str, name: str, reference: str, mark: Mark
+    container: Container, endpoint: str, name: str, reference: str, mark: Mark, count: int
 ) -> Iterator[ManagedOnlineDeployment]:
     """The SDK's entity; the files that it names exist within the block.
 
@@ -144,6 +144,7 @@ def deployment(
         name: of the deployment.
         reference: of the model, ``azureml:name:version``.
         mark: of the command that makes it.
+        count: of the VMs that it starts with, which autoscale may have made more than the container's.
     """
     probe = {"period": PROBE_PERIOD_S, "timeout": PROBE_TIMEOUT_S, "success_threshold": 1}
     loading = math.ceil(container.startup_timeout_s / PROBE_PERIOD_S)
@@ -161,7 +162,7 @@ def deployment(
             code_configuration=CodeConfiguration(str(code), SCORING_SCRIPT.name) if container.script else None,
             environment_variables=dict(container.variables),
             instance_type=container.size,
-            instance_count=container.count,
+            instance_count=count,
             scale_settings=DefaultScaleSettings(),
             request_settings=OnlineRequestSettings(
                 request_timeout_ms=container.request_timeout_ms,

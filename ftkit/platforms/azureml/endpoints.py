@@ -16,14 +16,13 @@ from azure.ai.ml.entities import IdentityConfiguration, ManagedIdentityConfigura
 from ftkit.config.groups import Deployment as Settings
 from ftkit.config.schema import Config
 from ftkit.errors import StageError
-from ftkit.platforms.azureml import changes
+from ftkit.platforms.azureml import autoscale, changes
 from ftkit.platforms.azureml.capacity import Capacity
 from ftkit.platforms.azureml.changes import Change, State
-from ftkit.platforms.azureml.claims import claimed
 from ftkit.platforms.azureml.errors import is_missing
 from ftkit.platforms.azureml.ownership import Mark, made_by_ftkit, whose
 from ftkit.platforms.azureml.workspace import Workspace
-from ftkit.platforms.base import Running, Say, Target
+from ftkit.platforms.base import Say, Target
 
 SERVING, MODEL, DIGEST, SERVER = "ftkit-serving", "ftkit-model", "ftkit-digest", "ftkit-server"
 """Tags: of the endpoint, the deployment in service; of a deployment, what it serves, of which settings, and how."""
@@ -190,6 +189,32 @@ def _text(value: Any) -> str:
     return str(getattr(value, "value", value))
 
 
+def check_kept(found: Endpoint, settings: Settings) -> None:
+    """Raises StageError: the endpoint was made with another authentication, network or identity, which it keeps."""
+    if found.auth_mode != settings.auth_mode:
+        raise StageError(
+            f"the endpoint {found.name} takes {found.auth_mode}, and deployment.auth_mode is now "
+            f"{settings.auth_mode}; an endpoint keeps the one that it was made with",
+            cure=f"deployment.auth_mode={found.auth_mode}, or stage=teardown first",
+        )
+    wanted = settings.public_network_access or "enabled"
+    if found.public_network_access != wanted:
+        raise StageError(
+            f"the endpoint {found.name} was made with public_network_access={found.public_network_access}, and "
+            f"deployment.public_network_access is now {wanted}",
+            cure=f"deployment.public_network_access={found.public_network_access}, or stage=teardown first",
+        )
+    identities = {identity.lower() for identity in settings.user_assigned_identities}
+    if identities != {identity.lower() for identity in found.identities}:
+        own = ",".join(found.identities)
+        raise StageError(
+            f"the endpoint {found.name} has {own or 'an identity of its own'}, and "
+            f"deployment.user_assigned_identities is now {list(settings.user_assigned_identities)}; "
+            "an endpoint keeps the identity that it was made with",
+            cure=f"deployment.user_assigned_identities=[{own}], or stage=teardown first",
+        )
+
+
 def create(workspace: Workspace, settings: Settings, mark: Mark, say: Say) -> None:
     """Make the endpoint, with nothing behind it; that costs nothing."""
     name = settings.endpoint_name
@@ -254,6 +279,7 @@ def share(
 
 def delete_deployment(workspace: Workspace, endpoint: str, deployment: str, say: Say) -> None:
     """Delete a deployment that has no traffic, and wait until it costs nothing any more."""
+    unscale(workspace, endpoint, [deployment], say)
 
     def look() -> State:
         found = deployment_of(workspace, endpoint, deployment)
@@ -276,6 +302,14 @@ def delete_endpoint(workspace: Workspace, name: str, say: Say) -> None:
 
     begin = lambda: workspace.client.online_endpoints.begin_delete(name)  # noqa: E731
     changes.make(workspace, Change(("delete the endpoint", name), begin, look), say)
+
+
+def unscale(workspace: Workspace, endpoint: str, deployments: Collection[str], say: Say) -> None:
+    """Delete autoscale settings of ftkit's; they cost nothing, so one that stays keeps no machine running."""
+    try:
+        autoscale.remove(workspace, endpoint, deployments, say)
+    except StageError as error:
+        say(f"{error.what}; stage=teardown tries again")
 
 
 def deployment_of(workspace: Workspace, endpoint: str, name: str) -> Deployed | None:
@@ -315,7 +349,8 @@ def serves(workspace: Workspace, config: Config, deployed: Mapping[str, Any]) ->
     mark = Mark(config.run.name, workspace.owner)
     left = [other for other in endpoint.beside(found.name) if mark.owns(other.tags)]
     same = found.state == "Succeeded" and found.tags.get(DIGEST) == deployed["digest"]
-    return same and not left and found.name in endpoint.traffic
+    ours = same and not left and found.name in endpoint.traffic
+    return ours and autoscale.fits(workspace, config.deployment, found.name)
 
 
 def target(workspace: Workspace, settings: Settings) -> Target | None:
@@ -327,68 +362,6 @@ def target(workspace: Workspace, settings: Settings) -> Target | None:
     most = max(there, key=lambda name: endpoint.traffic[name])
     server = endpoint.deployments[most].tags.get(SERVER, "score")
     return Target(endpoint.uri(server), server, credential(workspace, endpoint.name))
-
-
-def running(workspace: Workspace, config: Config) -> list[Running]:
-    """What this run has behind endpoints, with what that costs; and what others have behind the one it is to use."""
-    mark, wanted = Mark(config.run.name, workspace.owner), str(config.deployment.endpoint_name)
-    with workspace.asking("list the endpoints of", workspace.name):
-        listed: list[Any] = list(workspace.client.online_endpoints.list())
-    names = [str(found.name) for found in listed if made_by_ftkit(found.tags or {})]
-    found = [look_at(workspace, name) for name in dict.fromkeys((wanted, *names))]
-    return [each for endpoint in found if endpoint for each in _running(workspace, endpoint, mark, wanted)]
-
-
-def _running(workspace: Workspace, endpoint: Endpoint, mark: Mark, wanted: str) -> list[Running]:
-    capacity = Capacity(workspace)
-    own = [deployed for deployed in endpoint.deployments.values() if mark.owns(deployed.tags)]
-    others = [deployed for deployed in endpoint.deployments.values() if deployed not in own]
-    whole = mark.owns(endpoint.tags) and not others
-    listed = []
-    if own or whole:
-        what = "; ".join(map(endpoint.described, own)) or "nothing behind it"
-        stays = "" if whole else "; the endpoint stays"
-        if any(other.name in endpoint.traffic for other in others):
-            stays += ", and all of its traffic then goes to what is left"
-
-        def stop() -> None:
-            stop_own(workspace, endpoint.name, mark)
-
-        listed.append(Running(f"endpoint {endpoint.name}: {what}{stays}", usd_per_hour(capacity, own), stop))
-    if own or endpoint.name == wanted:
-        for other in others:
-            what = f"endpoint {endpoint.name}: {endpoint.described(other)}"
-            by = f", {whose(other.tags)}" if made_by_ftkit(other.tags) else ""
-            listed.append(Running(what + by, usd_per_hour(capacity, [other]), None))
-    return listed
-
-
-def stop_own(workspace: Workspace, name: str, mark: Mark) -> None:
-    """Delete what a run has behind an endpoint, and the endpoint if it is the run's and nothing of others is behind it.
-
-    Raises:
-        StageError: something could not be deleted; the rest was.
-    """
-    silent: Say = lambda line: None  # noqa: E731
-    with claimed(workspace, name, mark, silent):
-        found = look_at(workspace, name)
-        if found is None:
-            return
-        own = [deployed.name for deployed in found.deployments.values() if mark.owns(deployed.tags)]
-        if mark.owns(found.tags) and len(own) == len(found.deployments):
-            delete_endpoint(workspace, name, silent)
-            return
-        if any(deployment in found.traffic or deployment in found.mirrored for deployment in own):
-            tags = {SERVING: ""} if found.tags.get(SERVING) in own else {}
-            share(workspace, name, without(found.traffic, own), silent, tags=tags, gone=own)
-        failed: list[StageError] = []
-        for deployment in own:
-            try:
-                delete_deployment(workspace, name, deployment, silent)
-            except StageError as error:
-                failed.append(error)
-        if failed:
-            raise failed[0]
 
 
 def without(traffic: Mapping[str, int], gone: Collection[str]) -> dict[str, int]:

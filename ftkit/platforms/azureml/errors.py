@@ -26,6 +26,10 @@ STORAGE_ROLES = (
     "account's firewall keeps this machine out"
 )
 VAULT_ROLES = "the identity needs the role Key Vault Secrets User on the vault {account}"
+AUTOSCALE_ROLES = (
+    "the identity needs Microsoft.Insights/autoscaleSettings/read, write and delete on the resource group, which "
+    "Contributor has and AzureML Data Scientist has not; or deployment.autoscale.max_instances=null"
+)
 
 
 UPLOAD = re.compile(r"upload|Connection|timed out|reset|aborted|RemoteDisconnected|Max retries", re.IGNORECASE)
@@ -39,6 +43,7 @@ class Answer(NamedTuple):
     cure: str
 
 
+UNREGISTERED = "MissingSubscriptionRegistration"
 IMAGE = Answer("the image could not be built", "stage=environment environment.wait=true shows why")
 CODES = {
     "AuthorizationFailed": Answer("the identity is not allowed to", ROLES),
@@ -49,6 +54,7 @@ CODES = {
         "ask for more in Azure's portal (Quotas, Machine learning), or take another VM size (deployment.instance_type, "
         "compute.instance_type)",
     ),
+    UNREGISTERED: Answer("the subscription does not use it yet", "az provider register --namespace Microsoft.Insights"),
     "TooManyRequests": Answer("the service is throttling", f"wait a minute; {SAME_COMMAND}"),
     "ImageBuildFailure": IMAGE,
     "no Environment Image available": IMAGE,
@@ -97,6 +103,12 @@ def is_forbidden(error: BaseException | None) -> bool:
     return isinstance(error, HttpResponseError) and error.status_code == 403
 
 
+def code_of(error: BaseException) -> str:
+    """The service's own code behind an error; empty where it gives none."""
+    cause = error.__cause__
+    return str(cause.error.code or "") if isinstance(cause, HttpResponseError) and cause.error else ""
+
+
 def _meaning(error: AzureError) -> Answer:
     if isinstance(error, ClientAuthenticationError):
         return Answer("no credential is accepted", SIGN_IN)
@@ -121,7 +133,10 @@ def _meaning(error: AzureError) -> Answer:
 def _roles(error: HttpResponseError) -> str:
     """The role that is missing, by what was touched; empty where it is the workspace."""
     request = getattr(error.response, "request", None)
-    host = urlsplit(str(getattr(request, "url", ""))).hostname or ""
+    address = urlsplit(str(getattr(request, "url", "")))
+    host = address.hostname or ""
+    if "/providers/microsoft.insights/" in address.path.lower():
+        return AUTOSCALE_ROLES
     account = host.partition(".")[0]
     if ".blob." in host or ".dfs." in host or ".file." in host:
         return STORAGE_ROLES.format(account=account)

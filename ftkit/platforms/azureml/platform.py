@@ -106,11 +106,11 @@ class AzureML:
         """What a deployment needs is asked of Azure, by ``preflight``."""
 
     def running(self) -> list[Running]:
-        from ftkit.platforms.azureml import endpoints, jobs
+        from ftkit.platforms.azureml import jobs, running
 
         return [
             *jobs.running(self.workspace, self.config.run.name, self.run_folder),
-            *endpoints.running(self.workspace, self.config),
+            *running.running(self.workspace, self.config),
         ]
 
     @staticmethod

@@ -9,7 +9,7 @@ from typing import Any
 from ftkit.config.compute import AzureCompute
 from ftkit.config.schema import Config
 from ftkit.errors import StageError
-from ftkit.platforms.azureml import endpoints, jobs
+from ftkit.platforms.azureml import autoscale, endpoints, jobs
 from ftkit.platforms.azureml.capacity import Capacity, Size, machines_counted, room
 from ftkit.platforms.azureml.errors import is_forbidden
 from ftkit.platforms.azureml.ownership import Mark, whose
@@ -34,9 +34,11 @@ def check(workspace: Workspace, config: Config, run_folder: Path) -> list[Findin
         machines = (compute.instance_type or "", compute.nodes)
         findings += _machines("compute", capacity, *machines, spot=compute.spot)
     if deployment.managed:
-        machines = (deployment.instance_type or "", deployment.instance_count)
-        findings += _machines("deployment", capacity, *machines, reserve=True)
+        size, bounds = deployment.instance_type or "", deployment.autoscale.bounds(deployment.instance_count)
+        findings += _machines("deployment", capacity, size, bounds[1], least=bounds[0], reserve=True)
         findings.append(_finding("endpoint", lambda: _endpoint(workspace, config)))
+        if deployment.autoscale.on:
+            findings.append(_autoscale(workspace, config))
     if compute.has_jobs:
         findings.append(_finding("jobs", lambda: _jobs(workspace, config, run_folder)))
     return findings
@@ -52,23 +54,35 @@ def _finding(what: str, look: Callable[[], str]) -> Finding:
 
 
 def _machines(
-    what: str, capacity: Capacity, name: str, count: int, *, spot: bool = False, reserve: bool = False
+    what: str, capacity: Capacity, name: str, count: int, *, least: int = 0, spot: bool = False, reserve: bool = False
 ) -> Iterator[Finding]:
-    """VM size, quota and price of so many machines."""
+    """VM size, quota and price of so many machines.
+
+    Args:
+        least: how few they may be as well; 0 for no fewer.
+    """
     kind = "spot machines" if spot else "machines"
     found: list[Size] = []
 
     def size() -> str:
         found.append(capacity.size(name))
-        return f"{count} × {found[0].name}, {found[0].cores} vCPUs each"
+        fewer = f"{least} to " if 0 < least < count else ""
+        return f"{fewer}{count} × {found[0].name}, {found[0].cores} vCPUs each"
 
     yield _finding(f"{what}: VM size", size)
     if not found:
         return
     yield _quota(f"{what}: quota of {kind}", capacity, found[0], count, spot, reserve)
     price = found[0].usd_per_hour(spot)
-    said = f"{price * count:,.2f} USD an hour, list price" if price is not None else "Azure lists none"
-    yield Finding(f"{what}: price", "unknown" if price is None else "ok", said)
+    yield Finding(f"{what}: price", "unknown" if price is None else "ok", _priced(price, least, count))
+
+
+def _priced(price: float | None, least: int, count: int) -> str:
+    if price is None:
+        return "Azure lists none"
+    if 0 < least < count:
+        return f"{price * least:,.2f} USD an hour with {least}, {price * count:,.2f} with {count}, list price"
+    return f"{price * count:,.2f} USD an hour, list price"
 
 
 def _quota(what: str, capacity: Capacity, size: Size, count: int, spot: bool, reserve: bool) -> Finding:
@@ -126,6 +140,18 @@ def _endpoint(workspace: Workspace, config: Config) -> str:
             cure="yes=true agrees to that; deployment.endpoint_name=<another name> leaves it",
         )
     return said
+
+
+def _autoscale(workspace: Workspace, config: Config) -> Finding:
+    """The settings that the endpoint's deployments have; that they can be made only making one tells."""
+    deployment = config.deployment
+    try:
+        found = autoscale.settings_of(workspace, deployment.endpoint_name)
+        wanted = deployment.autoscale.in_words(deployment.instance_type, deployment.instance_count)
+        now = "; ".join(f"{setting.deployment} has {setting}" for setting in found)
+        return Finding("autoscale", "ok", wanted + (f"; now {now}" if now else ""))
+    except StageError as error:
+        return Finding("autoscale", "wrong", error.what, error.cure)
 
 
 def _jobs(workspace: Workspace, config: Config, run_folder: Path) -> str:

@@ -7,41 +7,30 @@ made is deleted or loses traffic, and another run's live version if the user agr
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ftkit.chat.messages import system_message
 from ftkit.config.schema import Config
 from ftkit.console import agreed
 from ftkit.errors import Interrupted, StageError
-from ftkit.platforms.azureml import changes, endpoints
+from ftkit.platforms.azureml import autoscale, changes, endpoints, smoke
 from ftkit.platforms.azureml import deployment_spec as container
-from ftkit.platforms.azureml.capacity import Capacity, room
+from ftkit.platforms.azureml.capacity import Capacity, most_with_room, room
 from ftkit.platforms.azureml.changes import Change, State
 from ftkit.platforms.azureml.claims import Claim, claimed
+from ftkit.platforms.azureml.container_log import with_log
 from ftkit.platforms.azureml.endpoints import SERVING, Deployed, Endpoint
 from ftkit.platforms.azureml.errors import is_forbidden
 from ftkit.platforms.azureml.ownership import ROLLOUT, Mark, whose
 from ftkit.platforms.azureml.workspace import Workspace
 from ftkit.platforms.base import Deployed as Outcome
 from ftkit.platforms.base import Say
-from ftkit.serving.client import Busy, NotAnswering, question, read_answer
-from ftkit.serving.client import score as ask
-from ftkit.serving.server_log import reason
 
 COLOURS = ("blue", "green", "red", "white", "black")
-SMOKE_QUESTION = "2たす3はいくつですか？"
-SMOKE_TOKENS = 64
-SMOKE_LIMIT_S, CHECK_PAUSE_S = 300.0, 3.0
-"""How long an answer is waited for in all, and between two questions: the gateway may take some seconds to know a
-new deployment, and a model some minutes for its first answer."""
 MACHINE_LIMIT_S = 3600.0
 """How long the image, the machine and the download of the model may take before the model begins to load."""
-CHECK_TRIES = 10
 MIRROR_LOOK_S = 20.0
-LOG_LINES, LOG_SHOWN = 1000, 30
 
 
 def deploy(workspace: Workspace, config: Config, model: Mapping[str, Any], say: Say) -> Outcome:
@@ -68,24 +57,24 @@ class Rollout:
         self.name = self.settings.endpoint_name
         self.reference = str(model["path"])
         self.container = container.of(config, model)
+        self.count = self.container.count
         self.capacity = Capacity(workspace)
 
     def run(self) -> Outcome:
         found = endpoints.find(self.workspace, self.name)
         if found:
-            self._check_auth_mode(found)
-            self._check_access(found)
+            endpoints.check_kept(found, self.settings)
             self._clean(found)
             found = self._find()
         old = found.serving if found else None
         if found and old and not self.config.force and self._serves_this(found, old):
-            return self._outcome(found, old.name, "already ")
+            return self._outcome(found, old.name, self._scale(old.name), "already ")
         if found:
             self._check_room_in_traffic(found, old)
             self._may_replace(found, old)
-        self._check_capacity()
+        self._check_capacity(old)
+        new = self._colour(found, autoscale.scaled_by_others(self.workspace, self.settings))
         container.ensure_environment(self.workspace, self.config, self.say)
-        new = self._colour(found)
         try:
             if found is None:
                 endpoints.create(self.workspace, self.settings, self.mark, self.say)
@@ -98,36 +87,10 @@ class Rollout:
             raise told from error
         if old:
             self._retire(old)
-        return self._outcome(self._find(), new)
+        scaled = self._scale(new)
+        return self._outcome(self._find(), new, scaled)
 
     # Before anything is made.
-
-    def _check_auth_mode(self, found: Endpoint) -> None:
-        if found.auth_mode != self.settings.auth_mode:
-            raise StageError(
-                f"the endpoint {self.name} takes {found.auth_mode}, and deployment.auth_mode is now "
-                f"{self.settings.auth_mode}; an endpoint keeps the one that it was made with",
-                cure=f"deployment.auth_mode={found.auth_mode}, or stage=teardown first",
-            )
-
-    def _check_access(self, found: Endpoint) -> None:
-        """Raises StageError: the endpoint was made with another identity, or open to other networks."""
-        wanted = self.settings.public_network_access or "enabled"
-        if found.public_network_access != wanted:
-            raise StageError(
-                f"the endpoint {self.name} was made with public_network_access={found.public_network_access}, and "
-                f"deployment.public_network_access is now {wanted}",
-                cure=f"deployment.public_network_access={found.public_network_access}, or stage=teardown first",
-            )
-        identities = {identity.lower() for identity in self.settings.user_assigned_identities}
-        if identities != {identity.lower() for identity in found.identities}:
-            own = ",".join(found.identities)
-            raise StageError(
-                f"the endpoint {self.name} has {own or 'an identity of its own'}, and "
-                f"deployment.user_assigned_identities is now {list(self.settings.user_assigned_identities)}; "
-                "an endpoint keeps the identity that it was made with",
-                cure=f"deployment.user_assigned_identities=[{own}], or stage=teardown first",
-            )
 
     def _clean(self, found: Endpoint) -> None:
         """Put right what a command of this run that was cut off has left: traffic goes back, and what it made goes."""
@@ -185,26 +148,38 @@ class Rollout:
         ):
             raise StageError("left as it is", cure="deployment.endpoint_name=<another name>")
 
-    def _check_capacity(self) -> None:
-        """See that the region has the VM size, and its quota room for it."""
+    def _check_capacity(self, old: Deployed | None) -> None:
+        """See that the region has the VM size, and its quota room for it.
+
+        Where load has brought the version before to more instances, the new one starts with as many: it gets that load
+        at once.
+        """
+        most = self.settings.autoscale.max_instances or self.count
+        wanted = max(self.count, min(old.count, most)) if old else self.count
         try:
             size = self.capacity.size(self.container.size)
-            room(self.capacity, size, self.container.count, reserve=True)
+            room(self.capacity, size, self.count, reserve=True)
+            if (reached := most_with_room(self.capacity, size, self.count, most)) < most:
+                self.say(f"autoscale will reach {reached} of {most} instances: the quota has no room for more")
+            self.count = min(wanted, reached)
         except StageError as error:
             if not is_forbidden(error.__cause__):
                 raise
             self.say("VM sizes and quota are not checked first: that needs the role Reader on the subscription")
+            self.count = wanted
 
-    def _colour(self, found: Endpoint | None) -> str:
-        first, taken = self.settings.deployment_name, found.deployments if found else {}
+    def _colour(self, found: Endpoint | None, scaled: Collection[str]) -> str:
+        """A name that no deployment has, and no autoscale setting of others waits for."""
+        first, taken = self.settings.deployment_name, {*(found.deployments if found else ()), *scaled}
         return next(name for name in (first, *COLOURS, self.mark.rollout) if name not in taken)
 
     # Into service.
 
     def _start(self, name: str) -> None:
         self.claim.check()
+        endpoints.unscale(self.workspace, self.name, [name], self.say)
         self.say(
-            f"{name}: starting {self.container.count} × {self.container.size} for {self.container.model}; image, "
+            f"{name}: starting {self.count} × {self.container.size} for {self.container.model}; image, "
             "model and start take 10 to 20 minutes with a large model"
         )
         doing = ("start the deployment", f"{self.name}/{name}")
@@ -215,7 +190,7 @@ class Rollout:
                 return State.NOT_BEGUN
             return endpoints.ENDED_STATES.get(found.state, State.UNDER_WAY)
 
-        with container.deployment(self.container, self.name, name, self.reference, self.mark) as wanted:
+        with container.deployment(self.container, self.name, name, self.reference, self.mark, self.count) as wanted:
 
             def begin() -> Any:
                 with self.workspace.sending(*doing):
@@ -259,45 +234,7 @@ class Rollout:
         self.say(f"{new}: answers after {minutes:g} min of copies")
 
     def _check(self, found: Endpoint, key: str, deployment: str = "", *, may_be_busy: bool = False) -> None:
-        """Ask a real question: a deployment directly, or whichever one the traffic leads to.
-
-        Args:
-            may_be_busy: it has answered before and has traffic: that it is busy says that it is alive.
-
-        Raises:
-            StageError: no answer, or one that says nothing.
-        """
-        server = self.container.server
-        uri, headers = found.uri(server), {"azureml-model-deployment": deployment} if deployment else {}
-        payload = question(SMOKE_QUESTION, SMOKE_TOKENS, server, system_message(self.config.dataset))
-        timeout_s = self.settings.request_timeout_ms / 1000 + 10
-        try:
-            body = self._patiently(lambda: ask(uri, payload, timeout_s=timeout_s, key=key, headers=headers))
-            answer = read_answer(body, server, uri)
-            if not (answer.output.strip() or answer.thinking.strip()):
-                raise StageError("the answer is empty", where=uri)
-        except StageError as error:
-            if may_be_busy and isinstance(error, Busy):
-                self.say(f"{deployment or 'the endpoint'} is busy with other requests, so it is alive")
-                return
-            raise StageError(
-                f"{deployment or 'the endpoint'} was asked a question: {error.what}",
-                where=error.where,
-                cure="deployment.keep_failed=true leaves it to look at; the same command tries again",
-            ) from error
-
-    def _patiently(self, ask_once: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """An answer; one that fails to come is asked for again until the question's own time is up."""
-        deadline = changes.now() + SMOKE_LIMIT_S
-        tries = 0
-        while True:
-            tries += 1
-            try:
-                return ask_once()
-            except (NotAnswering, Busy):
-                if changes.now() > deadline or tries == CHECK_TRIES:
-                    raise
-            changes.pause(CHECK_PAUSE_S)
+        smoke.check(self.config, found, key, self.say, deployment, may_be_busy=may_be_busy)
 
     def _retire(self, old: Deployed) -> None:
         """Delete the version that was replaced, unless it has been changed or given traffic meanwhile."""
@@ -317,8 +254,29 @@ class Rollout:
                 raise Interrupted(f"interrupted; {left}\n  cure   the same command deletes it") from error
             raise StageError(f"{error.what}; {left}", where=error.where, cure="the same command deletes it") from error
 
-    def _outcome(self, found: Endpoint, name: str, already: str = "") -> Outcome:
+    def _scale(self, name: str) -> str:
+        """Have what is in service scale as configured.
+
+        Returns:
+            How it scales, for the user; empty where it does not.
+
+        Raises:
+            StageError, Interrupted: its rules are not as configured; it stays in service.
+        """
+        try:
+            return autoscale.apply(self.workspace, self.settings, name, self.mark, self.say)
+        except (StageError, KeyboardInterrupt) as error:
+            left = f"{name} is in service, and its autoscale is not as configured"
+            if isinstance(error, KeyboardInterrupt):
+                raise Interrupted(f"interrupted; {left}\n  cure   the same command goes on") from error
+            cure = error.cure or "the same command tries again"
+            raise StageError(f"{error.what}; {left}", where=error.where, cure=cure) from error
+
+    def _outcome(self, found: Endpoint, name: str, scaled: str, already: str = "") -> Outcome:
         """What the endpoint serves now.
+
+        Args:
+            scaled: how it scales; empty where it does not.
 
         Raises:
             StageError: no longer this.
@@ -345,7 +303,8 @@ class Rollout:
             "scoring_uri": uri,
             "digest": self.container.digest,
         }
-        return Outcome(summary + beside, result)
+        scale = f", {scaled}" if scaled else ""
+        return Outcome(summary + scale + beside, result)
 
     # Back again.
 
@@ -356,7 +315,7 @@ class Rollout:
             self.say("interrupted: putting things back, which may take minutes; Ctrl-C again leaves them as they are")
         try:
             if isinstance(error, StageError):
-                error = self._with_log(error, new)
+                error = with_log(self.workspace, error, self.name, new, self.say)
             self._undo(new, old, keep)
             left = self._left(new)
         except (StageError, KeyboardInterrupt) as second:
@@ -401,19 +360,6 @@ class Rollout:
         endpoints.share(self.workspace, self.name, back, self.say, tags={**tags, **owner}, gone=[new])
         rest = "all of it" if back[old.name] == 100 else f"{back[old.name]} % again"
         self.say(f"traffic is back: {old.name} has {rest}")
-
-    def _with_log(self, error: StageError, name: str) -> StageError:
-        """Print the end of the container's log, or what fetched model and code before it began; the error says why."""
-        get = self.workspace.client.online_deployments.get_logs
-        text = ""
-        with suppress(StageError), self.workspace.asking("get the log of", f"{self.name}/{name}"):
-            text = get(name, self.name, lines=LOG_LINES).strip("\n")
-            text = text or get(name, self.name, lines=LOG_LINES, container_type="storage-initializer")
-        for line in text.splitlines()[-LOG_SHOWN:]:
-            self.say(f"{name}: {line}")
-        if not (why := reason(text)):
-            return error
-        return StageError(f"{name} did not start: {why}", where=error.where, cure="mend that; the log is above")
 
     def _left(self, new: str) -> str:
         """What this command has made that is still there, as far as can be told; empty for nothing."""

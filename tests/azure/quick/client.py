@@ -18,9 +18,7 @@ from ftkit.platforms.azureml import datastore
 from ftkit.platforms.azureml.errors import translated
 from ftkit.platforms.azureml.workspace import Workspace
 from quick import actors
-from quick.service import Poller, Refused, Service
-
-ID = "/subscriptions/s/resourceGroups/g/providers/Microsoft.MachineLearningServices/workspaces/w"
+from quick.service import WORKSPACE, Poller, Refused, Service
 
 
 class QuickWorkspace(Workspace):
@@ -31,7 +29,7 @@ class QuickWorkspace(Workspace):
         super().__init__(settings, folder / "azure.log")
         self.service, self.user = service, user
         self.client: Any = Client(service, user)
-        self.described: Any = SimpleNamespace(location="eastus", id=ID, key_vault="/vaults/v")
+        self.described: Any = SimpleNamespace(location="eastus", id=WORKSPACE, key_vault="/vaults/v")
 
     def token(self, scope: str = "") -> str:
         claims = base64.urlsafe_b64encode(json.dumps({"upn": f"{self.user}@example.com", "tid": "t"}).encode()).decode()
@@ -281,14 +279,13 @@ class Blob:
 
 def install(service: Service, monkeypatch: Any) -> None:
     """Lead ftkit to the service: blobs, time, prices and answers of endpoints are its own."""
-    from ftkit.platforms.azureml import capacity, changes, jobs, rollout, submission
+    from ftkit.platforms.azureml import arm, changes, jobs, smoke, submission
 
     monkeypatch.setattr(datastore, "ContainerClient", lambda *_, **__: Container(service))
     monkeypatch.setattr(changes, "now", lambda: service.now)
     monkeypatch.setattr(changes, "pause", service.pause)
-    sizes = {"vmSizes": [_SIZE], "usages": []}
-    monkeypatch.setattr(capacity.Capacity, "_list", lambda self, kind, to: iter(sizes[kind]))
-    monkeypatch.setattr(rollout, "ask", lambda uri, payload, **how: _answer(service, uri, how["headers"]))
+    monkeypatch.setattr(arm, "send", lambda workspace, doing, *request: _arm(service, workspace, doing, *request))
+    monkeypatch.setattr(smoke, "ask", lambda uri, payload, **how: _answer(service, uri, how["headers"]))
 
     @contextmanager
     def no_snapshot(config: Any) -> Iterator[Path]:
@@ -296,6 +293,27 @@ def install(service: Service, monkeypatch: Any) -> None:
 
     monkeypatch.setattr(jobs, "snapshot", no_snapshot)
     assert submission
+
+
+def _arm(
+    service: Service, workspace: QuickWorkspace, doing: tuple[str, str], method: str, address: str, body: Any = None
+) -> dict[str, Any]:
+    """Resource Manager: VM sizes, and autoscale settings as the service keeps them."""
+    kind, _, name = address.partition("?")[0].partition("/providers/")[2].partition("/")[2].partition("/")
+    if kind == "locations":
+        return {"value": [_SIZE] if name.endswith("vmSizes") else service.usages}
+    with workspace.asking(*doing), service.call(f"autoscale.{method.lower()}"):
+        if method == "PUT":
+            service.scaled[name] = {**body, "name": name}
+        elif not name:
+            return {"value": [service.copy(setting) for setting in service.scaled.values()]}
+        elif name not in service.scaled:
+            raise Refused(404, "Setting not found.")
+        elif method == "DELETE":
+            del service.scaled[name]
+            return {}
+        return service.copy(service.scaled[name])
+    raise AssertionError
 
 
 _SIZE = {

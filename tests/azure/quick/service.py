@@ -16,6 +16,7 @@ from azure.core.exceptions import HttpResponseError, ServiceResponseError
 from ftkit.records import Record
 from quick import actors
 
+WORKSPACE = "/subscriptions/s/resourceGroups/g/providers/Microsoft.MachineLearningServices/workspaces/w"
 ENDED = ("Completed", "Failed", "Canceled")
 PENDING_S = {"job": 300.0, "deployment": 600.0, "change": 30.0}
 QUEUED_S = 60.0
@@ -91,6 +92,8 @@ class Service:
 
     Attributes:
         now: seconds since the beginning.
+        scaled: autoscale settings by name, as they were sent.
+        usages: quota, as Azure lists it; none is no limit.
         trained: how often each fingerprint has been trained to the end.
         deleted: deployments that were deleted: by whom, endpoint, name, tags.
     """
@@ -104,6 +107,8 @@ class Service:
     metadata: dict[str, dict[str, str]] = field(default_factory=dict)
     operations: list[Operation] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    scaled: dict[str, Any] = field(default_factory=dict)
+    usages: list[Any] = field(default_factory=list)
     trained: Counter[str] = field(default_factory=Counter)
     deleted: list[tuple[str, str, str, dict[str, str]]] = field(default_factory=list)
     busy: set[str] = field(default_factory=set)
@@ -225,6 +230,28 @@ class Service:
             found.traffic = {to: part for to, part in {**live, name: share}.items() if part}
         if mirror:
             found.mirror_traffic = {name: mirror}
+
+    def scaled_by_hand(self, endpoint: str, deployment: str) -> str:
+        """What a person does in the portal: an autoscale setting for a deployment, there or not; returns its name."""
+        name = f"hand-{deployment}"
+        self.scaled[name] = {
+            "name": name,
+            "properties": {
+                "enabled": True,
+                "targetResourceUri": f"{WORKSPACE}/onlineEndpoints/{endpoint}/deployments/{deployment}",
+                "profiles": [{"capacity": {"minimum": "1", "maximum": "9", "default": "1"}}],
+            },
+        }
+        return name
+
+    def scaling(self) -> dict[str, tuple[int, int]]:
+        """Fewest and most instances by deployment, of all settings."""
+        found = {}
+        for setting in self.scaled.values():
+            capacity = setting["properties"]["profiles"][0]["capacity"]
+            name = setting["properties"]["targetResourceUri"].rpartition("/")[2]
+            found[name] = (int(capacity["minimum"]), int(capacity["maximum"]))
+        return found
 
     def copy(self, value: Any) -> Any:
         return copy.deepcopy(value)

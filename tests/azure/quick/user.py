@@ -46,7 +46,11 @@ class User:
         base = _config()
         run = base.run.model_copy(update={"name": self.run, "outputs": str(self.folder.parent)})
         own = {key: value for key, value in changed.items() if key in ("force", "yes", "attach")}
-        deployment = base.deployment.model_copy(update={k: v for k, v in changed.items() if k not in own})
+        of_deployment = {k: v for k, v in changed.items() if k not in own}
+        if "max_instances" in of_deployment:
+            most = {"max_instances": of_deployment.pop("max_instances")}
+            of_deployment["autoscale"] = base.deployment.autoscale.model_copy(update=most)
+        deployment = base.deployment.model_copy(update=of_deployment)
         return base.model_copy(update={"run": run, "deployment": deployment, "yes": False, **own})
 
     def platform(self, **changed: Any) -> AzureML:

@@ -18,6 +18,7 @@ from standin.images import Images
 from standin.jobs import Jobs
 from standin.managed_identity import ManagedIdentity
 from standin.mlflow import Tracking
+from standin.monitor import Monitor
 from standin.proxy import ConnectProxy
 from standin.quota import Quota
 from standin.record import Record
@@ -40,6 +41,7 @@ class StandIn:
         workspace, quota: what exists before the first command, for a test to change.
         resources, store: what clients have made: resources by path, and blobs.
         jobs, images, serving, tracking: what runs and ran, and what was logged of it.
+        monitor: autoscale settings.
     """
 
     def __init__(self, folder: Path):
@@ -65,6 +67,7 @@ class StandIn:
         self.tracking = Tracking(self.jobs)
         self.serving = Serving(self, self.folder / "deployments")
         operations = Operations()
+        self.monitor = Monitor(self.resources)
         self.endpoints = Endpoints(self.resources, operations, self.serving, self.quota)
         self._gateway = Gateway(self.resources, self.endpoints, self.serving, self.faults)
         self._sites = self._routed(operations)
@@ -79,7 +82,7 @@ class StandIn:
         arm, data_plane, login, vault = Router(), Router(), Router(), Router()
         entra.routes(login)
         assets = Assets(self.resources, self.store)
-        for part in (self.workspace, self.quota, assets, self.jobs, self.endpoints, operations):
+        for part in (self.workspace, self.quota, assets, self.jobs, self.endpoints, self.monitor, operations):
             part.routes(arm)
         for part in (History(self.jobs, self.resources), self.tracking, self.images):
             part.routes(data_plane)
@@ -148,8 +151,8 @@ class StandIn:
         def site(request: Request) -> Response:
             entra.require(request, *entra.ARM_AUDIENCES)
             _check_scope(request.path)
-            if request.method == "PUT":
-                self._check_schema(request)
+            if request.method == "PUT" and request.path.lower().startswith(f"{names.WORKSPACE_ID}/".lower()):
+                self._check_schema(request)  # of others, whoever answers sees to that
             return router(request)
 
         return site
@@ -187,6 +190,7 @@ class StandIn:
     def wipe(self) -> None:
         """Delete all that clients have made: jobs, endpoints, assets and images; blobs stay."""
         self.endpoints.clear()
+        self.monitor.settings.clear()
         self.jobs.stop()
         self.images.clear()
         self.tracking.clear()
