@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 
 from rich.console import Console
 from rich.padding import Padding
@@ -17,6 +18,7 @@ from rich.text import Text
 
 from ftkit.config.schema import Config
 from ftkit.errors import ConfigError, FtkitError, Problem, StageError
+from ftkit.files import allocated, size_in_words
 
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters, with which a text could command the terminal, and halves of surrogate pairs."""
@@ -39,6 +41,8 @@ def printable(text: str) -> str:
 
 COUNT_EVERY_S = 30.0
 """Seconds between two lines of a count where there is no terminal."""
+GROWTH_EVERY_S = 0.5
+"""Seconds between two looks at a folder that is being written."""
 PROBLEM_WIDTH = 120
 """Columns below which problems are shown one below the other."""
 
@@ -124,32 +128,75 @@ def print_of_sweep(number: int, runs: int, label: str) -> None:
 
 
 @contextmanager
-def counting(what: str, say: Callable[[str], None], *, alone: bool = True) -> Iterator[Callable[[int], None]]:
+def counting(
+    what: str,
+    say: Callable[[str], None],
+    *,
+    total: int = 0,
+    shown: Callable[[int], str] = "{:,}".format,
+    alone: bool = True,
+) -> Iterator[Callable[[int], None]]:
     """Show how many of something are done: on a terminal in a line that renews itself, elsewhere now and then.
 
     Args:
         what: is counted: ``rows read``.
         say: prints a line.
+        total: how many there are; 0 if that is not known.
+        shown: a number in words.
         alone: nobody else prints there at the same time.
 
     Yields:
         What is called with how many more are done.
     """
-    out = console()
-    columns = (SpinnerColumn(), TextColumn("{task.completed:,.0f} {task.description}"), TimeElapsedColumn())
+    out, done = console(), 0
+
+    def told() -> str:
+        return f"{shown(min(done, total))} of {shown(total)} {what}" if total else f"{shown(done)} {what}"
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     # Without a thread of its own: a process that forks meanwhile must have none.
     line = Progress(*columns, console=out, transient=True, auto_refresh=False, disable=not (out.is_terminal and alone))
     with line:
-        task, said = line.add_task(what, total=None), time.monotonic()
+        task, said = line.add_task(told(), total=None), time.monotonic()
 
         def more(count: int) -> None:
-            nonlocal said
-            line.update(task, advance=count, refresh=True)
+            nonlocal done, said
+            done += count
+            line.update(task, description=told(), refresh=True)
             if line.disable and time.monotonic() - said > COUNT_EVERY_S:
                 said = time.monotonic()
-                say(f"{line.tasks[task].completed:,.0f} {what}")
+                say(told())
 
         yield more
+
+
+@contextmanager
+def growing(folder: Path, total: int, say: Callable[[str], None], *, alone: bool = True) -> Iterator[None]:
+    """Show how much of a folder has been written, while a library writes it that does not tell.
+
+    Args:
+        folder: may not be there yet.
+        total: bytes that it will take.
+        say: prints a line.
+        alone: nobody else prints there at the same time.
+    """
+    ended = Event()
+    with counting("written", say, total=total, shown=size_in_words, alone=alone) as more:
+
+        def watch() -> None:
+            seen = 0
+            while not ended.wait(GROWTH_EVERY_S):
+                now = allocated(folder)
+                more(now - seen)
+                seen = now
+
+        thread = Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
 
 def listing(*headings: str) -> Table:

@@ -177,6 +177,17 @@ def everything_below(folder: Path) -> Iterator[Path]:
         yield from (Path(root, name) for name in (*folders, *files))
 
 
+def allocated(folder: Path) -> int:
+    """Bytes that a folder's files have on the disk so far: of one that is being written, what has come of it."""
+    taken = 0
+    for path in everything_below(folder):
+        with suppress(OSError):  # renamed meanwhile
+            found = path.lstat()
+            if stat.S_ISREG(found.st_mode):
+                taken += min(found.st_size, getattr(found, "st_blocks", found.st_size) * 512)
+    return taken
+
+
 def size_in_words(size: int) -> str:
     """Bytes as MiB, or as GiB from 1 GiB on."""
     mib = size / 2**20

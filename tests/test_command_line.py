@@ -179,6 +179,27 @@ def test_prepare_counts_its_rows_on_a_terminal_and_now_and_then_elsewhere(tmp_pa
     assert said == ["1,000 rows read", "1,234 rows read"]
 
 
+def test_what_a_library_writes_is_counted_by_its_files(tmp_path: Path, monkeypatch):
+    from ftkit import console
+
+    said: list[str] = []
+    monkeypatch.setattr(console, "COUNT_EVERY_S", -1.0)
+    monkeypatch.setattr(console, "GROWTH_EVERY_S", 0.01)
+    with console.growing(tmp_path / "merged", 3 << 20, said.append):
+        (tmp_path / "merged").mkdir()
+        with (tmp_path / "merged" / ".tmp0").open("wb") as file:
+            file.truncate(3 << 20)  # as safetensors does: its size is there before its bytes
+            file.write(b"a" * (3 << 19))
+            file.flush()
+            while not said or said[-1].startswith("0.0 MiB"):
+                pass
+            assert not said[-1].startswith("3.0 MiB")
+            file.write(b"a" * (3 << 19))
+            file.flush()
+            while said[-1] != "3.0 MiB of 3.0 MiB written":
+                pass
+
+
 def test_a_dumb_terminal_gets_text_alone(tmp_path: Path):
     shown = on_terminal("experiment=tiny", "stage=prepare,plan", f"run.outputs={tmp_path}", columns=80, TERM="dumb")
     assert "\x1b" not in shown and "256 rows" in shown and "no problems" in shown

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from ftkit.export import calibrate as calibration
 from ftkit.families import family_of
 from ftkit.files import written_aside
 from ftkit.library_logs import libraries_to
-from ftkit.models.gpt_oss.mxfp4_checkpoint import round_experts, save_packed
+from ftkit.models.gpt_oss.mxfp4_checkpoint import packed_bytes, round_experts, save_packed
 from ftkit.models.loading import check_complete, for_inference, load_base, load_tokenizer
 from ftkit.training.artifact import check_trained, folder_name
 from ftkit.training.checkpoints import saving
@@ -118,7 +119,15 @@ class MergeResult:
         )
 
 
-def merge(config: Config, *, trained: Path, tokens: Path, out: Path, serving: ServingDefaults) -> MergeResult:
+def merge(
+    config: Config,
+    *,
+    trained: Path,
+    tokens: Path,
+    out: Path,
+    serving: ServingDefaults,
+    watched: Callable[[Path, int], AbstractContextManager[None]] = lambda folder, total: nullcontext(),
+) -> MergeResult:
     """Merge a finished adapter into its base, or take the model that was trained, and write it to ``out``.
 
     Args:
@@ -127,6 +136,7 @@ def merge(config: Config, *, trained: Path, tokens: Path, out: Path, serving: Se
         tokens: parquet file of ``prepare``, for held-out rows to compare on.
         out: folder of the merged model; replaced when the new one has passed, else left as it is.
         serving: written to ``ftkit.json`` in it, for whoever serves the model.
+        watched: entered with the folder and the bytes of all tensors while these are written.
 
     Raises:
         StageError: the training is unfinished or for another base, the disk is full, or the model that was read back
@@ -156,7 +166,8 @@ def merge(config: Config, *, trained: Path, tokens: Path, out: Path, serving: Se
             compare(of_base, of_trained, before, config, partial(noise, merged, rows))
             meant, rounding = to_mxfp4(merged, config, tokens, partial(logits, rows=rows), of_base, before)
         with saving(out), written_aside(out) as aside:
-            write(merged, tokenizer, aside, serving, packed=rounding is not None)
+            with watched(aside, bytes_of(merged, packed=rounding is not None)):
+                write(merged, tokenizer, aside, serving, packed=rounding is not None)
             del merged
             gc.collect()
             again = read_back(aside, config, device, packed=rounding is not None)
@@ -257,6 +268,11 @@ def write(
         model.save_pretrained(folder, save_original_format=not family_of(model.config.model_type).mxfp4)
     tokenizer.save_pretrained(folder)
     serving.write(folder)
+
+
+def bytes_of(model: PreTrainedModel, *, packed: bool) -> int:
+    """Bytes that the model's tensors take in its files; see ``write``."""
+    return packed_bytes(model) if packed else sum(p.numel() * p.element_size() for p in model.parameters())
 
 
 def read_back(folder: Path, config: Config, device: torch.device, *, packed: bool) -> PreTrainedModel:

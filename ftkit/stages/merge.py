@@ -9,12 +9,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftkit import __version__, records
 from ftkit.chat.serving_defaults import ServingDefaults
 from ftkit.config.stages import BY_NAME
+from ftkit.console import growing
 from ftkit.digests import Digests
 from ftkit.evaluation.card import CARD, write_card
 from ftkit.files import size_in_words, tree, tree_digest, written_aside
@@ -87,6 +89,7 @@ def _merge(context: Context, digest: str) -> MergeResult:
         tokens=published_rows(context) / TOKENS,
         out=out,
         serving=ServingDefaults.of(config, config.registration.model_name),
+        watched=partial(growing, say=context.say, alone=not context.label),
     )
     kept = {"digest": digest, "files": _digests(context), "result": asdict(result)}
     with written_aside(passed) as aside:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +128,16 @@ def test_a_training_that_changes_nothing_is_refused(model_folder: Path, token_fi
     refused(config, "the model changes nothing", trained=idle, tokens=token_file, out=tmp_path / "merged")
 
 
+@contextmanager
+def is_told_its_size(folder: Path, total: int) -> Iterator[None]:
+    """A watcher of ``merge`` that holds the bytes it is told before against those that are written."""
+    yield
+    assert total == sum(t.nbytes for file in folder.glob("*.safetensors") for t in load_file(file).values()) > 0
+
+
 def test_bfloat16_is_held_to_the_mean(model_folder: Path, token_file: Path, adapter: Path, tmp_path: Path) -> None:
-    config = small_run(model_folder, "merge.format=bf16")
-    result = merge(config, trained=adapter, tokens=token_file, out=tmp_path / "merged", serving=SERVING)
+    config, out = small_run(model_folder, "merge.format=bf16"), tmp_path / "merged"
+    result = merge(config, trained=adapter, tokens=token_file, out=out, serving=SERVING, watched=is_told_its_size)
     assert result.format == "bf16" and 0 < result.mean_difference < 0.05 * result.spread
     assert load_file(tmp_path / "merged" / "model.safetensors")["lm_head.weight"].dtype == torch.bfloat16
 
@@ -163,7 +171,7 @@ def test_mxfp4_is_written_as_the_published_checkpoint_and_rounds_within_the_form
     """In several shards; what transformers loads of them is compared with the merge in float32."""
     monkeypatch.setattr(packed, "LARGEST_SHARD", "20KB")
     out, config = tmp_path / "packed", small_run(model_folder, "merge.format=mxfp4", "merge.keep=0")
-    result = merge(config, trained=adapter, tokens=token_file, out=out, serving=SERVING)
+    result = merge(config, trained=adapter, tokens=token_file, out=out, serving=SERVING, watched=is_told_its_size)
     shards = sorted(out.glob("model-*.safetensors"))
     index = json.loads((out / "model.safetensors.index.json").read_text())["weight_map"]
     written = {name: tensor for shard in shards for name, tensor in load_file(shard).items()}

@@ -156,6 +156,13 @@ def save_packed(model: PreTrainedModel, folder: Path) -> None:
     model.generation_config.save_pretrained(folder)
 
 
+def packed_bytes(model: PreTrainedModel) -> int:
+    """Bytes of the tensors that ``save_packed`` writes."""
+    experts = dict(_experts(model))
+    dense = sum(p.numel() * p.element_size() for name, p in model.named_parameters() if name not in experts)
+    return dense + sum(weight.numel() // 2 + weight.numel() // BLOCK for weight in experts.values())
+
+
 def _experts(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """The expert weights by name, each (experts, in, out)."""
     names = tuple(f".experts.{name}" for name in TENSORS)
