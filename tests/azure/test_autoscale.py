@@ -193,6 +193,13 @@ def test_without_the_right_nothing_is_begun(service: Service, ann: User):
     assert not service.endpoints
 
 
+def test_without_autoscale_azure_monitor_need_not_answer(service: Service, ann: User):
+    service.faults.append(Fault("autoscale.get", "refused", times=-1))
+    ann.deploy()
+    assert "green serves served:2" in ann.deploy("2") and ann.heard("whether green has any is not known")
+    assert [name for _, name in service.deployments] == ["green"]
+
+
 def test_where_rules_cannot_be_made_the_version_stays_in_service_and_the_old_one_goes(service: Service, ann: User):
     ann.deploy()
     service.faults.append(Fault("autoscale.put", "forbidden", times=-1))

@@ -118,12 +118,16 @@ def apply(workspace: Workspace, settings: Settings, deployment: str, mark: Mark,
         How it is scaled now, for the user; empty where it is not.
 
     Raises:
-        StageError: the setting could not be made, changed or deleted.
+        StageError: the setting could not be made, changed or deleted, or there is to be one and Azure does not answer.
     """
     endpoint = settings.endpoint_name
     if not settings.autoscale.on:
-        found = remove(workspace, endpoint, [deployment], say)
-        return ", ".join(map(str, found))
+        try:
+            found = visible(workspace, endpoint, [deployment])
+        except StageError as error:  # without autoscale nobody needs Azure Monitor to answer
+            say(f"{error.what}; whether {deployment} has any is not known")
+            return ""
+        return ", ".join(map(str, _removed(workspace, found, say)))
     found = settings_of(workspace, endpoint, [deployment])
     _refuse_others(workspace, found)
     if not any(_as_wanted(workspace, settings, deployment, setting) for setting in found):
@@ -133,21 +137,23 @@ def apply(workspace: Workspace, settings: Settings, deployment: str, mark: Mark,
     return f"autoscale from {least} to {most} instances"
 
 
-def remove(workspace: Workspace, endpoint: str, deployments: Collection[str], say: Say) -> list[Setting]:
+def remove(workspace: Workspace, endpoint: str, deployments: Collection[str], say: Say) -> None:
     """Delete the settings of some deployments that ftkit has made, and tell of others.
 
     Args:
         deployments: names.
 
-    Returns:
-        Those that ftkit has not made.
-
     Raises:
         StageError: one could not be deleted; the rest was.
     """
+    _removed(workspace, visible(workspace, endpoint, deployments), say)
+
+
+def _removed(workspace: Workspace, found: Collection[Setting], say: Say) -> list[Setting]:
+    """Delete those of some settings that ftkit has made; return the others."""
     failed: list[StageError] = []
     others: list[Setting] = []
-    for setting in visible(workspace, endpoint, deployments):
+    for setting in found:
         if not made_by_ftkit(setting.tags):
             say(f"left as it is: {setting.deployment}'s {setting}")
             others.append(setting)
