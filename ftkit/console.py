@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 
 from rich.console import Console
 from rich.padding import Padding
@@ -43,6 +43,8 @@ COUNT_EVERY_S = 30.0
 """Seconds between two lines of a count where there is no terminal."""
 GROWTH_EVERY_S = 0.5
 """Seconds between two looks at a folder that is being written."""
+_is_shared = False
+"""Whether other runs print on the terminal as well: a line that renews itself would run into theirs."""
 PROBLEM_WIDTH = 120
 """Columns below which problems are shown one below the other."""
 
@@ -78,6 +80,8 @@ class Report:
         self.label = label
         self._label = f"{label}  " if label else ""
         self._opened = False
+        global _is_shared
+        _is_shared = _is_shared or bool(label)
 
     def line(self, text: str) -> None:
         """Print one indented line as part of the present stage."""
@@ -132,59 +136,58 @@ def counting(
     what: str,
     say: Callable[[str], None],
     *,
-    total: int = 0,
     shown: Callable[[int], str] = "{:,}".format,
-    alone: bool = True,
-) -> Iterator[Callable[[int], None]]:
+) -> Iterator[Callable[..., None]]:
     """Show how many of something are done: on a terminal in a line that renews itself, elsewhere now and then.
 
     Args:
         what: is counted: ``rows read``.
         say: prints a line.
-        total: how many there are; 0 if that is not known.
         shown: a number in words.
-        alone: nobody else prints there at the same time.
 
     Yields:
-        What is called with how many more are done.
+        What is called with how many more are done, and as a second argument with how many more there are to do, where
+        that is known; by any thread.
     """
-    out, done = console(), 0
+    out, done, total, lock = console(), 0, 0, Lock()
 
     def told() -> str:
         return f"{shown(min(done, total))} of {shown(total)} {what}" if total else f"{shown(done)} {what}"
 
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     # Without a thread of its own: a process that forks meanwhile must have none.
-    line = Progress(*columns, console=out, transient=True, auto_refresh=False, disable=not (out.is_terminal and alone))
+    silent = _is_shared or not out.is_terminal
+    line = Progress(*columns, console=out, transient=True, auto_refresh=False, disable=silent)
     with line:
         task, said = line.add_task(told(), total=None), time.monotonic()
 
-        def more(count: int) -> None:
-            nonlocal done, said
-            done += count
-            line.update(task, description=told(), refresh=True)
-            if line.disable and time.monotonic() - said > COUNT_EVERY_S:
-                said = time.monotonic()
-                say(told())
+        def more(count: int, of: int = 0) -> None:
+            nonlocal done, total, said
+            with lock:
+                done, total = done + count, total + of
+                line.update(task, description=told(), refresh=True)
+                if line.disable and time.monotonic() - said > COUNT_EVERY_S:
+                    said = time.monotonic()
+                    say(told())
 
         yield more
 
 
 @contextmanager
-def growing(folder: Path, total: int, say: Callable[[str], None], *, alone: bool = True) -> Iterator[None]:
+def growing(folder: Path, total: int, say: Callable[[str], None]) -> Iterator[None]:
     """Show how much of a folder has been written, while a library writes it that does not tell.
 
     Args:
         folder: may not be there yet.
         total: bytes that it will take.
         say: prints a line.
-        alone: nobody else prints there at the same time.
     """
     ended = Event()
-    with counting("written", say, total=total, shown=size_in_words, alone=alone) as more:
+    with counting("written", say, shown=size_in_words) as more:
 
         def watch() -> None:
             seen = 0
+            more(0, total)
             while not ended.wait(GROWTH_EVERY_S):
                 now = allocated(folder)
                 more(now - seen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from rich.cells import cell_len
 from ftkit import processes
 from ftkit.cli.help import EXAMPLES
 from ftkit.config.conf_files import groups, options
+from ftkit.config.resolve import resolve
 from ftkit.config.stages import LIFE_CYCLE
 
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "azure", "accelerate")
@@ -177,6 +179,22 @@ def test_prepare_counts_its_rows_on_a_terminal_and_now_and_then_elsewhere(tmp_pa
         count(1000)
         count(234)
     assert said == ["1,000 rows read", "1,234 rows read"]
+
+
+def test_where_several_runs_print_no_line_renews_itself(monkeypatch):
+    from rich.console import Console
+
+    from ftkit import console
+
+    out, lengths = io.StringIO(), [0]
+    monkeypatch.setattr(console, "console", lambda: Console(file=out, force_terminal=True))
+    monkeypatch.setattr(console, "_is_shared", False)
+    for label in ("", "r=4"):
+        console.Report(resolve(["experiment=tiny"]), label)
+        with console.counting("rows read", print) as count:
+            count(1)
+        lengths.append(len(out.getvalue()))
+    assert lengths[0] < lengths[1] == lengths[2]
 
 
 def test_what_a_library_writes_is_counted_by_its_files(tmp_path: Path, monkeypatch):

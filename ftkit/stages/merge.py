@@ -89,7 +89,7 @@ def _merge(context: Context, digest: str) -> MergeResult:
         tokens=published_rows(context) / TOKENS,
         out=out,
         serving=ServingDefaults.of(config, config.registration.model_name),
-        watched=partial(growing, say=context.say, alone=not context.label),
+        watched=partial(growing, say=context.say),
     )
     kept = {"digest": digest, "files": _digests(context), "result": asdict(result)}
     with written_aside(passed) as aside:

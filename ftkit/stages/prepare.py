@@ -88,7 +88,7 @@ def run(context: Context) -> Made:
         parts_folder.mkdir()
         work = Work(dataset, renderer, parts_folder)
         parts = []
-        with counting("rows read", context.say, alone=not context.label) as count:
+        with counting("rows read", context.say) as count:
             for part in prepare(read_sources(dataset, left_out.append), work, dataset.num_proc):
                 _check_vocabulary(part, context.config.model)
                 parts.append(part)

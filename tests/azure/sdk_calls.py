@@ -111,6 +111,20 @@ def make_data(name: str, version: str, path: str) -> str:
     return str(made.path)
 
 
+def publish_and_tell(name: str, content: str, log: str) -> list[str]:
+    """What a user is told while a data asset is sent, where each block is worth a line."""
+    from ftkit import console
+    from ftkit.config.resolve import resolve
+    from ftkit.platforms.azureml.assets import publish
+    from ftkit.platforms.azureml.workspace import Workspace
+
+    console.COUNT_EVERY_S = -1.0
+    said: list[str] = []
+    workspace = Workspace(resolve(["experiment=tiny-azure", "stage=publish"]).workspace, Path(log))
+    publish(workspace, name, Path(content), "0" * 64, {}, said.append)
+    return said
+
+
 def submit(code: str, line: str, settings: dict[str, Any]) -> str:
     """Submit a job that writes to ``${{outputs.made}}``; returns its name."""
     usual = {"environment": "azureml:test-env:1", "instance_type": SIZE, "experiment_name": "stand-in"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -97,6 +98,10 @@ def test_data_versions_are_immutable_and_sent_once(azure: StandIn, sdk: SdkWorke
     azure.record.clear()
     sdk("make_data", "rows", "2", str(rows))
     assert azure.record.uploaded_bytes == 0
+    (tmp_path / "told").mkdir()
+    shutil.copy(rows, tmp_path / "told")
+    told = sdk("publish_and_tell", "told", str(tmp_path / "told"), str(tmp_path / "run" / "azure.log"))
+    assert told == ["0.0 MiB of 0.1 MiB sent", "0.1 MiB of 0.1 MiB sent"]
     rows.write_bytes(b"2" * 100_000)
     changed = sdk.attempt("make_data", "rows", "1", str(rows))
     assert changed.error and "already exists" in changed.message

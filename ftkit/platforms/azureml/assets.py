@@ -11,13 +11,15 @@ from azure.ai.ml.entities import Data, Model
 from ftkit.errors import StageError
 from ftkit.platforms.azureml.errors import is_missing
 from ftkit.platforms.azureml.workspace import Workspace
-from ftkit.platforms.base import Asset
+from ftkit.platforms.base import Asset, Say
 
 DIGEST = "digest"
 """Tag that holds a version's digest."""
 
 
-def publish(workspace: Workspace, name: str, content: Path, digest: str, tags: Mapping[str, Any]) -> tuple[Asset, bool]:
+def publish(
+    workspace: Workspace, name: str, content: Path, digest: str, tags: Mapping[str, Any], say: Say
+) -> tuple[Asset, bool]:
     """Keep a folder as the data asset version that its digest names; sent only if there is no such version."""
     version = digest[:12]
     kept = {DIGEST: digest, **_texts(tags)}
@@ -27,7 +29,7 @@ def publish(workspace: Workspace, name: str, content: Path, digest: str, tags: M
     if _found(workspace, f"data asset {asset.id}", with_version):
         return asset, False
     wanted = Data(name=name, version=version, type="uri_folder", path=str(content), tags=kept)
-    with workspace.sending("publish the data asset", asset.id):
+    with workspace.sending("publish the data asset", asset.id, say):
         workspace.client.data.create_or_update(wanted)
     return asset, True
 

@@ -68,7 +68,7 @@ def ensure(
         say(f"sending the files of environment {name}:{version}; Azure ML builds its image, which takes a while")
         context, tags = BuildContext(path=str(folder)), {**workspace.tags, **MADE_BY}
         wanted = Entity(name=name, version=version, build=context, inference_config=routes, tags=tags)
-        with workspace.sending("make the environment", f"{name}:{version}"):
+        with workspace.sending("make the environment", f"{name}:{version}", say):
             workspace.client.environments.create_or_update(wanted)
     return Environment(name, version, new=True)
 

@@ -271,7 +271,7 @@ def _submit(workspace: Workspace, config: Config, run_folder: Path, request: Job
         with (
             snapshot(config) as code,
             whole_model(config, say) as model,
-            workspace.sending("submit a job that runs", ", ".join(request.stages)),
+            workspace.sending("submit a job that runs", ", ".join(request.stages), say),
         ):
             wanted = job(
                 config,

@@ -60,7 +60,7 @@ class AzureML:
     def publish(self, name: str, content: Path, digest: str, tags: Mapping[str, Any], say: Say) -> tuple[Asset, bool]:
         from ftkit.platforms.azureml import assets
 
-        return assets.publish(self.workspace, name, content, digest, {**self._mark, **tags})
+        return assets.publish(self.workspace, name, content, digest, {**self._mark, **tags}, say)
 
     def register(self, name: str, content: str, digest: str, tags: Mapping[str, Any], say: Say) -> tuple[Asset, bool]:
         from ftkit.platforms.azureml import assets

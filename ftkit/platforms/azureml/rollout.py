@@ -193,7 +193,7 @@ class Rollout:
         with container.deployment(self.container, self.name, name, self.reference, self.mark, self.count) as wanted:
 
             def begin() -> Any:
-                with self.workspace.sending(*doing):
+                with self.workspace.sending(*doing, self.say):
                     return self.workspace.client.online_deployments.begin_create_or_update(wanted)
 
             limit_s = MACHINE_LIMIT_S + self.settings.startup_timeout_s

@@ -71,7 +71,7 @@ def _submit(
         with (
             snapshot(config) as code,
             whole_model(config, say) as model,
-            workspace.sending("submit a sweep over", ", ".join(space)),
+            workspace.sending("submit a sweep over", ", ".join(space), say),
         ):
             trial = job(
                 config,

@@ -21,8 +21,12 @@ from azure.core.exceptions import AzureError
 from azure.identity import DefaultAzureCredential
 
 from ftkit.config.schema import Workspace as Settings
+from ftkit.console import counting
 from ftkit.errors import StageError
+from ftkit.files import size_in_words
+from ftkit.platforms.azureml import uploads
 from ftkit.platforms.azureml.errors import translated
+from ftkit.platforms.base import Say
 
 ARM_SCOPE = "https://management.azure.com/.default"
 LOG = "azure.log"
@@ -123,8 +127,8 @@ class Workspace:
                 logger.handlers, logger.propagate = handlers, propagate
 
     @contextmanager
-    def sending(self, what: str, resource: str) -> Iterator[None]:
-        """As ``asking``, around calls that upload files: one at a time on this machine.
+    def sending(self, what: str, resource: str, say: Say) -> Iterator[None]:
+        """As ``asking``, around calls that upload files: one at a time on this machine, and shown as they go.
 
         The SDK waits for ever when another process sends the same files at the same moment.
         """
@@ -132,7 +136,11 @@ class Workspace:
         lock.parent.mkdir(parents=True, exist_ok=True)
         with lock.open("w") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
-            with self.asking(what, resource):
+            with (
+                counting("sent", say, shown=size_in_words) as more,
+                uploads.told_of(more),
+                self.asking(what, resource),
+            ):
                 yield
 
     def _explained(self, error: AzureError, to: str, resource: str) -> StageError:

@@ -43,7 +43,8 @@ class QuickWorkspace(Workspace):
         except AzureError as error:
             raise translated(error, to, resource, self.settings, self.log) from error
 
-    sending = asking
+    def sending(self, what, resource, say):
+        return self.asking(what, resource)
 
 
 class Client:
