@@ -34,6 +34,7 @@ class Stage:
         beside: not a step of ``stage=all``.
         always: runs each time it is asked for; nothing is kept that could be up to date.
         also: further stages that it needs with some configurations.
+        unneeded: stages of ``needs`` that it does without with some.
         has_page: it leaves something to look at, which the start page lists.
     """
 
@@ -51,10 +52,11 @@ class Stage:
     always: bool = False
     has_page: bool = False
     also: Callable[[Config], tuple[str, ...]] = lambda config: ()
+    unneeded: Callable[[Config], tuple[str, ...]] = lambda config: ()
 
     def needed(self, config: Config) -> tuple[str, ...]:
         """Stages whose records it reads with a configuration."""
-        return (*self.also(config), *self.needs)
+        return (*self.also(config), *(name for name in self.needs if name not in self.unneeded(config)))
 
     def place_of(self, config: Config) -> str:
         """Where its work happens: ``process``, or the name of a platform."""
@@ -148,9 +150,10 @@ STAGES = (
         "serve the registered model at an endpoint",
         "endpoint {endpoint}",
         ("register",),
-        ("deployment", "-deployment.rollout", "-deployment.keep_failed"),
+        ("deployment", "-deployment.rollout", "-deployment.keep_failed", "-deployment.startup_timeout_s"),
         place="deployment",
         starts_server=True,
+        unneeded=lambda config: ("register",) if config.deployment.adapters else (),
     ),
     Stage(
         "invoke",

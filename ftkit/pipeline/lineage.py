@@ -105,7 +105,7 @@ def _check(config: Config, stage: Stage, found: Found, wanted_by: str, read: boo
             where=where,
             cure=f"{again}, or leave {other[0]} as it was",
         )
-    for name in stage.needs:
+    for name in stage.needed(config):
         earlier = find(config, BY_NAME[name], wanted_by, read=False)
         if earlier.record.fingerprint != record.inputs.get(name):
             raise StageError(f"{name} has been run again since {stage.name} was", where=where, cure=again)

@@ -15,17 +15,20 @@ from ftkit.records import Record
 
 
 def outside_inputs(config: Config) -> dict[str, str]:
-    """Digests of the adapters that are served by name."""
-    return {f"adapter {name}": tree_digest(folder) for name, folder in find_adapters(config).items()}
+    """Digests of the adapters that are served by name, and the base that they are served on."""
+    found = {f"adapter {name}": tree_digest(folder) for name, folder in find_adapters(config).items()}
+    base = f"{config.model.pretrained_model_name_or_path} {config.model.revision or ''}"
+    return found | ({"base": base} if found else {})
 
 
 def run(context: Context) -> Made:
-    """Start the new version, wait until it is healthy, end the one that it replaces.
+    """Start the new version, or adapters on their base, wait until it is healthy, end what it replaces.
 
     Raises:
         StageError: it did not become healthy or does not answer; what served before still does.
     """
-    deployed = context.platform.deploy(context.needs["register"].record.result, context.say)
+    registered = context.needs.get("register")
+    deployed = context.platform.deploy(registered.record.result if registered else {}, context.say)
     return Made(deployed.summary, result=deployed.result)
 
 

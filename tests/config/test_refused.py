@@ -121,8 +121,6 @@ COMBINATIONS = [
     (serving.deployment_fits_its_platform, f"{TINY} deployment=managed", "deployment.platform", "deployment=local"),
     (serving.endpoint_settings_reach_their_engine, "deployment.engine=transformers deployment.engine_args={a:1}",
      "deployment.engine_args", "deployment.engine_args={}"),
-    (serving.endpoint_settings_reach_their_engine, f"{TINY} deployment.engine=vllm deployment.adapters={{ja:runs}}",
-     "deployment.engine", "deployment.engine=transformers"),
     (serving.endpoint_settings_reach_their_engine, f"{TINY} deployment.engine=vllm deployment.instance_count=2",
      "deployment.instance_count", "deployment.instance_count=1"),
     (serving.endpoint_settings_reach_their_engine, "deployment.allowed_hosts=[a.example]", "deployment.allowed_hosts",

@@ -180,7 +180,10 @@ def asked_on_its_page(chromium: Any, address: str, question: str) -> dict[str, t
 
 
 def test_a_runs_adapter_is_deployed_beside_its_base(finished_run: FinishedRun, chromium, tmp_path: Path):
+    """A run that was only trained, as where merge has refused to write what keeps too little of it."""
     shutil.copytree(finished_run.folder / "outputs", tmp_path / "outputs", ignore=shutil.ignore_patterns("endpoints"))
+    for later in ("merge", "merged", "register", "deploy"):
+        shutil.rmtree(tmp_path / "outputs/tiny" / later)
     options = ("experiment=tiny", "deployment.port=0", "deployment.adapters={ja: outputs/tiny}")
     typo = run_ftkit(*options[:2], "deployment.adapters={ja: outputs/tinny}", "stage=deploy", cwd=tmp_path)
     assert typo.status == 1 and "deployment.adapters.ja=outputs/tiny" in typo.err
@@ -205,7 +208,7 @@ def test_a_runs_adapter_is_deployed_beside_its_base(finished_run: FinishedRun, c
             assert asked_on_its_page(chromium, f"http://127.0.0.1:{port}/chat", chat[1]["content"]) == {
                 name: (answer.reasoning_content, answer.content) for name, answer in answers.items()
             }
-        again = run_ftkit(*options, "stage=deploy", cwd=tmp_path)
+        again = run_ftkit(*options, "stage=deploy", "deployment.startup_timeout_s=700", cwd=tmp_path)
         assert "up to date" in again.out
     finally:
         run_ftkit("experiment=tiny", "stage=teardown", "yes=true", cwd=tmp_path)
