@@ -204,7 +204,7 @@ class Deployment(Group):
     of it on Azure ML, the vllm that is installed here on the local platform."""
     engine: Literal["auto", "transformers", "vllm"]
     """What score.py answers with. vllm: a vLLM of its own, which has to be installed beside it. auto: vllm where it is
-    installed and there is a GPU, else transformers; with adapters transformers."""
+    installed and there is a GPU, else transformers."""
     image: str | None
     """Container image of deployment=vllm; null for score and on the local platform."""
     endpoint_name: EndpointName
