@@ -11,6 +11,9 @@ from helpers.command import REPOSITORY
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from ftkit.config.resolve import resolve
+from ftkit.platforms.azureml import deployment_spec, environments
+
 IMAGES = {"train": ("train", "job"), "serve": ("serve",)}
 NOT_IN_JOBS = {"scipy", "tiktoken"}
 """Of the base install, what prepare alone needs, which runs before a job."""
@@ -54,10 +57,22 @@ def test_an_image_has_what_ftkits_extras_ask_for_within_their_bounds(image: str)
             assert requirement.specifier.contains(pinned[name]), requirement
 
 
-@pytest.mark.parametrize("image", IMAGES)
-def test_an_image_installs_nothing_whose_hash_is_not_known(image: str):
-    folder = REPOSITORY / "environment" / image
-    assert "pip install --no-cache-dir --require-hashes" in (folder / "Dockerfile").read_text()
-    packages = (folder / "requirements.txt").read_text().replace("\\\n", " ").splitlines()[1:]
+@pytest.mark.parametrize("file", ["train/requirements.txt", "serve/requirements.txt", "serve/vllm.txt"])
+def test_an_image_installs_nothing_whose_hash_is_not_known(file: str):
+    path = REPOSITORY / "environment" / file
+    asked = f"pip install --no-cache-dir --require-hashes --requirement /tmp/{path.name}"
+    assert asked in (path.parent / "Dockerfile").read_text()
+    packages = path.read_text().replace("\\\n", " ").splitlines()[1:]
     without = [line for line in packages if not re.fullmatch(r"[\w.-]+==\S+ +(--hash=sha256:[0-9a-f]{64} *)+", line)]
     assert packages and without == []
+
+
+@pytest.mark.usefixtures("workspace_named")
+def test_a_managed_endpoints_image_holds_vllm_where_the_engine_is_vllm():
+    def environment(engine: str) -> str:
+        config = resolve(["stage=deploy", f"deployment.engine={engine}"])
+        return deployment_spec.of(config, {"name": "m", "version": "1"}).environment
+
+    assert environment("vllm") != environment("auto") == environment("transformers")
+    with environments.build_context("serve") as plain, environments.build_context("serve", with_vllm=True) as whole:
+        assert (plain / "vllm.txt").read_text() == "" and "\nvllm==" in (whole / "vllm.txt").read_text()

@@ -203,8 +203,8 @@ class Deployment(Group):
     """score: ftkit's own score.py on Azure ML's inference server. vllm: OpenAI-compatible; a container
     of it on Azure ML, the vllm that is installed here on the local platform."""
     engine: Literal["auto", "transformers", "vllm"]
-    """What score.py answers with. vllm: a vLLM of its own, which has to be installed beside it. auto: vllm where it is
-    installed and there is a GPU, else transformers."""
+    """What score.py answers with. vllm: a vLLM of its own, which has to be installed here; a managed endpoint's image
+    then holds one. auto: vllm where it is installed and there is a GPU, else transformers."""
     image: str | None
     """Container image of deployment=vllm; null for score and on the local platform."""
     endpoint_name: EndpointName

@@ -79,7 +79,7 @@ def of(config: Config, model: Mapping[str, Any]) -> Container:
     return Container(
         server=settings.server,
         model=f"{model['name']}:{model['version']}",
-        environment=f"{name}:{environments.version_of(kind, settings.image or '')}",
+        environment=f"{name}:{environments.version_of(kind, settings.image or '', with_vllm(config))}",
         script=_digest_of_code() if own else "",
         variables=common | (_of_inference_server(config) if own else {}),
         size=settings.instance_type or "",
@@ -93,6 +93,11 @@ def of(config: Config, model: Mapping[str, Any]) -> Container:
 def _kind_and_name(config: Config) -> tuple[str, str]:
     serve = config.environment.serve
     return ("serve", serve) if config.deployment.server == "score" else ("vllm", f"{serve}-vllm")
+
+
+def with_vllm(config: Config) -> bool:
+    """Whether the image of score.py is to hold a vLLM."""
+    return config.deployment.server == "score" and config.deployment.engine == "vllm"
 
 
 def _of_inference_server(config: Config) -> dict[str, str]:
@@ -130,7 +135,7 @@ def ensure_environment(workspace: Workspace, config: Config, say: Say) -> None:
     """Make sure that the image's environment is in the workspace."""
     kind, name = _kind_and_name(config)
     custom = {"image": config.deployment.image or "", "routes": ROUTES} if kind == "vllm" else {}
-    environments.ensure(workspace, kind, name, say, **custom)
+    environments.ensure(workspace, kind, name, say, with_vllm=with_vllm(config), **custom)
 
 
 @contextmanager

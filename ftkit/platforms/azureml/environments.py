@@ -51,6 +51,7 @@ def ensure(
     say: Say,
     *,
     image: str = "",
+    with_vllm: bool = False,
     routes: Mapping[str, Any] | None = None,
 ) -> Environment:
     """The version that holds the present files of ``environment/<kind>``; made if there is none.
@@ -59,9 +60,10 @@ def ensure(
         kind: ``train``, ``serve`` or ``vllm``.
         name: of the environment in the workspace.
         image: what ``$IMAGE`` in its Dockerfile stands for.
+        with_vllm: ``serve`` holds a vLLM beside the inference server.
         routes: where a custom container answers: the SDK's ``inference_config``.
     """
-    with build_context(kind, image) as folder:
+    with build_context(kind, image, with_vllm) as folder:
         version = tree_digest(folder)[:12]
         if exists(workspace, name, version):
             return Environment(name, version, new=False)
@@ -73,9 +75,9 @@ def ensure(
     return Environment(name, version, new=True)
 
 
-def version_of(kind: str, image: str = "") -> str:
+def version_of(kind: str, image: str = "", with_vllm: bool = False) -> str:
     """The version that ``ensure`` would find or make."""
-    with build_context(kind, image) as folder:
+    with build_context(kind, image, with_vllm) as folder:
         return tree_digest(folder)[:12]
 
 
@@ -92,11 +94,13 @@ def exists(workspace: Workspace, name: str, version: str) -> bool:
 
 
 @contextmanager
-def build_context(kind: str, image: str = "") -> Iterator[Path]:
+def build_context(kind: str, image: str = "", with_vllm: bool = False) -> Iterator[Path]:
     """A folder with the Dockerfile of an image and the pinned requirements, as they ship with ftkit."""
     with tempfile.TemporaryDirectory() as folder:
         context = Path(folder, kind)  # the SDK puts the name of the folder into the address: it has to stay the same
         shutil.copytree(shipped_environment() / kind, context)
+        if kind == "serve" and not with_vllm:
+            (context / "vllm.txt").write_bytes(b"")
         if image:
             dockerfile = context / "Dockerfile"  # Azure ML's builds take no arguments
             text = dockerfile.read_text(encoding="utf-8").replace("ARG IMAGE\nFROM $IMAGE", f"FROM {image}")

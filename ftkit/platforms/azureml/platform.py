@@ -45,12 +45,13 @@ class AzureML:
         return Mark(self.config.run.name, self.workspace.owner, given=self.config.tags).tags
 
     def build_images(self, say: Say) -> str:
-        from ftkit.platforms.azureml import environments
+        from ftkit.platforms.azureml import deployment_spec, environments
 
         settings = self.config.environment
+        vllm = deployment_spec.with_vllm(self.config)
         made = [
-            environments.ensure(self.workspace, kind, name, say)
-            for kind, name in (("train", settings.train), ("serve", settings.serve))
+            environments.ensure(self.workspace, "train", settings.train, say),
+            environments.ensure(self.workspace, "serve", settings.serve, say, with_vllm=vllm),
         ]
         if settings.wait:
             for each in made:
