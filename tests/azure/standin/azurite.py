@@ -10,6 +10,7 @@ import subprocess
 import threading
 from pathlib import Path
 
+from ftkit.locks import locked
 from standin import names
 from standin.pki import Pki
 from standin.web import Request, Response
@@ -23,26 +24,36 @@ NOT_FORWARDED = {"connection", "keep-alive", "transfer-encoding", "proxy-connect
 def install(home: Path = HOME) -> Path:
     """Install what ``tests/azure/package.json`` pins, once, and return Azurite's entry.
 
+    Test processes that begin together wait for the first of them.
+
     Raises:
         RuntimeError: npm is missing or fails; the message says so.
     """
     entry = home / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
     pinned = home / "package.json"
-    if entry.exists() and pinned.read_bytes() == PACKAGE.read_bytes():
-        return entry
+    home.mkdir(parents=True, exist_ok=True)
+    with locked(home, "installing Azurite", wait=print):
+        if not (entry.exists() and pinned.is_file() and pinned.read_bytes() == PACKAGE.read_bytes()):
+            _install_into(home)
+    return entry
+
+
+def _install_into(home: Path) -> None:
+    """Its ``package.json`` is the last that comes."""
     if not (npm := shutil.which("npm")):
         raise RuntimeError("the tests of Azure ML need Node.js with npm on the PATH, for Azurite")
-    partial = home.with_name(f"{home.name}.partial-{os.getpid()}")
+    partial = home / "partial"
+    for earlier in (partial, home / "node_modules"):
+        shutil.rmtree(earlier, ignore_errors=True)
     partial.mkdir()
     shutil.copy(PACKAGE, partial)
     command = [npm, "install", "--omit=dev", "--no-audit", "--no-fund", "--ignore-scripts", "--no-package-lock"]
     done = subprocess.run(command, cwd=partial, capture_output=True, text=True, check=False)
     if done.returncode:
-        shutil.rmtree(partial)
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
-    shutil.rmtree(home, ignore_errors=True)
-    partial.rename(home)
-    return entry
+    (partial / "node_modules").rename(home / "node_modules")
+    (partial / PACKAGE.name).replace(home / PACKAGE.name)
+    shutil.rmtree(partial)
 
 
 class Azurite:
