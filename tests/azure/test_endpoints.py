@@ -49,6 +49,7 @@ def no_key_is_seen_and_nothing_stays(azure: StandIn, project: Project) -> Iterat
     for key in [key for keys in azure.endpoints.keys.values() for key in keys.values()]:
         assert azure.record.holding(key) == [] and key not in project.all_text()
     azure.endpoints.clear()
+    azure.monitor.settings.clear()
     assert azure.quota.in_use[FAMILY] == 0
 
 
