@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import re
-import resource
 import shutil
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -126,15 +125,14 @@ def explained(error: OSError, path: Path) -> StageError:
             cure="free some space, or run.outputs=<a larger disk>",
         )
     if error.errno == errno.EFBIG:
-        limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
-        if limit == resource.RLIM_INFINITY:
+        if limit := longest_file():
             return StageError(
-                "the file is too large for this file system", where=where, cure="run.outputs=<a folder on another disk>"
+                f"no file may grow beyond {limit / 2**20:,.1f} MiB here (ulimit -f)",
+                where=where,
+                cure="ulimit -f unlimited",
             )
         return StageError(
-            f"no file may grow beyond {limit / 2**20:,.1f} MiB here (ulimit -f)",
-            where=where,
-            cure="ulimit -f unlimited",
+            "the file is too large for this file system", where=where, cure="run.outputs=<a folder on another disk>"
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
         return StageError(f"cannot be written: {error.strerror}", where=where, cure="run.outputs=<a folder of yours>")
@@ -150,6 +148,16 @@ def _first_of(error: shutil.Error) -> OSError:
     number = re.search(r"\[Errno (\d+)\]", text)
     target = first[1] if isinstance(first, (list, tuple)) and len(first) == 3 else None
     return OSError(int(number[1]), os.strerror(int(number[1])), str(target)) if number else OSError(text)
+
+
+def longest_file() -> int:
+    """Bytes beyond which this process may let no file grow; 0 for no limit, of which Windows has none."""
+    if find_spec("resource") is None:
+        return 0
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return 0 if limit == resource.RLIM_INFINITY else limit
 
 
 def free_gib(path: Path) -> float:
@@ -277,6 +285,10 @@ def copy_tree(source: Path, target: Path, linked: Collection[str] = ()) -> dict[
 
 def _clone(source: Path, target: Path) -> bool:
     """Make a copy that shares its blocks until one of both is written to, as Btrfs, XFS and ZFS can."""
+    if find_spec("fcntl") is None:
+        return False
+    import fcntl
+
     with source.open("rb") as there, target.open("xb") as here:
         try:
             fcntl.ioctl(here, FICLONE, there.fileno())

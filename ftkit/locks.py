@@ -7,7 +7,6 @@ by ``kill -9``. The file says who that is.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -21,6 +20,7 @@ from io import TextIOWrapper
 from pathlib import Path
 
 from ftkit.errors import StageError
+from ftkit.file_locks import take
 from ftkit.files import explained
 
 FILE = ".lock"
@@ -81,7 +81,7 @@ def locked_if_free(folder: Path) -> Iterator[bool]:
     """Hold a folder's lock if nobody else does; whether that is so."""
     with (folder / FILE).open("a+", encoding="utf-8") as file:
         try:
-            taken = _take(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = take(file)
         except OSError:
             taken = False
         yield taken
@@ -95,13 +95,13 @@ def descriptors() -> tuple[int, ...]:
 @contextmanager
 def _locked_file(folder: Path, wait: Callable[[str], None] | None) -> Iterator[TextIOWrapper]:
     while True:
-        with _opened(folder / FILE) as first, _lockable(first, folder) as file:
-            if not _take(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        with _opened(folder / FILE) as first, _tried(first, folder) as (file, taken):
+            if not taken:
                 owner = _owner(file)
                 if wait is None:
                     raise _busy(owner, folder)
                 wait(f"waiting for {owner}")
-                _take(file, fcntl.LOCK_EX)
+                take(file, wait=True)
             if _still_there(file):
                 yield file
                 return
@@ -116,26 +116,22 @@ def _opened(path: Path) -> TextIOWrapper:
 
 
 @contextmanager
-def _lockable(file: TextIOWrapper, folder: Path) -> Iterator[TextIOWrapper]:
-    """The file; where its file system has no locks one among this machine's temporary files, for this machine alone."""
+def _tried(file: TextIOWrapper, folder: Path) -> Iterator[tuple[TextIOWrapper, bool]]:
+    """The file, and whether it is locked now, by this process.
+
+    Where its file system has no locks, one among the temporary files takes its place, for this machine alone.
+    """
     try:
-        _take(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        taken = take(file)
     except OSError as error:
         if error.errno not in UNKNOWN_HERE:
             raise explained(error, folder) from error
         name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-        with _opened(Path(tempfile.gettempdir(), f"ftkit-{os.getuid()}-{name}.lock")) as instead:
-            yield instead
+        user = os.getuid() if hasattr(os, "getuid") else ""  # Windows' folder is the user's own
+        with _opened(Path(tempfile.gettempdir(), f"ftkit-{user}-{name}.lock")) as instead:
+            yield instead, take(instead)
     else:
-        yield file
-
-
-def _take(file: TextIOWrapper, how: int) -> bool:
-    try:
-        fcntl.flock(file, how)
-    except BlockingIOError:
-        return False
-    return True
+        yield file, taken
 
 
 def _still_there(file: TextIOWrapper) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import subprocess
@@ -9,7 +10,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -29,19 +29,14 @@ def runs_since(pid: int, moment: float) -> bool:
 
     A number is given again, in a container that was started again nearly always to the same program.
     """
+    import psutil
+
     try:
-        os.kill(pid, 0)
-    except PermissionError:
-        pass
-    except (OSError, OverflowError):
+        return psutil.Process(pid).create_time() < moment + 2  # Linux knows its start in whole seconds
+    except psutil.AccessDenied:
+        return True
+    except (psutil.Error, OverflowError, ValueError):
         return False
-    try:
-        began = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
-        lines = Path("/proc/stat").read_text(encoding="utf-8").splitlines()
-        booted = next(line for line in lines if line.startswith("btime"))
-    except (OSError, StopIteration, ValueError, IndexError):
-        return True  # not Linux: believe the number
-    return int(booted.split()[1]) + began / os.sysconf("SC_CLK_TCK") < moment + 2  # btime is in whole seconds
 
 
 def usable_cores() -> int:
@@ -104,10 +99,12 @@ class TooLongError(Exception):
 def within(seconds: float) -> Iterator[None]:
     """End a block of Python that runs longer; in the main thread alone, where Python takes signals.
 
+    Windows has no such signal: there a block takes its time.
+
     Raises:
         TooLongError: it ran longer.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
 
@@ -134,12 +131,18 @@ def keep_ctrl_c() -> None:
         if dropped.exc_type is not KeyboardInterrupt:
             sys.__unraisablehook__(dropped)
             return
-        arguments = (threading.main_thread().ident, signal.SIGINT)
-        again = threading.Timer(0.1, signal.pthread_kill, arguments)  # when the callback has returned
+        again = threading.Timer(0.1, _interrupt_main_thread)  # when the callback has returned
         again.daemon = True
         again.start()
 
     sys.unraisablehook = hook
+
+
+def _interrupt_main_thread() -> None:
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    else:  # Windows: a call that waits there sees it when it returns
+        _thread.interrupt_main()
 
 
 def end_now(status: int) -> NoReturn:

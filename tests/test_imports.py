@@ -10,7 +10,7 @@ import ftkit
 PACKAGE = Path(ftkit.__file__).parent
 FLOORS = (
     {"errors", "__init__"},
-    {"processes", "packages", "assets", "library_logs"},
+    {"processes", "packages", "assets", "library_logs", "file_locks"},
     {"files"},
     {"html", "digests", "locks"},
     {"families"},

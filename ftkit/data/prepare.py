@@ -166,6 +166,9 @@ def _in_processes(numbered: Iterable[tuple[int, Chunk]], work: Work, processes: 
 @contextmanager
 def _ctrl_c_held_back() -> Iterator[None]:
     """Processes started in the block never see a Ctrl-C, which reaches the whole group; this one sees it afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, where they ignore it as soon as they are up
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -178,6 +181,7 @@ _worker: Worker | None = None
 
 def _start(work: Path) -> None:
     global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes share the cores already
     _worker = Worker(pickle.loads(work.read_bytes()))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from contextlib import suppress
@@ -19,6 +18,8 @@ def rotate(path: str, longest: int = LONGEST) -> bool:
 
     What is written between copy and cut is lost. Several processes may call this at a time.
     """
+    import fcntl  # the server's system has it; that of who reads this module need not
+
     if not path:
         return False
     with suppress(OSError):

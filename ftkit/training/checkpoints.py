@@ -10,14 +10,13 @@ import errno
 import json
 import os
 import re
-import resource
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ftkit.digests import Digests
-from ftkit.files import explained, tree, written_aside
+from ftkit.files import explained, longest_file, tree, written_aside
 
 MARKER = "complete.json"
 NAME = re.compile(r"checkpoint-(\d+)")
@@ -105,8 +104,7 @@ def saving(path: Path) -> Iterator[None]:
         if code := re.search(r"os error (\d+)", text):
             number = int(code.group(1))
         elif re.search(r"(?i)no space left|file write failed|failed writing|inline_container|unexpected pos", text):
-            limited = resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
-            number = errno.EFBIG if limited else errno.ENOSPC
+            number = errno.EFBIG if longest_file() else errno.ENOSPC
         else:
             raise
         raise explained(OSError(number, os.strerror(number), str(path)), path) from error

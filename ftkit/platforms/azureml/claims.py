@@ -139,10 +139,6 @@ def _has_died(holder: Mapping[str, str], mark: Mark) -> bool:
     """Whether the holder was a process of the same user on this machine that is no longer there."""
     if (holder.get("host"), holder.get("owner")) != (platform.node(), mark.owner) or not holder.get("process"):
         return False
-    try:
-        os.kill(int(holder["process"]), 0)
-    except ProcessLookupError:
-        return True
-    except (PermissionError, ValueError):
-        return False
-    return False
+    import psutil
+
+    return holder["process"].isdecimal() and not psutil.pid_exists(int(holder["process"]))

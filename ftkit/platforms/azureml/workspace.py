@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import fcntl
 import io
 import json
 import logging
@@ -23,6 +22,7 @@ from azure.identity import DefaultAzureCredential
 from ftkit.config.schema import Workspace as Settings
 from ftkit.console import counting
 from ftkit.errors import StageError
+from ftkit.file_locks import take
 from ftkit.files import size_in_words
 from ftkit.platforms.azureml import uploads
 from ftkit.platforms.azureml.errors import translated
@@ -135,7 +135,7 @@ class Workspace:
         lock = self.log.parent.parent / ".sending"
         lock.parent.mkdir(parents=True, exist_ok=True)
         with lock.open("w") as held:
-            fcntl.flock(held, fcntl.LOCK_EX)
+            take(held, wait=True)
             with (
                 counting("sent", say, shown=size_in_words) as more,
                 uploads.told_of(more),

@@ -9,7 +9,6 @@ serves, ``starting.json`` one that is not healthy yet.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import math
 import os
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING
 
 from ftkit.chat.messages import ModelError
 from ftkit.errors import StageError
+from ftkit.file_locks import take
 from ftkit.files import explained, written_aside
 from ftkit.packages import require
 from ftkit.platforms.local import vllm as local_vllm
@@ -433,12 +433,10 @@ def _alone(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise explained(error, folder) from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not take(lock):
             raise StageError(
                 f"the endpoint {folder.name} is being deployed already", where=str(folder), cure="wait for it"
-            ) from error
+            )
         yield
 
 
