@@ -13,6 +13,7 @@ import pytest
 
 from ftkit.errors import StageError
 from ftkit.platforms.local import endpoint as local_endpoint
+from ftkit.platforms.local import server_processes
 from ftkit.platforms.local.endpoint import Endpoint
 
 QUESTION = {"prompt": "オーストラリアの首都はどこですか？", "max_new_tokens": 3}
@@ -37,7 +38,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path],
         )
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(local_endpoint, "APPLICATION", "ftkit.serving.plain_app:app")
+        patch.setattr(server_processes, "APPLICATION", "ftkit.serving.plain_app:app")
         yield started
 
 

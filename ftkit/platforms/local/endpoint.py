@@ -1,7 +1,5 @@
 """The local platform's endpoints: Azure ML's own inference server with ``score.py``, on 127.0.0.1 alone.
 
-The server's application runs under gunicorn, as its own launcher would do it if that did not always bind 0.0.0.0, and
-takes OpenAI's path as well. It supports Python up to 3.12; on a newer one gunicorn serves ``score.py`` by itself.
 The server outlives the command. State lies in ``<state_dir>/<endpoint>/``: ``endpoint.json`` describes the one that
 serves, ``starting.json`` one that is not healthy yet.
 """
@@ -10,14 +8,8 @@ from __future__ import annotations
 
 import errno
 import json
-import math
-import os
-import re
 import secrets
 import socket
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -31,38 +23,22 @@ from ftkit.file_locks import take
 from ftkit.files import explained, written_aside
 from ftkit.packages import require
 from ftkit.platforms.local import vllm as local_vllm
+from ftkit.platforms.local.server_processes import (
+    HOST,
+    NEEDED,
+    compared_adapters,
+    process_of,
+    spawn,
+    wait_until_healthy,
+)
 from ftkit.processes import sigterm_as_ctrl_c
-from ftkit.serving import log_files
 from ftkit.serving.endpoint import paths
-from ftkit.serving.endpoint.limits import SPARE_THREADS
 from ftkit.serving.endpoint.loading import check_weights, find_model
-from ftkit.serving.server_log import reason
 
 if TYPE_CHECKING:
-    import psutil
+    pass
 
-HOST = "127.0.0.1"
-AZURES_SERVER = ("azureml_inference_server_http",) if sys.version_info < (3, 13) else ()
-APPLICATION = "ftkit.serving.local_app:app" if AZURES_SERVER else "ftkit.serving.plain_app:app"
-WORKER = "ftkit.serving.local_worker.PromptWorker"
-PACKAGE = Path(__file__).parents[2]
 SERVING, STARTING = "endpoint.json", "starting.json"
-NEEDED = (*AZURES_SERVER, "flask", "flask_cors", "gunicorn", "httpx", "psutil", "torch", "transformers")
-
-_NEEDED_VARIABLES = re.compile(
-    r"(PATH|HOME|USER|LOGNAME|LANG|LC_\w+|TZ|TMPDIR|TEMP|TMP|LD_LIBRARY_PATH|DYLD_\w+|VIRTUAL_ENV|CONDA_PREFIX"
-    r"|PYTHON(PATH|HASHSEED|UTF8|IOENCODING|MALLOC|FAULTHANDLER)|SSL_CERT_(FILE|DIR)|XDG_CACHE_HOME|HF_(HOME|HUB_CACHE)"
-    r"|(OMP|MKL|OPENBLAS|KMP|GOMP|NUMEXPR|MALLOC|CUDA|CUDNN|CUBLAS|NVIDIA|NCCL|GLOO|HIP|ROCR|HSA|TORCH|PYTORCH|TORCHINDUCTOR"
-    r"|TRITON|TOKENIZERS|TIKTOKEN|VLLM|FTKIT)_\w+)"
-)
-"""Environment variables that an endpoint inherits: what finds programs, libraries, caches and devices, and our own."""
-_SECRET = re.compile(r"TOKEN$|SECRET|PASS|KEY|CREDENTIAL", re.I)
-"""In the name of one of those all the same."""
-
-_LOADED = re.compile(r"serving \S.* loaded in ")
-"""What score.py says in the log of each process when it is ready."""
-_COMPARED = re.compile(r"adapter \S+: (?:as trained:|not to be told from|not held against).*")
-"""What it says of each adapter that vLLM applies."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +194,7 @@ def check_startable(state_dir: Path, endpoint_name: str, port: int, server: str)
 def find(state_dir: Path, endpoint_name: str) -> Endpoint | None:
     """The endpoint of this name, if its process is running."""
     endpoint = _read(state_dir / endpoint_name / SERVING)
-    return endpoint if endpoint and _process(endpoint) else None
+    return endpoint if endpoint and process_of(endpoint) else None
 
 
 def find_starting(state_dir: Path, endpoint_name: str) -> Endpoint | None:
@@ -227,7 +203,7 @@ def find_starting(state_dir: Path, endpoint_name: str) -> Endpoint | None:
     Its command may wait for it, or may have been killed.
     """
     endpoint = _read(state_dir / endpoint_name / STARTING)
-    return endpoint if endpoint and _process(endpoint) else None
+    return endpoint if endpoint and process_of(endpoint) else None
 
 
 def list_endpoints(state_dir: Path) -> list[Endpoint]:
@@ -242,7 +218,7 @@ def stop(endpoint: Endpoint, *, grace_s: float = 10) -> bool:
     Returns:
         Whether it was running. A process that only has its number is left alone.
     """
-    process = _process(endpoint)
+    process = process_of(endpoint)
     if process:
         import psutil
 
@@ -294,111 +270,18 @@ def _bring_up(wanted: Endpoint, progress: Callable[[str], None]) -> Endpoint:
         progress(f"starting {endpoint.model} on port {endpoint.port}, log {endpoint.log}")
         try:
             _write(endpoint)  # known by its token from before it exists: Ctrl-C may come as it is being started
-            process = _spawn(endpoint, listener) if endpoint.server == "score" else _spawn_vllm(endpoint, listener)
+            process = spawn(endpoint, listener)
             endpoint = replace(endpoint, pid=process.pid)
             _write(endpoint)
             listener.close()
-            _wait_until_healthy(endpoint, process)
-            for line in dict.fromkeys(_COMPARED.findall(_said(endpoint))):
+            wait_until_healthy(endpoint, process)
+            for line in compared_adapters(endpoint):
                 progress(line)
             (folder / STARTING).replace(folder / SERVING)
         except BaseException:
             stop(endpoint, grace_s=2)
             raise
     return endpoint
-
-
-def _spawn(endpoint: Endpoint, listener: socket.socket) -> subprocess.Popen[bytes]:
-    options = {
-        "name": endpoint.token,
-        "bind": f"fd://{listener.fileno()}",
-        "pythonpath": str(PACKAGE.parent),
-        "workers": endpoint.instance_count,
-        "worker-class": WORKER,
-        "threads": endpoint.max_concurrent_requests + SPARE_THREADS,
-        "timeout": endpoint.startup_timeout_s + 60,  # a loading worker gives no sign of life
-        "graceful-timeout": math.ceil(endpoint.request_timeout_ms / 1000),
-        "forwarder-headers": "",  # nobody forwards to it: SCRIPT_NAME would be taken from any client
-        "error-logfile": "-",
-    }
-    arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "gunicorn", *arguments, "--no-control-socket", APPLICATION]
-    return _detached(command, endpoint, (listener.fileno(),))
-
-
-def _spawn_vllm(endpoint: Endpoint, listener: socket.socket) -> subprocess.Popen[bytes]:
-    name, model = endpoint.model.partition(":")[0], find_model(Path(endpoint.model_dir))
-    command = local_vllm.command(model, (name, endpoint.token), HOST, endpoint.port, endpoint.max_concurrent_requests)
-    command += endpoint.engine_args
-    listener.close()  # vLLM binds the port itself
-    return _detached(command, endpoint)
-
-
-def _detached(command: list[str], endpoint: Endpoint, files: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
-    """Start a server that goes on when this command ends; ``files`` are descriptors that it inherits."""
-    with Path(endpoint.log).open("ab") as log:  # so that it can be cut while they write
-        return subprocess.Popen(
-            command,
-            cwd=endpoint.folder,
-            env=_environment(endpoint),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            pass_fds=files,
-        )
-
-
-def _environment(endpoint: Endpoint) -> dict[str, str]:
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if _NEEDED_VARIABLES.fullmatch(name) and not _SECRET.search(name)
-    }
-    return inherited | {
-        "FTKIT_MAX_CONCURRENT_REQUESTS": str(endpoint.max_concurrent_requests),
-        **endpoint.variables,
-        log_files.VARIABLE: endpoint.log,
-        "AML_APP_ROOT": endpoint.folder,  # the server would take a config.json there for its own settings
-        "AZUREML_ENTRY_SCRIPT": str(PACKAGE / "serving" / "score.py"),
-        "AZUREML_MODEL_DIR": endpoint.model_dir,
-        "SCORING_TIMEOUT_MS": str(endpoint.request_timeout_ms),
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONUNBUFFERED": "1",
-    }
-
-
-def _wait_until_healthy(endpoint: Endpoint, process: subprocess.Popen[bytes]) -> None:
-    import httpx
-    import psutil
-
-    deadline = time.monotonic() + endpoint.startup_timeout_s
-    workers: set[int] = set()
-    while time.monotonic() < deadline:
-        with suppress(psutil.NoSuchProcess):
-            if endpoint.server == "score":
-                workers |= {child.pid for child in psutil.Process(process.pid).children()}
-        if (
-            process.poll() is not None or len(workers) > endpoint.instance_count
-        ):  # gunicorn ends when init fails, replaces a killed worker
-            why = (
-                reason(_said(endpoint)) if endpoint.server == "score" else local_vllm.reason(_said(endpoint))
-            ) or "its worker was killed, for want of memory perhaps"
-            raise StageError(f"the server did not start: {why}", where=endpoint.log)
-        with suppress(httpx.HTTPError):
-            loaded = len(_LOADED.findall(_said(endpoint)))
-            if (endpoint.server == "vllm" or loaded >= endpoint.instance_count) and httpx.get(
-                endpoint.health_uri, timeout=1, trust_env=False
-            ).status_code == 200:
-                return
-        time.sleep(0.1)
-    cure = f"deployment.startup_timeout_s={endpoint.startup_timeout_s * 2}, if the log shows that it was still loading"
-    raise StageError(f"not healthy after {endpoint.startup_timeout_s} s", where=endpoint.log, cure=cure)
-
-
-def _said(endpoint: Endpoint) -> str:
-    """Its log."""
-    return Path(endpoint.log).read_text(encoding="utf-8", errors="replace")
 
 
 @contextmanager
@@ -438,19 +321,6 @@ def _alone(folder: Path) -> Iterator[None]:
                 f"the endpoint {folder.name} is being deployed already", where=str(folder), cure="wait for it"
             )
         yield
-
-
-def _process(endpoint: Endpoint) -> psutil.Process | None:
-    """Its running process; None if that is gone or its number belongs to another process now."""
-    import psutil
-
-    pids = [endpoint.pid] if endpoint.pid else psutil.pids()
-    for pid in pids if endpoint.token else ():
-        with suppress(psutil.Error, OSError):
-            process = psutil.Process(pid)
-            if endpoint.token in process.cmdline() and os.getsid(pid) == pid:  # the master, not a worker
-                return process
-    return None
 
 
 def _write(endpoint: Endpoint) -> None:
