@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import ftkit
@@ -64,3 +65,20 @@ def test_no_import_points_up() -> None:
             if floor[other] >= floor[room] and (room, other) not in NEIGHBOURS:
                 up.append(f"{path.relative_to(PACKAGE)} imports {other}")
     assert not up, "\n".join(up)
+
+
+NAME_THE_FAMILY = {
+    "families/__init__.py",  # the registry
+    "families/gpt_oss.py",  # its description
+    "models/experts.py",
+    "models/kernels/experts.py",
+}
+"""Modules that name gpt-oss beside its own, its chat format and the files that ship."""
+
+
+def test_one_family_is_known_by_name_in_its_own_modules_alone() -> None:
+    """What other modules need of a family they ask ``Family`` for."""
+    own = ("models/gpt_oss/", "chat/", "assets/")
+    modules = {path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
+    found = {name for name, text in modules.items() if re.search("gpt.oss", text, re.I) and not name.startswith(own)}
+    assert found == NAME_THE_FAMILY

@@ -16,9 +16,9 @@ import yaml
 
 from ftkit.assets import asset_path
 from ftkit.config.conf_files import shipped_conf
-from ftkit.config.groups import Model
+from ftkit.config.groups import Architecture, Model
 from ftkit.errors import Problem, StageError
-from ftkit.families import FAMILIES, Family, family_of
+from ftkit.families import DEFAULT, FAMILIES, Family, family_of
 
 PATH, SHAPE = "model.pretrained_model_name_or_path", "model.architecture"
 HUB_TIMEOUT_S = 5.0
@@ -40,7 +40,7 @@ def complete(values: dict[str, Any]) -> list[Problem]:
     job = values.get("job")
     found, problem = _read(model, job.get("model") if isinstance(job, dict) else None)
     problems = [problem] if problem else _settle(model, found)
-    family = family_of(_model_type(model) or "gpt_oss")
+    family = family_of(_model_type(model) or DEFAULT)
     if family.model_type != stated:  # the option's own choices are for the family of its own model
         for key, allowed in (("attn_implementation", family.attention), ("experts_implementation", family.experts)):
             model[key] = model[key] if model.get(key) in allowed else "auto"
@@ -57,6 +57,12 @@ def _model_type(model: dict[str, Any]) -> str | None:
 def can_be_read(model: Model) -> bool:
     """Whether the shape is the checkpoint's own, and not only what ``model.architecture`` states."""
     return _config_file(model.model_dump(), model.folder) is not None
+
+
+def published_with_shape(shape: Architecture) -> str | None:
+    """The hub id of a model of this shape for which ftkit has an option; of several the first by the option's name."""
+    shapes = _shipped_shapes().items()
+    return next((path for path, (_, stated) in shapes if stated == shape.model_dump() and "/" in path), None)
 
 
 def _settle(model: dict[str, Any], found: dict[str, Any] | None) -> list[Problem]:

@@ -46,6 +46,12 @@ def options(group: str) -> list[str]:
     return sorted(f.with_suffix("").as_posix() for f in found)
 
 
+def default_options() -> dict[str, str]:
+    """The option of each group that ``conf/config.yaml`` chooses."""
+    entries = [entry for entry in read_defaults(shipped_conf() / "config.yaml") if isinstance(entry, dict)]
+    return {group: option for entry in entries for group, option in entry.items() if group in groups() and option}
+
+
 def option_file(group: str, option: str) -> Path | None:
     """The file of an option, or None. ``group=""`` means the primary config."""
     candidates = (root / group / f"{option}.yaml" for root in conf_dirs())

@@ -49,7 +49,7 @@ class Architecture(Group):
     """Shape of the model, under transformers' names: what ``plan`` calculates with before any weight is loaded."""
 
     model_type: str
-    """Family, as transformers names it: gpt_oss, qwen3, qwen3_moe, llama, or another causal language model."""
+    """Family, as transformers names it and the checkpoint's config.json says."""
     num_hidden_layers: PositiveInt
     """Decoder layers."""
     hidden_size: PositiveInt
@@ -98,7 +98,7 @@ class Model(Group):
     """dense: experts unpacked to ``dtype``. mxfp4: kept packed, in a quarter of the memory, some 10 % slower. auto:
     dense where it fits."""
     attn_implementation: Literal["auto", "eager", "sdpa", "flex_attention", "ftkit_sinks", "ftkit_varlen"]
-    """auto: the family's fastest. ftkit_sinks (gpt-oss) and ftkit_varlen (the others) join documents without padding;
+    """auto: the family's fastest. ftkit_sinks (of models with sinks) and ftkit_varlen join documents without padding;
     flex_attention needs a CUDA GPU; the memory of eager and of packing with sdpa grows by length²."""
     experts_implementation: Literal["auto", "eager", "batched_mm", "grouped_mm", "ftkit_lora"]
     """auto: the family's fastest. ftkit_lora keeps adapters low-rank; with the others PEFT builds the whole adapted

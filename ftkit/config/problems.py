@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from ftkit.config.compute import COMPUTES
+from ftkit.config.conf_files import default_options
 from ftkit.config.dataset import Dataset, Source
 from ftkit.config.fields import PATTERNS
 from ftkit.config.methods import METHODS
@@ -21,18 +22,8 @@ from ftkit.errors import Problem, nearest
 
 UNKNOWN_KEY, MISSING = "unknown key", "is missing"
 PYTHONS_NONE = "None is Python's word, and a text here; YAML's is null"
-BASES = {
-    "model": "gpt-oss-20b",
-    "dataset": "jsonl",
-    "lora": "experts",
-    "method": "sft",
-    "sft": "default",
-    "compute": "local",
-    "deployment": "local",
-    "evaluation": "held-out",
-    "generate": "merged",
-}
-"""The option of each group that others begin with."""
+BASES = {"dataset": "jsonl", "compute": "local", "deployment": "local"}
+"""The option that others of a group begin with, where it is not the one that ``conf/config.yaml`` chooses."""
 OF_SOURCE = re.compile(r"dataset\.mix\.\w+\.")
 """Begins the keys of a source, which are no keys of the schema."""
 HIDDEN = ("job", *(f"job.{name}" for name in Job.model_fields))
@@ -107,10 +98,15 @@ def _lacking_defaults(problems: list[Problem]) -> list[Problem]:
     found = [problem for problem in problems if problem.what != MISSING]
     for group in dict.fromkeys(problem.key.partition(".")[0] for problem in missing):
         keys = [problem.key for problem in missing if problem.key.partition(".")[0] == group]
-        first = f"defaults: [{BASES[group]}, _self_] as the file's first line" if group in BASES else f"{keys[0]}=…"
+        first = f"defaults: [{base}, _self_] as the file's first line" if (base := base_of(group)) else f"{keys[0]}=…"
         what = f"{keys[0]} is missing" if len(keys) == 1 else f"{len(keys)} of its keys are missing, {keys[0]} first"
         found.append(Problem(group if len(keys) > 1 else keys[0], what, "", first))
     return found
+
+
+def base_of(group: str) -> str | None:
+    """The option that others of a group begin with."""
+    return BASES.get(group) or default_options().get(group)
 
 
 def all_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
@@ -165,7 +161,7 @@ def _problem(details: ErrorDetails, values: dict[str, Any]) -> Problem:
     if details["type"].startswith("union_tag"):
         tags, context = tags_of(groups_of(annotation)), details.get("ctx", {})
         tag, told_by = context.get("tag", "null"), context["discriminator"].strip("'")
-        return Problem(f"{key}.{told_by}", f"{tag!r} is not one of {', '.join(tags)}", "", f"{key}={BASES[key]}")
+        return Problem(f"{key}.{told_by}", f"{tag!r} is not one of {', '.join(tags)}", "", f"{key}={base_of(key)}")
     value, wanted = details["input"], expected(annotation, details)
     if found := REFUSED_VALUES.get(key, {}).get(str(value)):
         return Problem(key, f"{value} {found[0]}", "", found[1])

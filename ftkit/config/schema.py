@@ -83,7 +83,7 @@ class Merge(Group):
     in bfloat16: a third of bf16's size. Rounding alone takes back most of what experts' adapters have learnt."""
     calibration_steps: Annotated[int, Field(ge=0)]
     """Steps in which what stays in bfloat16 learns what rounding to MXFP4 has lost, where that keeps less than keep;
-    0 takes none. A GPU needs a minute or two for them at gpt-oss-20b's size."""
+    0 takes none. A GPU needs a minute or two for them with 20 billion parameters."""
     keep: Fraction
     """Least share of what training changed in the logits of held-out rows that mxfp4 must keep; below it nothing is
     written."""

@@ -199,7 +199,7 @@ class Converter:
         return join_system(language, *parts), definitions(given, self._texts)
 
     def _without_effort(self, part: str) -> str:
-        """A paragraph of the system message without gpt-oss's line for the reasoning effort, which then holds.
+        """A paragraph of the system message without Harmony's line for the reasoning effort, which then holds.
 
         Raises:
             Refused: another line, or a column of the row, says otherwise.

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 ROWS, TOKENS = 512, 512
-"""Most rows to calibrate on, and most tokens of each: at gpt-oss-20b's width their targets take 1.4 GiB of the host."""
+"""Most rows to calibrate on, and most tokens of each: 2,880 wide, their targets take 1.4 GiB of the host."""
 
 BATCH = 8
 """Rows in a step."""
@@ -73,7 +73,7 @@ def calibrate(model: PreTrainedModel, rows: list[list[int]], wanted: list[Tensor
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / WARM_UP) * max(LAST, 1 - step / steps)
     )
-    model.train()  # gpt-oss has no dropout; layers are recomputed in training alone
+    model.train()  # layers are recomputed in training alone; no family with MXFP4 has dropout
     model.gradient_checkpointing_enable({"use_reentrant": False})
     for batch in _batches(len(rows), steps):
         off, aims = _off(model, [rows[i] for i in batch], [wanted[i] for i in batch])

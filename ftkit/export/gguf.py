@@ -20,6 +20,7 @@ from ftkit.config.checks.llama_cpp import find_converter
 from ftkit.config.schema import Config
 from ftkit.errors import Interrupted, StageError
 from ftkit.export.gguf_header import differences, missing, read_header
+from ftkit.families import family_of
 from ftkit.files import explained, sha256, written_aside
 from ftkit.library_logs import libraries_to
 from ftkit.models.loading import save_without_weights
@@ -43,7 +44,7 @@ LEFT = "merged/ has passed and stays; the same command tries the conversion alon
 def rehearse(config: Config, folder: Path) -> None:
     """Have the converter write the vocabulary and the settings alone, before any weight is loaded.
 
-    It takes seconds, and shows whether it runs, knows gpt-oss, its vocabulary and the options that it will be given.
+    It takes seconds, and shows whether it runs, knows the family, its vocabulary and the options that it will be given.
 
     Args:
         folder: takes the converter's output, ``gguf.log``.
@@ -170,7 +171,8 @@ def _check(
     """Hold what was written against the model's ``config.json``, and its tensors where it has some."""
     try:
         header = read_header(out)
-        wrong = differences(header, json.loads((model / "config.json").read_text(encoding="utf-8")))
+        name = family_of(config.model.architecture.model_type).gguf
+        wrong = differences(header, name, json.loads((model / "config.json").read_text(encoding="utf-8")))
         if parameters is not None:
             wrong += missing(header, out.stat().st_size, parameters=parameters, types=TYPES[config.merge.format])
     except ValueError as error:

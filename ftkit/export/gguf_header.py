@@ -65,8 +65,13 @@ def read_header(path: Path) -> Header:
         return Header(metadata, infos, -(-stream.tell() // aligned) * aligned)
 
 
-def differences(header: Header, config: Mapping[str, Any]) -> list[str]:
-    """What the metadata says otherwise than a gpt-oss's ``config.json``; each would change answers without an error."""
+def differences(header: Header, architecture: str | None, config: Mapping[str, Any]) -> list[str]:
+    """What the metadata says otherwise than the model; each would change answers without an error.
+
+    Args:
+        architecture: llama.cpp's name of it.
+        config: values of ``config.json``, of a mixture of experts with a sliding window.
+    """
     rope = config["rope_parameters"]
     of_model = {
         "block_count": config["num_hidden_layers"],
@@ -81,7 +86,7 @@ def differences(header: Header, config: Mapping[str, Any]) -> list[str]:
     if rope.get("rope_type") == "yarn":
         of_model["rope.scaling.factor"] = rope["factor"]
         of_model["rope.scaling.original_context_length"] = rope["original_max_position_embeddings"]
-    meant = {"general.architecture": "gpt-oss"} | {f"gpt-oss.{key}": value for key, value in of_model.items()}
+    meant = {"general.architecture": architecture} | {f"{architecture}.{key}": value for key, value in of_model.items()}
     found = {key: header.metadata.get(key, "missing") for key in meant}
     return [
         f"{key} is {found[key]}, and the model's {value}"

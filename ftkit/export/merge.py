@@ -30,14 +30,13 @@ from ftkit.export import calibrate as calibration
 from ftkit.families import family_of
 from ftkit.files import written_aside
 from ftkit.library_logs import libraries_to
-from ftkit.models.gpt_oss.mxfp4_checkpoint import packed_bytes, round_experts, save_packed
 from ftkit.models.loading import check_complete, for_inference, load_base, load_tokenizer
 from ftkit.training.artifact import check_trained, folder_name
 from ftkit.training.checkpoints import saving
 from ftkit.training.dataset import rows_to_compare_on, training_row_ids
 
 ROWS, TOKENS = 4, 128
-"""Rows compared, and tokens of each: at gpt-oss's vocabulary their logits take 0.4 GiB."""
+"""Rows compared, and tokens of each: with a vocabulary of 200,000 their logits take 0.4 GiB."""
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "mxfp4": "bfloat16"}
 """Precision of the weights that stay dense, for each ``merge.format``."""
@@ -208,7 +207,7 @@ def to_mxfp4(
 
     rows = training_row_ids(tokens, limit=calibration.ROWS, longest=calibration.TOKENS) if steps else []
     wanted = calibration.targets(merged, rows)
-    error = round_experts(merged)
+    error = family_of(merged.config.model_type).packed.round_experts(merged)
     after = measure(merged)
     by_rounding = kept(after)
     if by_rounding >= asked or not rows:
@@ -261,18 +260,21 @@ def write(
     model.generation_config.pad_token_id = padding
     model.config.eos_token_id, model.config.pad_token_id = stops[0], padding
     model.config.use_cache = True
+    family = family_of(model.config.model_type)
     if packed:
-        save_packed(model, folder)
+        family.packed.save_packed(model, folder)
     else:
         # A model that came from MXFP4 would be saved under names that its dense architecture does not find again.
-        model.save_pretrained(folder, save_original_format=not family_of(model.config.model_type).mxfp4)
+        model.save_pretrained(folder, save_original_format=not family.mxfp4)
     tokenizer.save_pretrained(folder)
     serving.write(folder)
 
 
 def bytes_of(model: PreTrainedModel, *, packed: bool) -> int:
     """Bytes that the model's tensors take in its files; see ``write``."""
-    return packed_bytes(model) if packed else sum(p.numel() * p.element_size() for p in model.parameters())
+    if packed:
+        return family_of(model.config.model_type).packed.packed_bytes(model)
+    return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
 def read_back(folder: Path, config: Config, device: torch.device, *, packed: bool) -> PreTrainedModel:

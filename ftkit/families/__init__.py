@@ -16,6 +16,8 @@ FAMILIES = {
     "qwen3_moe": "ftkit.families.qwen3_moe",
 }
 """``model_type`` of a checkpoint's config.json → the module that describes its family."""
+DEFAULT = "gpt_oss"
+"""What a model counts as while nothing says what it is: the family of the default composition's model."""
 
 
 def family_of(model_type: str) -> Family:

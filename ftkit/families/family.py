@@ -10,6 +10,8 @@ from typing import Any
 Values = Mapping[str, Any]
 """Values of a checkpoint's config.json, or of ``model.architecture``."""
 
+ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 COMMON_SHAPE = (
     *("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size"),
     "max_position_embeddings",
@@ -28,8 +30,12 @@ class Family:
         experts: what ``model.experts_implementation`` can be; ``auto`` takes the first; only ``eager`` without experts.
         expert_tensors: names of a layer's expert tensors that LoRA adapts; empty for a dense model.
         router: parts of the names of weights that route tokens to experts; they stay frozen.
-        mxfp4: whether its checkpoints can hold experts in MXFP4.
-        gguf: whether ``merge.gguf`` can check what llama.cpp makes of it.
+        linear: names of a layer's linear modules, ``self_attn.q_proj``, which ``lora.target_modules`` may name; empty
+            where ftkit does not know them.
+        window: tokens that every second layer looks back; None where each sees all before it.
+        mxfp4: module that reads and writes its checkpoints with experts in MXFP4: ``load_packed``, ``round_experts``,
+            ``save_packed`` and ``packed_bytes``; None where none can be. It needs torch.
+        gguf: llama.cpp's name of its architecture, where ``merge.gguf`` can check what llama.cpp makes of it.
         chat: ``harmony`` where its tokenizer must have Harmony's tokens; None finds the format by the tokenizer.
         renamed: name of a value in ``model.architecture`` → its names in config.json, the first that is there counts.
         biases: parameters of one layer's biases, sinks and other vectors besides the two norms, from its shape.
@@ -45,8 +51,10 @@ class Family:
     experts: tuple[str, ...] = ("eager",)
     expert_tensors: tuple[str, ...] = ()
     router: tuple[str, ...] = ()
-    mxfp4: bool = False
-    gguf: bool = False
+    linear: tuple[str, ...] = ()
+    window: int | None = None
+    mxfp4: str | None = None
+    gguf: str | None = None
     chat: str | None = None
     renamed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     biases: Callable[[Any], int] = lambda architecture: 0
@@ -57,6 +65,12 @@ class Family:
     def training(self) -> Any:
         """The module that ``implementation`` names; importing it needs torch."""
         return import_module(self.implementation)
+
+    @property
+    def packed(self) -> Any:
+        """The module that ``mxfp4`` names."""
+        assert self.mxfp4 is not None, f"no {self.title} comes in MXFP4"
+        return import_module(self.mxfp4)
 
     def shape(self, config: Values) -> dict[str, Any]:
         """``model.architecture`` from the values of a checkpoint's config.json.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ftkit.families.family import Family
+from ftkit.families.family import ATTENTION, Family
 
 
 def _biases(a: Any) -> int:
@@ -21,8 +21,10 @@ FAMILY = Family(
     experts=("ftkit_lora", "grouped_mm", "batched_mm", "eager"),
     expert_tensors=("gate_up_proj", "down_proj"),
     router=(".router.",),
-    mxfp4=True,
-    gguf=True,
+    linear=ATTENTION,
+    window=128,
+    mxfp4="ftkit.models.gpt_oss.mxfp4_checkpoint",
+    gguf="gpt-oss",
     chat="harmony",
     renamed={"num_local_experts": ("num_local_experts",), "num_experts_per_tok": ("num_experts_per_tok",)},
     biases=_biases,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from ftkit.families.family import Family
+from ftkit.families.family import ATTENTION, MLP, Family
 
 FAMILY = Family(
     model_type="llama",
     title="Llama",
     layer_class="LlamaDecoderLayer",
     attention=("ftkit_varlen", "sdpa", "eager"),
+    linear=(*ATTENTION, *MLP),
 )

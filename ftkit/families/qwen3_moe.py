@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ftkit.families.family import Family
+from ftkit.families.family import ATTENTION, Family
 
 FAMILY = Family(
     model_type="qwen3_moe",
@@ -12,6 +12,7 @@ FAMILY = Family(
     experts=("ftkit_lora", "grouped_mm", "batched_mm", "eager"),
     expert_tensors=("gate_up_proj", "down_proj"),
     router=(".mlp.gate.",),
+    linear=ATTENTION,
     renamed={
         "num_local_experts": ("num_experts", "num_local_experts"),
         "num_experts_per_tok": ("num_experts_per_tok",),

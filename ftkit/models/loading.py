@@ -87,11 +87,9 @@ def load_base(
             raise StageError(
                 "model.weights=mxfp4, but this checkpoint's experts are dense", where=path, cure="model.weights=dense"
             )
-        from ftkit.models.gpt_oss.mxfp4_checkpoint import load_packed
-
         with _explained(model):
             config.use_cache = False
-            loaded, info = load_packed(path, source, config, model, device or torch.device("cpu"))
+            loaded, info = family.packed.load_packed(path, source, config, model, device or torch.device("cpu"))
         check_complete(info, path)
         return loaded
     options: dict[str, Any] = {"quantization_config": Mxfp4Config(dequantize=True)} if method else {}

@@ -1,8 +1,8 @@
-"""MXFP4, the format of gpt-oss's expert weights: 4-bit floats in blocks of 32 that share a power of two.
+"""MXFP4, a format of expert weights: 4-bit floats in blocks of 32 that share a power of two.
 
 Format: OCP Microscaling Formats (MX) Specification v1.0, sections 5.2, 5.3 and 6.3. Each block of ``BLOCK`` consecutive
 numbers along the input dimension is stored as 32 E2M1 codes (sign, two bits of exponent, one of mantissa) and one
-E8M0 scale, the exponent of a power of two with a bias of 127. gpt-oss's checkpoints pack two codes to a byte, the
+E8M0 scale, the exponent of a power of two with a bias of 127. Published checkpoints pack two codes to a byte, the
 earlier one in the low half, and store the experts as (experts, out, in), transposed to how transformers holds them.
 """
 

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ftkit.config.schema import Config
+from ftkit.families import family_of
 from ftkit.models.training_memory import GIB, MXFP4_BYTES, model_parameters
 
 SCORE_AT_A_TIME = 32
 """Requests that score.py answers together."""
-MODEL_CONTEXT = 131_072
 VLLM_SHARE = 0.9
 """Part of a GPU that vLLM takes by default: its gpu_memory_utilization."""
 BFLOAT16_SINCE = 8.0
@@ -69,10 +69,9 @@ def serving(config: Config) -> Serving:
         return Serving(2 * parameters / GIB, "bfloat16", requests * tokens * per_token / GIB, requests, tokens)
     packed = config.merge.format == "mxfp4"
     weights = 2 * (parameters - experts) + MXFP4_BYTES * experts if packed else 2 * parameters
-    tokens = int(settings.engine_args.get("max_model_len") or MODEL_CONTEXT)
-    return Serving(
-        weights / GIB, "MXFP4 and bfloat16" if packed else "bfloat16", tokens * per_token / 2 / GIB, 1, tokens
-    )  # every second layer of gpt-oss keeps 128 tokens
+    tokens = int(settings.engine_args.get("max_model_len") or a.max_position_embeddings)
+    kept = tokens if (window := family_of(a.model_type).window) is None else (tokens + min(window, tokens)) / 2
+    return Serving(weights / GIB, "MXFP4 and bfloat16" if packed else "bfloat16", kept * per_token / GIB, 1, tokens)
 
 
 def problems(config: Config, gpus: Gpus) -> Iterator[str]:
@@ -96,8 +95,8 @@ def problems(config: Config, gpus: Gpus) -> Iterator[str]:
         )
     if is_vllm and gpus.capability < BFLOAT16_SINCE:
         yield (
-            f"serving: {gpus.kind} (compute capability {gpus.capability:g}) has no bfloat16, in which vLLM serves "
-            "gpt-oss; deployment.instance_type=Standard_NC24ads_A100_v4"
+            f"serving: {gpus.kind} (compute capability {gpus.capability:g}) has no bfloat16, in which vLLM serves it; "
+            "deployment.instance_type=Standard_NC24ads_A100_v4"
         )
 
 

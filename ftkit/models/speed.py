@@ -16,11 +16,10 @@ from pathlib import Path
 from ftkit.config.compute import AzureCompute
 from ftkit.config.groups import Architecture
 from ftkit.config.schema import Config
+from ftkit.families import family_of
 from ftkit.models.training_memory import MXFP4_BYTES, adapter_parameters
 from ftkit.models.vm_gpus import gpus_of
 
-WINDOW = 128
-"""Tokens that every second layer of gpt-oss looks back."""
 BACKWARD_SCORES = 2.5
 """Products of the scores' backward pass, as multiples of the forward pass's."""
 OPTIMIZER_BYTES = 40
@@ -120,7 +119,8 @@ def _seconds(a: Architecture, rates: Rates, tokens: int, document: int, config: 
     products = 4 * (a.num_hidden_layers * layer + a.vocab_size * a.hidden_size)
     products += 2 * recomputed * (layer - experts / 3)  # a replay stops before the experts' last projection
     full = 4 * a.num_attention_heads * a.head_dim * document / 2
-    windowed = 4 * a.num_attention_heads * a.head_dim * min(WINDOW, document / 2)
+    window = family_of(a.model_type).window
+    windowed = full if window is None else 4 * a.num_attention_heads * a.head_dim * min(window, document / 2)
     scores = (full + windowed) / 2 * (a.num_hidden_layers * (1 + BACKWARD_SCORES) + recomputed)
     peak = rates.tflops * 1e12
     width = a.hidden_size / 2880

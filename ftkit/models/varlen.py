@@ -1,4 +1,4 @@
-"""Packed documents by stock flash attention: the attention implementation ``ftkit_varlen``, and what gpt-oss builds on.
+"""Packed documents by stock flash attention: attention ``ftkit_varlen``, and what ``ftkit_sinks`` builds on.
 
 Documents lie end to end in one row; ``cu_seq_lens_q`` (documents + 1,) gives their bounds.
 """

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 from helpers.small_families import SHAPES, save_small
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from ftkit.config.conf_files import options
 from ftkit.config.resolve import resolve
 from ftkit.errors import ConfigError
+from ftkit.families import family_of
 from ftkit.models.training_memory import model_parameters
 
 PUBLISHED = {
@@ -53,6 +55,13 @@ def test_the_folder_of_a_model_is_enough(checkpoint: Path) -> None:
 def test_shipped_shapes_have_the_published_number_of_parameters(option: str) -> None:
     assert option in options("model")
     assert model_parameters(planned(f"model={option}").model.architecture) == PUBLISHED[option]
+
+
+def test_linear_modules_of_a_family_are_those_of_its_models(checkpoint: Path) -> None:
+    loaded = AutoModelForCausalLM.from_pretrained(checkpoint)
+    family = family_of(loaded.config.model_type)
+    linear = {name for name, module in loaded.model.layers[0].named_modules() if isinstance(module, nn.Linear)}
+    assert not family.linear or {*family.linear} == linear
 
 
 def test_auto_is_the_fastest_of_the_family() -> None:
@@ -103,6 +112,8 @@ def test_a_config_that_is_none_of_a_causal_model(written, said: str, tmp_path: P
         (["model=qwen3-8b", "model.experts_implementation=grouped_mm"], "grouped_mm is none that Qwen3 has"),
         (["model=qwen3-30b-a3b", "model.weights=mxfp4"], "mxfp4, which no Qwen3-MoE comes in"),
         (["model=llama-3.1-8b", "merge.format=mxfp4"], "merge.format: mxfp4, which no Llama comes in"),
+        (["model=qwen3-8b", "lora.target_modules=[gate_prj]"], "did you mean lora.target_modules=[gate_proj]?"),
+        (["model=qwen3-30b-a3b", "lora.target_modules=[up_proj]"], "which adapts the experts' up_proj"),
         (["model=gpt-oss-20b", "model.attn_implementation=sdpa"], "sdpa leaves gpt-oss's attention sinks out"),
     ],
 )

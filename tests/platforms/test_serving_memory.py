@@ -53,3 +53,10 @@ def test_what_the_published_shape_holds():
     assert serving(packed).weights == pytest.approx(12.8, abs=0.1)
     assert "computes in 16" in in_words(packed, gpus_of("Standard_NC24ads_A100_v4"))
     assert "score unpacks or rounds mxfp4" in in_words(config("merge.format=mxfp4"), None)
+
+
+def test_keys_and_values_are_those_of_the_familys_attention():
+    """Qwen3-8B keeps 36 layers × 8 heads × 128 values in bfloat16 of all 40,960 tokens, and gpt-oss-20b 24 × 8 × 64 of
+    131,072 in half of its layers and of 128 in the others."""
+    assert serving(config("model=qwen3-8b", "deployment=vllm")).cache == pytest.approx(5.625, abs=0.001)
+    assert serving(config("deployment=vllm")).cache == pytest.approx(3.003, abs=0.001)

@@ -32,7 +32,7 @@ def server_can_be_asked(config: Config) -> Iterator[Problem]:
         yield Problem("generate.url", what, "", "generate.url=http://127.0.0.1:8000/v1")
     if settings.model is None:
         what = "null, and generate.source is url: the server's name for the model"
-        yield Problem("generate.model", what, "", "generate.model=openai/gpt-oss-120b")
+        yield Problem("generate.model", what, "", f"generate.model=<one of those that {settings.url}/models lists>")
     if _asked_for(config) and settings.api_key_env and not os.environ.get(settings.api_key_env):
         what = f"the environment variable {settings.api_key_env} is not set"
         yield Problem(

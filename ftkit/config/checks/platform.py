@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from ftkit.config.checkpoint import published_with_shape
 from ftkit.config.compute import AzureCompute, LocalCompute
 from ftkit.config.schema import Config
 from ftkit.config.stages import BY_NAME, STAGE_WORDS, Stage
@@ -91,7 +92,8 @@ def registered_model_needs_a_tokenizer_here(config: Config) -> Iterator[Problem]
         yield Problem(key, what, "", "compute=h100x1, or the hub id or folder of the model")
     if "prepare" in config.stages and model.tokenizer is None:
         what = "null, but prepare runs here, where a registered model cannot be read"
-        cure = "model.tokenizer=openai/gpt-oss-20b, or a folder with its tokenizer"
+        hub_id = published_with_shape(model.architecture) or "<hub id>"
+        cure = f"model.tokenizer={hub_id}, or a folder with its tokenizer"
         yield Problem("model.tokenizer", what, "", cure)
 
 

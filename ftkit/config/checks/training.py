@@ -7,9 +7,8 @@ from collections.abc import Iterator
 
 from ftkit.config.schema import Config
 from ftkit.errors import Problem, nearest
-from ftkit.families import family_of
+from ftkit.families import Family, family_of
 
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 EXPERTS = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -63,12 +62,12 @@ def target_modules_exist(config: Config) -> Iterator[Problem]:
     """A text is a regular expression that has to match a whole name, as in PEFT; a list holds ends of names."""
     targets, key = config.lora and config.lora.target_modules, "lora.target_modules"
     family = family_of(config.model.architecture.model_type)
-    if not targets or targets == "all-linear" or family.model_type != "gpt_oss":
+    if not targets or targets == "all-linear" or not family.linear:
         return
     layers = range(config.model.architecture.num_hidden_layers)
-    names = [f"model.layers.{i}.self_attn.{part}" for i in layers for part in ATTENTION]
+    names = [f"model.layers.{i}.{module}" for i in layers for module in family.linear]
     if isinstance(targets, str):
-        if targets in ATTENTION or any(name.endswith("." + targets) for name in names):
+        if any(name.endswith("." + targets) for name in names):
             what = f"{targets!r} is a regular expression, and matches the whole of no name"
             yield Problem(key, what, "", f"{key}=[{targets}]")
             return
@@ -80,17 +79,17 @@ def target_modules_exist(config: Config) -> Iterator[Problem]:
             return
         if not matched:
             what = f"{targets!r} names no linear module of {config.model.name} that can be adapted"
-            yield Problem(key, what, "", _modules_like(targets))
+            yield Problem(key, what, "", _modules_like(targets, family))
         return
     for target in targets:
         if not any(name == target or name.endswith("." + target) for name in names):
             what = f"{target!r} names no linear module of {config.model.name} that can be adapted"
-            yield Problem(key, what, "", _modules_like(target))
+            yield Problem(key, what, "", _modules_like(target, family))
 
 
-def _modules_like(target: str) -> str:
-    close = nearest(target, ATTENTION)
-    if target in EXPERTS:
+def _modules_like(target: str, family: Family) -> str:
+    close = nearest(target, [module.rpartition(".")[2] for module in family.linear])
+    if target in EXPERTS and family.expert_tensors:
         return f"lora=experts lora.target_modules=all-linear, which adapts the experts' {target}"
     return f"did you mean lora.target_modules=[{close}]?" if close else "lora.target_modules=all-linear"
 

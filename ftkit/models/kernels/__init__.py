@@ -1,1 +1,1 @@
-"""Triton kernels of gpt-oss."""
+"""Triton kernels of fused layers."""

@@ -33,7 +33,7 @@ from ftkit.serving.settings import variables_of
 
 PACKAGE = Path(__file__).parents[2]
 SCORING_SCRIPT = PACKAGE / "serving" / "score.py"
-MODULES = ("serving/endpoint/*.py", "chat/*.py", "errors.py", "processes.py")
+MODULES = ("serving/endpoint/*.py", "chat/*.py", "families/*.py", "errors.py", "processes.py")
 PORT = 8000
 HEALTH = {"port": PORT, "path": "/health"}
 ROUTES = {"liveness_route": HEALTH, "readiness_route": HEALTH, "scoring_route": {"port": PORT, "path": CHAT_ROUTE}}

@@ -15,6 +15,7 @@ from ftkit.chat.format import Parser, parser_of, writes_harmony
 from ftkit.chat.harmony_render import checked_harmony
 from ftkit.chat.messages import Conversation, ModelError
 from ftkit.chat.serving_defaults import ServingDefaults
+from ftkit.families import family_of
 from ftkit.serving.endpoint.adapters import Adapters, LoadedAdapters
 from ftkit.serving.endpoint.answering import Answering
 from ftkit.serving.endpoint.batching import Busy, Job, Scheduler
@@ -170,7 +171,7 @@ class Served:
         return ids
 
     def _with_tools(self, request: Request) -> list[int]:
-        """As training writes chats with tools: published templates write them in another way than gpt-oss knows."""
+        """As training writes chats with tools: published templates write them in another way than such models know."""
         date = self.rules.defaults.current_date or datetime.now().astimezone().date().isoformat()
         functions = [tool["function"] for tool in request.tools]
         history = [message | {"train": False} for message in request.messages]
@@ -238,12 +239,12 @@ def context_of(folder: Path) -> int:
 
 
 def must_be(folder: Path) -> str | None:
-    """``harmony`` where the model is a gpt-oss, whatever its tokenizer has."""
+    """The format that the model's family writes chats in, whatever its tokenizer has; None for any."""
     try:
         model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(f"{folder / 'config.json'} cannot be read: {error}") from error
-    return "harmony" if model_type == "gpt_oss" else None
+    return family_of(str(model_type)).chat
 
 
 def special_tokens(tokenizer: Any) -> re.Pattern[str]:
