@@ -103,6 +103,19 @@ def test_teardown_beside_what_was_made_by_hand_leaves_that_with_the_traffic(serv
     assert service.endpoints[ENDPOINT].mirror_traffic == {"canary": 5}
 
 
+def test_a_plan_names_what_others_have_behind_the_endpoint_and_whose_the_live_version_is(service: Service, user):
+    ann, bob = user("ann"), user("bob", "other")
+    ann.deploy()
+    service.by_hand(ENDPOINT, "canary", 10, mirror=5)
+    (seen,) = [found for found in ann.platform().preflight() if found.what == "endpoint"]
+    by_hand = "canary has 10 % of the traffic and copies of 5 % of the requests on 1 × Standard_F4s_v2"
+    assert seen.verdict == "ok" and "blue serves served:1 with 90 % of the traffic" in seen.found
+    assert by_hand in seen.found and seen.found.count("not made by ftkit") == 1
+    (seen,) = [found for found in bob.platform().preflight() if found.what == "endpoint"]
+    assert seen.verdict == "wrong" and "run jp of ann@example.com" in seen.found and by_hand in seen.found
+    assert "deploy would replace served:1, which is live" in seen.found and "yes=true" in seen.cure
+
+
 # At the same time.
 
 
@@ -165,7 +178,7 @@ def test_an_undo_does_not_take_what_somebody_else_has_put_there_meanwhile(servic
 @pytest.mark.parametrize(
     "call", ["endpoints.begin_create_or_update", "deployments.begin_create_or_update", "deployments.begin_delete"]
 )
-@pytest.mark.parametrize("kind", ["stuck", "lost", "conflict", "changed"])
+@pytest.mark.parametrize("kind", ["stuck", "lost", "misreported", "conflict", "changed"])
 def test_what_the_service_does_not_answer_rightly_is_seen_on_the_resource(service: Service, user, call: str, kind: str):
     ann = user()
     ann.deploy("1")
@@ -190,6 +203,54 @@ def test_a_conflict_that_never_ends_is_given_up_in_the_services_words(service: S
     error = fails(user().deploy)
     assert "Another operation on this resource is in progress" in error.what
     assert 1800 <= service.now < 3600
+
+
+@pytest.mark.parametrize("kind", ["conflict", "changed"])
+def test_an_old_version_that_cannot_be_deleted_is_told_with_its_price_and_goes_by_the_same_command(
+    service: Service, user, kind: str
+):
+    ann = user()
+    ann.deploy("1")
+    service.faults.append(Fault("deployments.begin_delete", kind, times=-1))
+    error = fails(lambda: ann.deploy("2"))
+    left = "ftkit-tiny/blue (1 × Standard_F4s_v2, 0.17 USD an hour) may still run without traffic"
+    assert f"the new version is in service, but {left}" in error.what and "the same command deletes it" in error.cure
+    assert traffic(service) == {"green": 100} and behind(service) == ["blue", "green"]
+    service.faults.clear()
+    assert "green already serves served:2" in ann.deploy("2") and behind(service) == ["green"]
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first deploy", "roll-out"])
+@pytest.mark.parametrize(
+    ("kind", "says"), [("no room", "the quota is too small"), ("failed", "the container did not get healthy")]
+)
+def test_what_does_not_start_is_undone_also_where_its_log_cannot_be_had(
+    service: Service, user, kind: str, says: str, first: bool
+):
+    """``no room``: the quota was looked at before, and is gone by the time that the deployment starts."""
+    ann = user()
+    if not first:
+        ann.deploy("1")
+    service.faults += [Fault("deployments.start", kind), Fault("deployments.get_logs", "refused", times=-1)]
+    error = fails(lambda: ann.deploy("2"))
+    assert says in error.what and error.cure and "left: " not in error.what
+    assert behind(service) == ([] if first else ["blue"]) and bool(service.endpoints) == (not first)
+    assert first or traffic(service) == {"blue": 100}
+
+
+@pytest.mark.parametrize("when", ["starting 1 ×", "healthy, answers", "10 % of the traffic"])
+def test_an_endpoint_that_a_colleague_deletes_meanwhile_is_told_and_made_again(service: Service, user, when: str):
+    ann = user()
+    ann.deploy("1")
+    command = ann.starts(lambda: ann.deploy("2"))
+    while not any("green: " in line and when in line for line in ann.said):
+        command.step()
+    service.endpoints.clear()
+    service.deployments.clear()
+    command.finish()
+    assert isinstance(command.error, StageError) and "left: " not in command.error.what
+    assert not service.endpoints and not service.deployments
+    assert "blue serves served:2 with 100 %" in ann.deploy("2")
 
 
 def test_a_busy_live_version_can_be_replaced(service: Service, user):

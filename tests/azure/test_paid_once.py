@@ -137,6 +137,14 @@ def test_teardown_finds_a_job_by_its_tag_from_another_machine_and_leaves_others_
     assert job.status == "Canceled"
 
 
+def test_a_plan_finds_a_job_by_its_tag_from_another_machine(service: Service, user, tmp_path):
+    detached(user("ann"))
+    (job,) = service.jobs.values()
+    for who, at in (("ann", "laptop"), ("bob", "bob")):
+        (seen,) = [found for found in User(service, who, tmp_path / at).platform().preflight() if found.what == "jobs"]
+        assert f"{job.name} (train, Queued, by ann@example.com)" in seen.found
+
+
 def test_a_cancelled_job_whose_cancel_answer_is_lost_is_cancelled(service: Service, user):
     ann = user()
     detached(ann)

@@ -26,10 +26,11 @@ RUNS = {"ann": "jp", "bob": "other"}
 CALLS = (
     *("jobs.create_or_update", "jobs.get", "jobs.list", "jobs.begin_cancel", "datastores.get_default"),
     *("blobs.list", "blobs.read", "blobs.lease", "endpoints.get", "endpoints.list", "endpoints.begin_create_or_update"),
-    *("endpoints.begin_delete", "deployments.get", "deployments.list", "deployments.begin_create_or_update"),
-    *("deployments.begin_delete", "autoscale.get", "autoscale.put", "autoscale.delete"),
+    *("endpoints.begin_delete", "endpoints.get_keys", "deployments.get", "deployments.list", "deployments.get_logs"),
+    *("deployments.begin_create_or_update", "deployments.begin_delete"),
+    *("autoscale.get", "autoscale.put", "autoscale.delete"),
 )
-KINDS = ("refused", "lost", "cut", "forbidden", "conflict", "changed")
+KINDS = ("refused", "lost", "cut", "forbidden", "expired", "conflict", "changed")
 OPERATIONS = [call for call in CALLS if ".begin_" in call and not call.startswith("jobs.")]
 who = st.sampled_from(sorted(RUNS))
 version = st.sampled_from("12")
@@ -125,6 +126,10 @@ class TwoPeople(RuleBasedStateMachine):
     @rule(call=st.sampled_from(OPERATIONS))
     def an_operation_never_ends(self, call: str) -> None:
         self.service.faults.append(Fault(call, "stuck"))
+
+    @rule(call=st.sampled_from(OPERATIONS))
+    def an_operation_is_said_to_have_failed_and_has_not(self, call: str) -> None:
+        self.service.faults.append(Fault(call, "misreported"))
 
     @rule(what=st.sampled_from(["jobs.run", "deployments.start"]))
     def something_fails(self, what: str) -> None:

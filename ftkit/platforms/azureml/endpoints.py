@@ -115,6 +115,11 @@ class Endpoint:
             else f"{deployed.name} has {share} % of the traffic{copies} on {deployed.machines}, {whose(deployed.tags)}"
         )
 
+    def described_with_owner(self, deployed: Deployed) -> str:
+        """One deployment and whose it is, for the user."""
+        by = f", {whose(deployed.tags)}" if made_by_ftkit(deployed.tags) else ""
+        return self.described(deployed) + by
+
     def uri(self, server: str) -> str:
         """Where requests in a server's format go."""
         parts = urlsplit(self.scoring_uri)

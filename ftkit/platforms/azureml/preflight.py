@@ -12,7 +12,7 @@ from ftkit.errors import StageError
 from ftkit.platforms.azureml import autoscale, endpoints, jobs
 from ftkit.platforms.azureml.capacity import Capacity, Size, machines_counted, room
 from ftkit.platforms.azureml.errors import is_forbidden
-from ftkit.platforms.azureml.ownership import Mark, whose
+from ftkit.platforms.azureml.ownership import Mark
 from ftkit.platforms.azureml.workspace import Workspace
 from ftkit.platforms.base import Finding
 
@@ -130,7 +130,7 @@ def _endpoint(workspace: Workspace, config: Config) -> str:
         )
     serving, mark = found.serving, Mark(config.run.name, workspace.owner)
     behind = [
-        found.described(deployed) + ("" if mark.owns(deployed.tags) else f" ({whose(deployed.tags)})")
+        found.described(deployed) if mark.owns(deployed.tags) else found.described_with_owner(deployed)
         for deployed in found.deployments.values()
     ]
     said = f"{name}: {'; '.join(behind) or 'is there, nothing serves'}"

@@ -88,7 +88,7 @@ class Rollout:
         if old:
             self._retire(old)
         scaled = self._scale(new)
-        return self._outcome(self._find(), new, scaled)
+        return self._outcome(self._last_look(new), new, scaled)
 
     # Before anything is made.
 
@@ -99,7 +99,7 @@ class Rollout:
         left = [other for other in found.beside(kept) if self.mark.owns(other.tags)]
         names = [other.name for other in left]
         for other in found.beside(kept, *names):
-            self.say(f"left as it is: {found.described(other)} ({whose(other.tags)})")
+            self.say(f"left as it is: {found.described_with_owner(other)}")
         if any(name in found.traffic for name in names):
             ours = found.share_of(kept, *names)
             others = {name: share for name, share in found.traffic.items() if name not in (kept, *names)}
@@ -380,6 +380,13 @@ class Rollout:
     def _cost(self, deployed: Deployed) -> str:
         price = endpoints.usd_per_hour(self.capacity, [deployed])
         return f"{price:,.2f} USD an hour" if price is not None else "price not known"
+
+    def _last_look(self, new: str) -> Endpoint:
+        try:
+            return self._find()
+        except StageError as error:
+            what = f"{new} has come into service, and what the endpoint serves now could not be seen: {error.what}"
+            raise StageError(what, where=error.where, cure=error.cure) from error
 
     def _find(self) -> Endpoint:
         found = endpoints.find(self.workspace, self.name)

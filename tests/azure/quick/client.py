@@ -20,6 +20,12 @@ from ftkit.platforms.azureml.workspace import Workspace
 from quick import actors
 from quick.service import WORKSPACE, Poller, Refused, Service
 
+FAILURES = {
+    "failed": "ResourceNotReady: the container did not get healthy.",
+    "no room": "OutOfQuota: Not enough quota available for Standard_F4s_v2.",
+}
+"""What the service says of a deployment that does not start, by the kind of fault."""
+
 
 class QuickWorkspace(Workspace):
     """A workspace whose client asks a ``Service``; before each question another command may have its turn."""
@@ -117,7 +123,8 @@ class OnlineEndpoints:
             return [self._service.copy(found) for found in self._service.endpoints.values()]
 
     def get_keys(self, name: str) -> Any:
-        return SimpleNamespace(primary_key="key")
+        with self._service.call("endpoints.get_keys"):
+            return SimpleNamespace(primary_key="key")
 
     def begin_create_or_update(self, wanted: Any) -> Poller:
         service, name = self._service, wanted.name
@@ -178,7 +185,8 @@ class OnlineDeployments:
             return [self._service.copy(each) for (endpoint, _), each in found if endpoint == endpoint_name]
 
     def get_logs(self, name: str, endpoint_name: str, lines: int, container_type: str = "") -> str:
-        return ""
+        with self._service.call("deployments.get_logs"):
+            return ""
 
     def begin_create_or_update(self, wanted: Any) -> Poller:
         service, endpoint = self._service, wanted.endpoint_name
@@ -192,12 +200,11 @@ class OnlineDeployments:
                 instance_type=wanted.instance_type, instance_count=wanted.instance_count,
             )  # fmt: skip
             service.deployments[endpoint, wanted.name] = made
-            fails = service._fault("deployments.start", "failed")
+            failure = next((says for kind, says in FAILURES.items() if service._fault("deployments.start", kind)), "")
 
             def end() -> None:
-                made.provisioning_state = "Failed" if fails else "Succeeded"
+                made.provisioning_state = "Failed" if failure else "Succeeded"
 
-            failure = "ResourceNotReady: the container did not get healthy." if fails else ""
             return service.begin("deployments.begin_create_or_update", endpoint, "deployment", end, failure)
 
     def begin_delete(self, name: str, endpoint_name: str) -> Poller:

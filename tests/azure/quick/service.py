@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from azure.core.exceptions import HttpResponseError, ServiceResponseError
+from azure.core.exceptions import ClientAuthenticationError, HttpResponseError, ServiceResponseError
 
 from ftkit.records import Record
 from quick import actors
@@ -31,6 +31,10 @@ class Refused(HttpResponseError):
         self.status_code = status
 
 
+class SignedOut(ClientAuthenticationError, Refused):
+    """The SDK's error for a 401."""
+
+
 @dataclass
 class Fault:
     """A call that goes wrong.
@@ -38,17 +42,23 @@ class Fault:
     Attributes:
         call: ``jobs.create_or_update``, ``deployments.begin_delete``, ``blobs.read``…
         kind: ``refused`` (500, nothing is done), ``lost`` (it is done, and answered 500), ``cut``, ``forbidden``,
-            ``conflict``, ``changed`` (412), ``stuck`` (its operation never ends), ``failed`` (its operation fails).
+            ``expired`` (401), ``conflict``, ``changed`` (412), ``stuck`` (its operation never ends), ``misreported``
+            (its operation is said to have failed, and has done what it is for), ``failed`` and ``no room`` (it fails).
         times: how often.
+        after: calls that are let through first.
     """
 
     call: str
     kind: str
     times: int = 1
     met: int = 0
+    after: int = 0
 
     def take(self, call: str) -> bool:
         if self.call != call or self.met == self.times:
+            return False
+        if self.after:
+            self.after -= 1
             return False
         self.met += 1
         return True
@@ -133,6 +143,8 @@ class Service:
         self.operations = [each for each in self.operations if not each.ended]
 
     def begin(self, call: str, on: str, takes: str, end: Callable[[], None], failure: str = "") -> Poller:
+        if self._fault(call, "misreported"):
+            failure = "InternalServerError: the operation failed."
         operation = Operation(on, self.now + PENDING_S[takes], end, failure)
         operation.stuck = self._fault(call, "stuck")
         self.operations.append(operation)
@@ -152,6 +164,7 @@ class Service:
             ("refused", Refused(500, "Internal error.")),
             ("cut", ServiceResponseError("Connection aborted.")),
             ("forbidden", Refused(403, "This request is not authorized to perform this operation.")),
+            ("expired", SignedOut(401, "The access token has expired.")),
             ("conflict", Refused(409, "Another operation on this resource is in progress.")),
             ("changed", Refused(412, "The resource was changed at the same time.")),
         ):
