@@ -96,6 +96,22 @@ def build_ahead(environment: str) -> tuple[str, str]:
         return answer.json()["status"], httpx.get(answer.json()["logUrl"]).text
 
 
+def follow_build(environment: str, limit_s: float) -> str:
+    """What ftkit says of a build that it follows for so long at most."""
+    from ftkit.config.resolve import resolve
+    from ftkit.errors import StageError
+    from ftkit.platforms.azureml import environments
+    from ftkit.platforms.azureml.workspace import Workspace
+
+    environments.BUILD_LIMIT_S, said = limit_s, list[str]()
+    workspace = Workspace(resolve(["experiment=tiny-azure", "stage=environment"]).workspace, Path("azure.log"))
+    try:
+        environments.follow_build(workspace, environments.Environment(environment, "1", new=True), said.append)
+    except StageError as error:
+        return error.what
+    return "\n".join(said)
+
+
 def _text(state: Any) -> str:
     """The SDK gives some states as enumerations, some as strings."""
     return str(getattr(state, "value", state))

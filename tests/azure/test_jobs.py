@@ -123,6 +123,20 @@ def test_a_failed_image_build_is_told(azure: StandIn, project: Project):
     assert done.status == 0 and "Step 1/" in done.out
 
 
+def test_a_build_is_followed_through_what_passes_and_given_up_in_words(azure: StandIn, project: Project):
+    azure.images.clear()
+    build = ("stage=environment", "environment.wait=true")
+    forever = azure.faults.forbidden("POST", "/environment/.*/image$")
+    refused = project.ftkit(*build)
+    assert refused.status == 1 and "Traceback" not in refused.err
+    assert "cannot build the image of ftkit-train:" in refused.err and "not allowed" in refused.err
+    assert forever.met
+    azure.faults.clear()
+    passing = azure.faults.unavailable("GET", "/environment/.*/builds/", times=1)
+    done = project.ftkit(*build)
+    assert done.status == 0 and "Step 1/" in done.out and passing.met == 1
+
+
 def test_the_hubs_token_comes_from_the_vault_into_the_process_alone(azure: StandIn, project: Project):
     azure.workspace.secrets["HF-TOKEN"] = "hf_very_secret"
     done = project.ftkit("stage=train", "secrets.hf_token=HF-TOKEN")

@@ -88,6 +88,9 @@ def test_an_image_is_built_ahead_and_once(azure: StandIn, sdk: SdkWorker, tmp_pa
     before = len(azure.images.builds)
     sdk("build_ahead", "built-ahead")
     assert len(azure.images.builds) == before
+    azure.images.clear()
+    assert "built-ahead:1 is still being built after 0 minutes" in sdk("follow_build", "built-ahead", 0.0)
+    assert "RUN pip install torch" in sdk("follow_build", "built-ahead", 60.0)
 
 
 def test_data_versions_are_immutable_and_sent_once(azure: StandIn, sdk: SdkWorker, tmp_path: Path):

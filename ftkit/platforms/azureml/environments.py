@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 from azure.ai.ml.entities import BuildContext
 from azure.ai.ml.entities import Environment as Entity
+from azure.core import PipelineClient
+from azure.core.pipeline.policies import BearerTokenCredentialPolicy, RetryPolicy
+from azure.core.rest import HttpRequest, HttpResponse
+from azure.storage.blob import BlobClient
 
 from ftkit.config.conf_files import shipped_environment
 from ftkit.errors import StageError
 from ftkit.files import tree_digest
+from ftkit.platforms.azureml import changes
 from ftkit.platforms.azureml.errors import is_missing
 from ftkit.platforms.azureml.ownership import MADE_BY
 from ftkit.platforms.azureml.workspace import Workspace
@@ -25,6 +28,9 @@ from ftkit.platforms.base import Say
 
 ML_SCOPE = "https://ml.azure.com/.default"
 POLL_S = 2.0
+BUILD_LIMIT_S = 7200.0
+BUILDING = 202
+"""Status of the answer while an image is being built."""
 
 
 @dataclass(frozen=True)
@@ -114,25 +120,32 @@ def follow_build(workspace: Workspace, environment: Environment, say: Say) -> No
     The SDK has no call for this; these are the routes that Azure ML's own studio page uses.
 
     Raises:
-        StageError: the build failed; its last lines are in the message.
+        StageError: the build failed, with its last lines in the message; or it does not end.
     """
     named = f"environments/{environment.name}/versions/{environment.version}/image"
     root = f"https://{workspace.described.location}.api.azureml.ms/environment/v2.0{workspace.described.id}"
-    headers = {"Authorization": f"Bearer {workspace.token(ML_SCOPE)}"}
+    policies = [RetryPolicy(), BearerTokenCredentialPolicy(workspace.credential, ML_SCOPE)]
     lines: list[str] = []
-    with httpx.Client(headers=headers, timeout=30) as client, workspace.asking("build the image of", environment.id):
-        location = client.post(f"{root}/{named}", json={}).raise_for_status().json()["location"]
+    deadline = changes.now() + BUILD_LIMIT_S
+    with PipelineClient(root, policies=policies) as client, workspace.asking("build the image of", environment.id):
+        location = _answer(client, HttpRequest("POST", f"{root}/{named}", json={})).json()["location"]
         while True:
-            answer = client.get(location).raise_for_status()
+            answer = _answer(client, HttpRequest("GET", location))
             state = answer.json()
             if address := state.get("logUrl"):
-                found = httpx.get(address, timeout=30).text.splitlines()
-                for line in found[len(lines) :]:
+                found = bytes(BlobClient.from_blob_url(address).download_blob().readall())
+                told, lines = len(lines), found.decode("utf-8", "replace").splitlines()
+                for line in lines[told:]:
                     say(f"{environment.name}: {line}")
-                lines = found
-            if answer.status_code != 202:
+            if answer.status_code != BUILDING:
                 break
-            time.sleep(POLL_S)
+            if changes.now() > deadline:
+                raise StageError(
+                    f"the image of {environment.id} is still being built after {BUILD_LIMIT_S / 60:.0f} minutes",
+                    where=f"Azure ML's studio, Environments, {environment.name}",
+                    cure="the same command follows it on",
+                )
+            changes.pause(POLL_S)
     if state["status"] != "Succeeded":
         last = " / ".join(line for line in lines[-3:] if line.strip())
         raise StageError(
@@ -140,3 +153,9 @@ def follow_build(workspace: Workspace, environment: Environment, say: Say) -> No
             where=f"environment/ of ftkit; whole log in Azure ML's studio under Environments, {environment.name}",
             cure="mend the Dockerfile or the requirements; stage=environment environment.wait=true builds again",
         )
+
+
+def _answer(client: PipelineClient, request: HttpRequest) -> HttpResponse:
+    answer = client.send_request(request)
+    answer.raise_for_status()
+    return answer
