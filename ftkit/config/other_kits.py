@@ -73,6 +73,8 @@ ELSEWHERE = {
     "num_nodes": "compute.nodes",
     "instance_count": "compute.nodes",
     "gpus": "compute.gpus_per_node",
+    "identity": "deployment.user_assigned_identities",
+    "scale_settings": "deployment.autoscale.max_instances",
 }
 """Names that other kits use, and the key that does the same here."""
 REFUSED = {

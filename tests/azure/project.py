@@ -16,12 +16,13 @@ from standin import StandIn
 class Project:
     """A folder, and what lies in it of one run."""
 
-    def __init__(self, folder: Path, azure: StandIn, name: str = "tiny-azure", *usual: str):
-        self.folder, self.name, self._azure = folder, name, azure
+    def __init__(self, folder: Path, azure: StandIn, name: str = "tiny-azure", *usual: str, **environment: str):
+        self.folder, self.name = folder, name
+        self._environment = azure.environment | environment
         self._usual = ("experiment=tiny-azure", f"run.name={name}", *usual)
 
     def ftkit(self, *arguments: str, **environment: str) -> Command:
-        environment = self._azure.environment | environment
+        environment = self._environment | environment
         return run_ftkit(*self._usual, *arguments, cwd=self.folder, **environment)
 
     def started(self, *arguments: str) -> subprocess.Popen[str]:
@@ -29,7 +30,7 @@ class Project:
         return subprocess.Popen(
             [sys.executable, "-m", "ftkit", *self._usual, *arguments],
             cwd=self.folder,
-            env=os.environ | self._azure.environment,
+            env=os.environ | self._environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -53,11 +53,12 @@ def region_with_secret(secret: str) -> str:
 
 
 def region_few_retries() -> str:
-    few = MLClient(
-        DefaultAzureCredential(), client().subscription_id, client().resource_group_name, client().workspace_name,
-        retry_total=2, retry_backoff_factor=0.01,
-    )  # fmt: skip
-    return _region(few)
+    return _region(_few_retries())
+
+
+def _few_retries() -> MLClient:
+    names = (client().subscription_id, client().resource_group_name, client().workspace_name)
+    return MLClient(DefaultAzureCredential(), *names, retry_total=2, retry_backoff_factor=0.01)
 
 
 def usages() -> dict[str, tuple[int, int]]:
@@ -96,17 +97,41 @@ def build_ahead(environment: str) -> tuple[str, str]:
         return answer.json()["status"], httpx.get(answer.json()["logUrl"]).text
 
 
-def follow_build(environment: str, limit_s: float) -> str:
-    """What ftkit says of a build that it follows for so long at most."""
+def register_by_digest(name: str, content: str) -> tuple[str, bool]:
+    """What ``stage=register`` has of a model: its version, and whether that is new."""
+    from ftkit.platforms.azureml.assets import register
+
+    made, new = register(_ftkits_workspace(), name, content, "0" * 64, {})
+    return made.id, new
+
+
+def _ftkits_workspace() -> Any:
     from ftkit.config.resolve import resolve
-    from ftkit.errors import StageError
-    from ftkit.platforms.azureml import environments
     from ftkit.platforms.azureml.workspace import Workspace
 
+    workspace = Workspace(resolve(["experiment=tiny-azure", "stage=publish"]).workspace, Path("azure.log"))
+    workspace.__dict__["client"] = _few_retries()
+    return workspace
+
+
+def publish_by_digest(name: str, content: str) -> tuple[str, bool]:
+    """What ``stage=publish`` has of a data asset."""
+    from ftkit.platforms.azureml.assets import publish
+
+    made, new = publish(_ftkits_workspace(), name, Path(content), "0" * 64, {}, lambda line: None)
+    return made.id, new
+
+
+def follow_build(environment: str, limit_s: float) -> str:
+    """What ftkit says of a build that it follows for so long at most."""
+    from ftkit.errors import StageError
+    from ftkit.platforms.azureml import environments
+
     environments.BUILD_LIMIT_S, said = limit_s, list[str]()
-    workspace = Workspace(resolve(["experiment=tiny-azure", "stage=environment"]).workspace, Path("azure.log"))
     try:
-        environments.follow_build(workspace, environments.Environment(environment, "1", new=True), said.append)
+        environments.follow_build(
+            _ftkits_workspace(), environments.Environment(environment, "1", new=True), said.append
+        )
     except StageError as error:
         return error.what
     return "\n".join(said)

@@ -91,6 +91,23 @@ def test_data_asset_carries_counts_and_digest(first: Command, azure: StandIn, pr
     assert tags["digest"].startswith(record["version"])
 
 
+def test_all_that_was_made_says_so_and_whose_it_is(first: Command, azure: StandIn, project: Project):
+    data, endpoint = project.record("publish")["result"]["version"], "onlineEndpoints/ftkit-tiny"
+    assets = (
+        f"data/apto_reasoning_harmony/versions/{data}",
+        "models/tiny-azure-01-pre/versions/1",
+        f"jobs/{job_of(project, azure).name}",
+    )
+    tags = [azure.resources.get(path)["properties"]["tags"] for path in assets]
+    tags += [azure.resources.get(path)["tags"] for path in (endpoint, f"{endpoint}/deployments/blue")]
+    for each in tags:
+        assert each.items() >= {"made-by": "ftkit", "ftkit-run": project.name, "ftkit-owner": names.CLIENT}.items()
+    assert tags[-1]["ftkit-model"] == "tiny-azure-01-pre:1" and tags[-1]["ftkit-rollout"] == tags[-2]["ftkit-rollout"]
+    for kind in ("train", "serve"):
+        (image,) = azure.resources.children(f"environments/ftkit-{kind}/versions")
+        assert image["properties"]["tags"]["made-by"] == "ftkit"
+
+
 def test_a_second_run_does_nothing_and_sends_next_to_nothing(first: Command, azure: StandIn, project: Project):
     before = azure.images.builds
     again = project.ftkit(STAGES)

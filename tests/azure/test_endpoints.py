@@ -226,8 +226,8 @@ def test_a_script_that_fails_shows_its_error_and_the_old_version_goes_on(azure: 
     assert azure.costing() == [] and not azure.resources.children("onlineEndpoints")
 
     succeeds(project.ftkit("stage=deploy", VLLM))
-    azure.faults.init_fails()
-    fails(project.ftkit("stage=deploy"), "green did not start")
+    azure.faults.init_fails(without="chat_template.jinja")
+    fails(project.ftkit("stage=deploy"), "green did not start: ", "holds no chat template", "the log is above")
     assert deployments(azure) == ["blue"] and traffic(azure) == {"blue": 100}
 
 

@@ -213,6 +213,9 @@ def test_an_upload_of_inputs_that_breaks_off_gives_its_reason(azure: StandIn, pr
     assert failed.status == 1 and "Traceback" not in failed.err and "\x1b" not in failed.err
     assert "cannot submit a job that runs train: the connection broke off" in failed.err
     assert "the same command goes on from here" in failed.err and not jobs_of(azure, project)
+    azure.faults.clear()
+    done = project.ftkit("stage=train", "sft.max_steps=2")
+    assert done.status == 0 and len(jobs_of(azure, project)) == 1, str(done)
 
 
 def test_a_registered_base_needs_a_tokenizer_here(azure: StandIn, tmp_path: Path):

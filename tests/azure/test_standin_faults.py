@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from sdk_worker import SdkWorker
 from standin import StandIn
+from standin.faults import FOREVER
 
 WORKSPACE = "/workspaces/ws-test$"
 CHECKPOINTS = """
@@ -67,6 +68,28 @@ def test_a_connection_cut_during_an_upload(azure: StandIn, sdk: SdkWorker, rows:
     assert fault.met == 1
     content = next(content for name, content in azure.store.everything() if name.endswith("/rows.bin") and content)
     assert content
+
+
+@pytest.mark.parametrize(
+    ("kind", "function"), [("data", "publish_by_digest"), ("models", "register_by_digest")], ids=["data", "model"]
+)
+def test_a_version_whose_answer_is_lost_is_found_by_its_digest(
+    azure: StandIn, sdk: SdkWorker, tmp_path: Path, kind: str, function: str
+):
+    (tmp_path / "config.json").write_text(str(tmp_path))
+    fault = azure.faults.lost("PUT", f"/{kind}/lost/versions/", times=FOREVER)
+    assert sdk.attempt(function, "lost", str(tmp_path)).error == "StageError" and fault.met
+    azure.faults.clear()
+    (version,) = azure.resources.children(f"{kind}/lost/versions")
+    assert sdk(function, "lost", str(tmp_path)) == (f"lost:{version['name']}", False)
+
+
+def test_files_that_somebody_else_begins_to_send_are_sent_all_the_same(azure: StandIn, sdk: SdkWorker, tmp_path: Path):
+    """Guard: changes.send, by which all files go."""
+    (tmp_path / "rows.json").write_text(str(tmp_path))
+    fault = azure.faults.being_sent("rows.json")
+    assert sdk("publish_by_digest", "shared", str(tmp_path))[1] and fault.met == 1
+    assert [content for name, content in azure.store.everything() if name.endswith("/rows.json")][-1]
 
 
 def test_a_failed_build_fails_the_job_and_is_tried_again(azure: StandIn, sdk: SdkWorker, tmp_path: Path):

@@ -57,6 +57,8 @@ def test_one_mistake_is_named(argument: str, key: str, says: str):
         ("lora.rank=4", "lora.r"),
         ("sft.lr=1", "sft.learning_rate"),
         ("num_nodes=2", "compute.nodes"),
+        ("+deployment.identity=x", "deployment.user_assigned_identities"),
+        ("+deployment.scale_settings=x", "deployment.autoscale.max_instances"),
         ("sft.leraning_rate=1", "sft.learning_rate"),
         ("packing=false", "sft.packing"),
     ],

@@ -9,6 +9,7 @@ from typing import Any
 from azure.ai.ml.entities import Data, Model
 
 from ftkit.errors import StageError
+from ftkit.platforms.azureml import changes
 from ftkit.platforms.azureml.errors import is_missing
 from ftkit.platforms.azureml.workspace import Workspace
 from ftkit.platforms.base import Asset, Say
@@ -29,8 +30,8 @@ def publish(
     if _found(workspace, f"data asset {asset.id}", with_version):
         return asset, False
     wanted = Data(name=name, version=version, type="uri_folder", path=str(content), tags=kept)
-    with workspace.sending("publish the data asset", asset.id, say):
-        workspace.client.data.create_or_update(wanted)
+    doing = ("publish the data asset", asset.id)
+    changes.send(workspace, doing, lambda: workspace.client.data.create_or_update(wanted), say)
     return asset, True
 
 

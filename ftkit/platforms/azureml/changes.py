@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 from azure.core.exceptions import AzureError, HttpResponseError, ServiceRequestError, ServiceResponseError
 
@@ -23,6 +23,9 @@ LIMIT_S = 1800.0
 """How long a change may take that starts no machine."""
 LOST_STATUSES = (408, 500, 502, 503, 504)
 IN_THE_WAY = (409, 412)
+BEING_SENT = "BlobAlreadyExists"
+"""The store's code where a file has come since it was looked for."""
+Sent = TypeVar("Sent")
 
 
 class State(Enum):
@@ -112,6 +115,27 @@ def _waited(workspace: Workspace, change: Change, poller: Any, say: Say) -> Any:
         if now() - said >= LINE_S:
             said = now()
             say(f"still waiting to {change}: {(said - began) / 60:.0f} min so far")
+
+
+def send(workspace: Workspace, doing: tuple[str, str], call: Callable[[], Sent], say: Say) -> Sent:
+    """Make a call that uploads files; where somebody else begins to send the same ones at that moment, once more.
+
+    What has the same content lies at the same address, so it matters not whose files come first.
+
+    Args:
+        doing: an infinitive and its object.
+    """
+    deadline = now() + CONFLICT_LIMIT_S
+    while True:
+        try:
+            with workspace.sending(*doing, say):
+                return call()
+        except StageError as error:
+            cause = error.__cause__
+            if getattr(cause, "error_code", None) != BEING_SENT or now() > deadline:
+                raise
+        say("somebody else sends the same files at this moment")
+        pause(CONFLICT_S)
 
 
 def was_lost(error: StageError) -> bool:

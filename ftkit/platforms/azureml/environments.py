@@ -76,8 +76,8 @@ def ensure(
         say(f"sending the files of environment {name}:{version}; Azure ML builds its image, which takes a while")
         context, tags = BuildContext(path=str(folder)), {**workspace.tags, **MADE_BY}
         wanted = Entity(name=name, version=version, build=context, inference_config=routes, tags=tags)
-        with workspace.sending("make the environment", f"{name}:{version}", say):
-            workspace.client.environments.create_or_update(wanted)
+        doing = ("make the environment", f"{name}:{version}")
+        changes.send(workspace, doing, lambda: workspace.client.environments.create_or_update(wanted), say)
     return Environment(name, version, new=True)
 
 

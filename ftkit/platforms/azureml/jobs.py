@@ -268,11 +268,7 @@ def _submit(workspace: Workspace, config: Config, run_folder: Path, request: Job
     asked = Job(to.name, tuple(request.stages), request.fingerprint, store, ASKED_FOR, owner=workspace.owner)
     remember(run_folder, asked)
     try:
-        with (
-            snapshot(config) as code,
-            whole_model(config, say) as model,
-            workspace.sending("submit a job that runs", ", ".join(request.stages), say),
-        ):
+        with snapshot(config) as code, whole_model(config, say) as model:
             wanted = job(
                 config,
                 request,
@@ -284,7 +280,8 @@ def _submit(workspace: Workspace, config: Config, run_folder: Path, request: Job
                 environment=environment,
                 store=store,
             )
-            made = job_of(workspace.client.jobs.create_or_update(wanted))
+            doing = ("submit a job that runs", ", ".join(request.stages))
+            made = job_of(changes.send(workspace, doing, lambda: workspace.client.jobs.create_or_update(wanted), say))
     except StageError as error:
         made = made_all_the_same(workspace, asked, error, say)
     remember(run_folder, made)

@@ -12,7 +12,7 @@ from azure.ai.ml.sweep import Choice, MedianStoppingPolicy
 
 from ftkit.config.schema import Config
 from ftkit.errors import StageError
-from ftkit.platforms.azureml import environments, jobs
+from ftkit.platforms.azureml import changes, environments, jobs
 from ftkit.platforms.azureml.submission import job, snapshot, tags, whole_model, write_given
 from ftkit.platforms.azureml.workspace import Workspace
 from ftkit.platforms.base import JobRequest, Say
@@ -68,11 +68,7 @@ def _submit(
     asked = jobs.Job(to.name, tuple(request.stages), request.fingerprint, store, jobs.ASKED_FOR, owner=owner)
     jobs.remember(run_folder, asked)
     try:
-        with (
-            snapshot(config) as code,
-            whole_model(config, say) as model,
-            workspace.sending("submit a sweep over", ", ".join(space), say),
-        ):
+        with snapshot(config) as code, whole_model(config, say) as model:
             trial = job(
                 config,
                 request,
@@ -88,7 +84,10 @@ def _submit(
             )
             wanted = _sweep(trial, config, space)
             wanted.name, wanted.tags = to.name, tags(config, request, store, owner)
-            made = jobs.job_of(workspace.client.jobs.create_or_update(wanted))
+            doing = ("submit a sweep over", ", ".join(space))
+            made = jobs.job_of(
+                changes.send(workspace, doing, lambda: workspace.client.jobs.create_or_update(wanted), say)
+            )
     except StageError as error:
         made = jobs.made_all_the_same(workspace, asked, error, say)
     jobs.remember(run_folder, made)

@@ -119,13 +119,19 @@ class StandIn:
     # What the server asks.
 
     def meet(self, head: Request) -> Callable[[Request], Response]:
-        if fault := self.faults.of_request(head):
-            if fault.response is None:
-                self.record.add(head, 0, fault.name)
-            response = fault.meet(head)
-            return lambda request: self._recorded(request, lambda _: response, fault.name)
         site = self._gateway if head.host.endswith(names.SCORING_SUFFIX) else self._sites.get(head.host, _nobody)
-        return lambda request: self._recorded(request, site)
+        if (fault := self.faults.of_request(head)) is None:
+            return lambda request: self._recorded(request, site)
+        if fault.response is None:
+            self.record.add(head, 0, fault.name)
+        response = fault.meet(head)
+
+        def answered(request: Request) -> Response:
+            if fault.lost:
+                site(request)
+            return response
+
+        return lambda request: self._recorded(request, answered, fault.name)
 
     def _recorded(self, request: Request, site: Callable[[Request], Response], fault: str = "") -> Response:
         status = 500

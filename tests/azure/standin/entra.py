@@ -1,4 +1,4 @@
-"""Entra ID: tokens for the one service principal, and the check of those that come back."""
+"""Entra ID: tokens for the service principals, and the check of those that come back."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def routes(router: Router) -> None:
     router.add("POST", "/{tenant}/oauth2/v2.0/token", _token)
 
 
-def issue(audience: str) -> str:
+def issue(audience: str, client: str = names.CLIENT) -> str:
     """An unsigned token for one audience; neither the stand-in nor Azurite checks signatures."""
     now = int(time.time())
     claims = {
         "aud": audience,
         "iss": f"https://sts.windows.net/{names.TENANT}/",
         "tid": names.TENANT,
-        "oid": names.CLIENT,
-        "appid": names.CLIENT,
+        "oid": client,
+        "appid": client,
         "nbf": now - 60,
         "iat": now - 60,
         "exp": now + LIFETIME_SECONDS,
@@ -91,15 +91,14 @@ def _configuration(request: Request, tenant: str) -> Response:
 
 def _token(request: Request, tenant: str) -> Response:
     form = {name: values[0] for name, values in parse_qs(request.body.decode()).items()}
-    if form.get("client_id") != names.CLIENT:
-        return _refusal(
-            400, "unauthorized_client", f"AADSTS700016: Application '{form.get('client_id')}' was not found."
-        )
-    if form.get("client_secret") != names.SECRET:
+    client = form.get("client_id", "")
+    if client not in names.SECRETS:
+        return _refusal(400, "unauthorized_client", f"AADSTS700016: Application '{client}' was not found.")
+    if form.get("client_secret") != names.SECRETS[client]:
         return _refusal(401, "invalid_client", "AADSTS7000215: Invalid client secret provided.")
     audience = form["scope"].split(" ")[0].removesuffix("/.default").rstrip("/")
     lifetime = {"expires_in": LIFETIME_SECONDS, "ext_expires_in": LIFETIME_SECONDS}
-    return answer({"token_type": "Bearer", **lifetime, "access_token": issue(audience)})
+    return answer({"token_type": "Bearer", **lifetime, "access_token": issue(audience, client)})
 
 
 def _refusal(status: int, error: str, description: str) -> Response:

@@ -37,12 +37,14 @@ class RequestFault(Fault):
         method: the method, any if empty.
         path: an expression to be found in ``host/path``, case aside.
         after: matching requests that are let through first.
+        lost: the service does what it is asked, and the answer to that is lost.
     """
 
     method: str = ""
     path: str = ""
     response: Response | None = None
     after: int = 0
+    lost: bool = False
 
     def matches(self, request: Request) -> bool:
         return self.method in ("", request.method) and bool(
@@ -119,6 +121,18 @@ class Faults:
         """The connection is reset after half of the request's body."""
         return self._on(method, path, None, times, after)
 
+    def lost(self, method: str, path: str, *, times: int = 1, after: int = 0) -> Fault:
+        """500, once the service has done what it was asked."""
+        error = ServiceError(500, "InternalServerError", "Received 500 from a service request.")
+        return self._on(method, path, error.response(), times, after, lost=True)
+
+    def being_sent(self, path: str, *, times: int = 1) -> Fault:
+        """The store's answer to a file that somebody else has begun to send since it was looked for."""
+        error = ServiceError(
+            409, "BlobAlreadyExists", "The specified blob already exists.", {"x-ms-error-code": "BlobAlreadyExists"}
+        )
+        return self._on("PUT", rf"blob\.core\.windows\.net/.*{path}", error.response(), times, 0)
+
     def answers(
         self,
         method: str,
@@ -146,9 +160,9 @@ class Faults:
         """The next spot job is evicted as soon as an output holds a file whose path matches this glob."""
         return self._when("eviction", once_written)
 
-    def init_fails(self) -> Fault:
-        """The next deployment gets an empty model folder, so that the scoring script's ``init()`` fails."""
-        return self._when("init", "")
+    def init_fails(self, without: str = "") -> Fault:
+        """The next deployment gets a model without the files of this name, or without any; so ``init()`` fails."""
+        return self._when("init", without)
 
     def never_healthy(self) -> Fault:
         """The next deployment's container does not answer its probes until the service gives up."""
@@ -175,9 +189,11 @@ class Faults:
         with self._lock:
             return next((fault for fault in self._events.get(kind, []) if fault.take()), None)
 
-    def _on(self, method: str, path: str, response: Response | None, times: int, after: int) -> Fault:
+    def _on(
+        self, method: str, path: str, response: Response | None, times: int, after: int, *, lost: bool = False
+    ) -> Fault:
         name = f"{response.status if response else 'cut'} on {method} {path}"
-        fault = RequestFault(name, times, method=method, path=path, response=response, after=after)
+        fault = RequestFault(name, times, method=method, path=path, response=response, after=after, lost=lost)
         with self._lock:
             self._requests.append(fault)
         return fault

@@ -69,6 +69,7 @@ class History:
             _asset_id(run.name, name): {"uri": long_uri(output["uri"]), "type": output["jobOutputType"]}
             for run in self._jobs
             for name, output in run.properties["outputs"].items()
+            if "uri" in output  # of a job that has begun
         }
         return answer({"values": {asset: uris[asset] for asset in request.json["values"] if asset in uris}})
 

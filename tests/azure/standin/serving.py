@@ -125,9 +125,12 @@ class Serving:
         asset = self._site.resources.by_id(properties["model"])
         name, version = asset["id"].split("/")[-3], asset["name"]
         root = folder / "azureml-models" / name / version
-        if self._site.faults.of_event("init"):
+        fault = self._site.faults.of_event("init")
+        if fault and not fault.detail:
             return empty(root)
         self._site.store.fetch(content_uri(asset), root)
+        for path in [*root.rglob(fault.detail)] if fault else ():
+            path.unlink()
         return root
 
     def _inference_server(self, properties: Mapping[str, Any], folder: Path, model: Path, port: int) -> list[str]:
