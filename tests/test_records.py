@@ -103,12 +103,13 @@ def test_a_file_that_is_no_record(run: Path, content: str):
 def test_what_a_job_has_left_stays_in_its_run(run: Path, name: str, monkeypatch: pytest.MonkeyPatch):
     """Guard: is_below in jobs.fetch."""
     from ftkit.platforms.azureml import jobs
+    from ftkit.platforms.azureml.known_jobs import Job
 
     files = [(PurePosixPath(name), b"{}")]
     monkeypatch.setattr(jobs, "Datastore", lambda _: SimpleNamespace(small_files=lambda *_: files))
     before = tree_digest(run)
     with pytest.raises(StageError, match="leave its folder"):
-        jobs.fetch(SimpleNamespace(), "run", run, jobs.Job("j", ("train",), "f", "store"), "azureml://x")
+        jobs.fetch(SimpleNamespace(), "run", run, Job("j", ("train",), "f", "store"), "azureml://x")
     assert tree_digest(run) == before and not (run.parent / "X").exists()
 
 

@@ -13,7 +13,7 @@ from ftkit.platforms.azureml import in_job
 from ftkit.platforms.base import Asset, Deployed, Finding, JobRequest, Running, Say, Target
 
 if TYPE_CHECKING:
-    from ftkit.platforms.azureml.jobs import Job
+    from ftkit.platforms.azureml.known_jobs import Job
     from ftkit.platforms.azureml.workspace import Workspace
 
 
@@ -107,10 +107,10 @@ class AzureML:
         """What a deployment needs is asked of Azure, by ``preflight``."""
 
     def running(self) -> list[Running]:
-        from ftkit.platforms.azureml import jobs, running
+        from ftkit.platforms.azureml import known_jobs, running
 
         return [
-            *jobs.running(self.workspace, self.config.run.name, self.run_folder),
+            *known_jobs.running(self.workspace, self.config.run.name, self.run_folder),
             *running.running(self.workspace, self.config),
         ]
 

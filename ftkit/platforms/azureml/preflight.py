@@ -9,7 +9,7 @@ from typing import Any
 from ftkit.config.compute import AzureCompute
 from ftkit.config.schema import Config
 from ftkit.errors import StageError
-from ftkit.platforms.azureml import autoscale, endpoints, jobs
+from ftkit.platforms.azureml import autoscale, endpoints, known_jobs
 from ftkit.platforms.azureml.capacity import Capacity, Size, machines_counted, room
 from ftkit.platforms.azureml.errors import is_forbidden
 from ftkit.platforms.azureml.ownership import Mark
@@ -156,6 +156,6 @@ def _autoscale(workspace: Workspace, config: Config) -> Finding:
 
 def _jobs(workspace: Workspace, config: Config, run_folder: Path) -> str:
     """The jobs of this run that are under way, from any machine."""
-    found = jobs.under_way(workspace, config.run.name, run_folder)
+    found = known_jobs.under_way(workspace, config.run.name, run_folder)
     listed = (f"{job.name} ({', '.join(job.stages)}, {job.status}, by {job.owner or '?'})" for job in found)
     return "; ".join(listed) or f"none of run {config.run.name} is under way"

@@ -13,6 +13,7 @@ from azure.ai.ml.sweep import Choice, MedianStoppingPolicy
 from ftkit.config.schema import Config
 from ftkit.errors import StageError
 from ftkit.platforms.azureml import changes, environments, jobs
+from ftkit.platforms.azureml.known_jobs import FOLDER, Job, Place, find, job_of, remember, studio
 from ftkit.platforms.azureml.submission import job, snapshot, tags, whole_model, write_given
 from ftkit.platforms.azureml.workspace import Workspace
 from ftkit.platforms.base import JobRequest, Say
@@ -36,8 +37,8 @@ def run(
         StageError: the sweep failed, or no trial has finished.
         Interrupted: Ctrl-C; the sweep goes on.
     """
-    found = jobs.find(workspace, config, run_folder, request)
-    if isinstance(found, jobs.Place):
+    found = find(workspace, config, run_folder, request)
+    if isinstance(found, Place):
         found = _submit(workspace, config, run_folder, request, found, space, say)
     say(f"sweep {found.name}: {_count(space)} trials, {config.azure_compute.max_concurrent_trials} at a time")
     ended = jobs.follow_to_end(workspace, config, run_folder, found, say, show)
@@ -46,7 +47,7 @@ def run(
         name for name in names if jobs.fetch(workspace, name, run_folder.parent / name, ended, f"{ended.store}/{name}")
     ]
     jobs.check_completed(workspace, ended, run_folder)
-    jobs.remember(run_folder, replace(ended, fetched=True))
+    remember(run_folder, replace(ended, fetched=True))
     stopped = len(names) - len(finished)
     return f"sweep {ended.name}: {len(finished)} trials finished" + (f", {stopped} ended early" if stopped else "")
 
@@ -58,15 +59,21 @@ def run_names(base: str, space: Space) -> list[str]:
 
 
 def _submit(
-    workspace: Workspace, config: Config, run_folder: Path, request: JobRequest, to: jobs.Place, space: Space, say: Say
-) -> jobs.Job:
+    workspace: Workspace,
+    config: Config,
+    run_folder: Path,
+    request: JobRequest,
+    to: Place,
+    space: Space,
+    say: Say,
+) -> Job:
     config, owner = jobs.with_vault(workspace, config), workspace.owner
     environment = environments.ensure(workspace, "train", config.environment.train, say)
     store = jobs.new_store(workspace, config, to.name)
-    given = run_folder / jobs.FOLDER / jobs.GIVEN
+    given = run_folder / FOLDER / jobs.GIVEN
     write_given(config, request, given)
-    asked = jobs.Job(to.name, tuple(request.stages), request.fingerprint, store, jobs.ASKED_FOR, owner=owner)
-    jobs.remember(run_folder, asked)
+    asked = Job(to.name, tuple(request.stages), request.fingerprint, store, jobs.ASKED_FOR, owner=owner)
+    remember(run_folder, asked)
     try:
         with snapshot(config) as code, whole_model(config, say) as model:
             trial = job(
@@ -85,13 +92,11 @@ def _submit(
             wanted = _sweep(trial, config, space)
             wanted.name, wanted.tags = to.name, tags(config, request, store, owner)
             doing = ("submit a sweep over", ", ".join(space))
-            made = jobs.job_of(
-                changes.send(workspace, doing, lambda: workspace.client.jobs.create_or_update(wanted), say)
-            )
+            made = job_of(changes.send(workspace, doing, lambda: workspace.client.jobs.create_or_update(wanted), say))
     except StageError as error:
         made = jobs.made_all_the_same(workspace, asked, error, say)
-    jobs.remember(run_folder, made)
-    say(jobs.studio(workspace, made))
+    remember(run_folder, made)
+    say(studio(workspace, made))
     return made
 
 
