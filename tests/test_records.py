@@ -109,7 +109,13 @@ def test_what_a_job_has_left_stays_in_its_run(run: Path, name: str, monkeypatch:
     monkeypatch.setattr(jobs, "Datastore", lambda _: SimpleNamespace(small_files=lambda *_: files))
     before = tree_digest(run)
     with pytest.raises(StageError, match="leave its folder"):
-        jobs.fetch(SimpleNamespace(), "run", run, Job("j", ("train",), "f", "store"), "azureml://x")
+        jobs.fetch(
+            SimpleNamespace(),
+            "run",
+            run,
+            Job(name="j", stages=("train",), fingerprint="f", store="store"),
+            "azureml://x",
+        )
     assert tree_digest(run) == before and not (run.parent / "X").exists()
 
 

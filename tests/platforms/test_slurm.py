@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -89,6 +90,21 @@ def test_a_job_that_was_cancelled_goes_on_from_its_last_checkpoint_and_its_model
     again = ftkit("stage=train,merge,register")
     assert again.out.count("up to date") == 3, again
     assert "nothing of run tiny is running" in ftkit("stage=teardown").out
+
+
+def test_a_job_that_somebody_cancels_while_it_is_followed_is_told_to_be_cancelled(conf: Path, folder: Path) -> None:
+    """Guard: status_of waits for Slurm's word on how a job has ended; here it comes seconds after the script's own."""
+    lasting = ("run.name=cancelled", "run.base=tiny", "sft.max_steps=90", """compute.setup='trap "sleep 4" EXIT'""")
+    command = [sys.executable, "-m", "ftkit", *SLURM, *lasting, "stage=train"]
+    environment = os.environ | {"SLURM_CONF": str(conf)}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    following = subprocess.Popen(command, cwd=folder, env=environment, **streams)
+    submitted = re.search(r"job (\S+) is submitted", read_until(following, "step  2/90"))
+    assert submitted
+    subprocess.run(["scancel", f"--name={submitted[1]}"], env=environment, check=True)
+    said = following.communicate(timeout=120)[1]
+    assert following.returncode == 1 and f"job {submitted[1]} (train) was cancelled" in said, said
+    assert "the same command submits it again and goes on from its last checkpoint" in said
 
 
 def test_two_nodes_train_together_by_one_command(ftkit: Ftkit, folder: Path) -> None:

@@ -15,9 +15,11 @@ from ftkit import records
 from ftkit.config.schema import Config
 from ftkit.errors import Interrupted, StageError
 from ftkit.files import is_below, written_aside
+from ftkit.platforms import attempts
+from ftkit.platforms.attempts import Place
 from ftkit.platforms.azureml import changes, environments
 from ftkit.platforms.azureml.datastore import Datastore
-from ftkit.platforms.azureml.known_jobs import FOLDER, Job, Place, find, job_of, look, remember, studio
+from ftkit.platforms.azureml.known_jobs import FOLDER, Job, find, job_of, look, studio
 from ftkit.platforms.azureml.submission import (
     OUTPUT,
     job,
@@ -68,7 +70,7 @@ def run(workspace: Workspace, config: Config, run_folder: Path, request: JobRequ
             where=f"{studio(workspace, ended)}, {ended.store}",
             cure="has its output been deleted? force=true runs it again",
         )
-    remember(run_folder, replace(ended, fetched=True))
+    attempts.remember(run_folder / FOLDER, replace(ended, fetched=True))
     return ended
 
 
@@ -78,9 +80,9 @@ def _of_another(workspace: Workspace, found: Job) -> str:
 
 def follow_to_end(workspace: Workspace, config: Config, run_folder: Path, of: Job, say: Say, show: Say) -> Job:
     """Follow a job and remember how it ended."""
-    remember(run_folder, of)
+    attempts.remember(run_folder / FOLDER, of)
     ended = of if of.status in records.ENDED else _follow(workspace, of, config.azure_compute.queue_hours, say, show)
-    remember(run_folder, ended)
+    attempts.remember(run_folder / FOLDER, ended)
     return ended
 
 
@@ -132,14 +134,16 @@ def _record(path: PurePosixPath, content: bytes, of: Job) -> records.Record:
         raise StageError(f"{path} of job {of.name} is no record of that stage: {error}", where=of.store) from error
 
 
-def _submit(workspace: Workspace, config: Config, run_folder: Path, request: JobRequest, to: Place, say: Say) -> Job:
+def _submit(
+    workspace: Workspace, config: Config, run_folder: Path, request: JobRequest, to: Place[Job], say: Say
+) -> Job:
     config = with_vault(workspace, config)
     environment = environments.ensure(workspace, "train", config.environment.train, say)
     store = to.before.store if to.before else new_store(workspace, config, to.name)
     given = run_folder / FOLDER / GIVEN
     write_given(config, request, given)
-    asked = Job(to.name, tuple(request.stages), request.fingerprint, store, ASKED_FOR, owner=workspace.owner)
-    remember(run_folder, asked)
+    asked = asked_for(workspace, request, to.name, store)
+    attempts.remember(run_folder / FOLDER, asked)
     try:
         with snapshot(config) as code, whole_model(config, say) as model:
             wanted = job(
@@ -157,7 +161,7 @@ def _submit(workspace: Workspace, config: Config, run_folder: Path, request: Job
             made = job_of(changes.send(workspace, doing, lambda: workspace.client.jobs.create_or_update(wanted), say))
     except StageError as error:
         made = made_all_the_same(workspace, asked, error, say)
-    remember(run_folder, made)
+    attempts.remember(run_folder / FOLDER, made)
     compute = config.azure_compute
     where = compute.cluster or compute.instance_type
     say(
@@ -166,6 +170,18 @@ def _submit(workspace: Workspace, config: Config, run_folder: Path, request: Job
     )
     say(studio(workspace, made))
     return made
+
+
+def asked_for(workspace: Workspace, request: JobRequest, name: str, store: str) -> Job:
+    """A job whose request is about to be sent."""
+    return Job(
+        name=name,
+        stages=tuple(request.stages),
+        status=ASKED_FOR,
+        fingerprint=request.fingerprint,
+        store=store,
+        owner=workspace.owner,
+    )
 
 
 def made_all_the_same(workspace: Workspace, asked: Job, error: StageError, say: Say) -> Job:
@@ -269,21 +285,12 @@ def _ended(workspace: Workspace, of: Job) -> Job:
 
 def check_completed(workspace: Workspace, of: Job, run_folder: Path) -> None:
     """Raises StageError: the job failed, in the words of the process that failed if it left any, or was cancelled."""
-    names = ", ".join(of.stages)
-    if of.status == "Completed":
-        return
-    if of.status == "Canceled":
-        raise StageError(
-            f"job {of.name} ({names}) was cancelled, or ran into compute.timeout_hours",
-            where=studio(workspace, of),
-            cure="the same command submits it again and goes on from its last checkpoint",
-        )
-    left = (records.failure(run_folder, stage) for stage in of.stages)
-    own = next((failure for failure in left if failure and failure.job == of.name), records.Failure(of.reason))
-    raise StageError(
-        f"job {of.name} ({names}) failed: {own.what or 'the service gives no reason'}",
+    attempts.check_completed(
+        of,
+        run_folder,
         where=studio(workspace, of),
-        cure=own.cure or "mend what it says; the same command submits it again and goes on from its last checkpoint",
+        cancelled=", or ran into compute.timeout_hours",
+        unsaid="the service gives no reason",
     )
 
 

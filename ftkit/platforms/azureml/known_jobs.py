@@ -1,23 +1,16 @@
-"""Jobs that a workspace has: found by the work that they do, by ``attach`` or by the tag of a run; which are under way.
-
-A job's name is made of the work that it does. So the name is known before the job is asked for, on every machine: an
-answer that was lost is looked up, a job under way is followed, a completed one fetched, and none is paid for twice.
-"""
+"""Jobs that a workspace has: found by the work that they do, by ``attach`` or by the tag of a run, from any machine."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from itertools import count
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ftkit import records
 from ftkit.config.schema import Config
 from ftkit.errors import StageError
-from ftkit.files import written_aside
-from ftkit.platforms import job_files
+from ftkit.platforms import attempts
+from ftkit.platforms.attempts import Place
 from ftkit.platforms.azureml import changes
 from ftkit.platforms.azureml.changes import Change, State
 from ftkit.platforms.azureml.errors import is_missing
@@ -29,67 +22,27 @@ from ftkit.platforms.base import JobRequest, Running
 FOLDER = "azureml"
 
 
-@dataclass(frozen=True)
-class Job:
-    """A job that was submitted.
+@dataclass(frozen=True, kw_only=True)
+class Job(attempts.Job):
+    """A job of the workspace.
 
     Attributes:
-        name: in the workspace.
-        stages: what it runs.
         fingerprint: tells apart what it makes.
         store: address that its output is mounted from.
-        status: as the service gave it last.
-        reason: of a failure, in the service's words.
         owner: the identity that submitted it.
-        fetched: whether what it wrote has come here.
     """
 
-    name: str
-    stages: tuple[str, ...]
     fingerprint: str
     store: str
-    status: str = "Queued"
-    reason: str = ""
     owner: str = ""
-    fetched: bool = False
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where the next job for some work goes.
-
-    Attributes:
-        name: of the job.
-        before: the last job for the same work, which did not complete and is gone on from.
-    """
-
-    name: str
-    before: Job | None
-
-
-def find(workspace: Workspace, config: Config, run_folder: Path, request: JobRequest) -> Job | Place:
-    """The job to follow or fetch: that of ``attach``, or the one that does this work already; else where the next goes.
-
-    With ``force`` a completed job is done with, unless what it wrote has not come here yet.
-    """
+def find(workspace: Workspace, config: Config, run_folder: Path, request: JobRequest) -> Job | Place[Job]:
+    """The job to follow or fetch: that of ``attach``, or the one that does this work; else where the next goes."""
     if config.attach:
         return _attached(workspace, config.attach, request)
-    remembered, before = _remembered(run_folder), None
-    for name in _names(config, request):
-        found = look(workspace, name)
-        if found is None:
-            return Place(name, before)
-        if found.status not in records.ENDED:
-            return found
-        unfetched = remembered is not None and remembered.name == name and not remembered.fetched
-        if found.status == "Completed" and (unfetched or not config.force):
-            return found
-        before = found
-    raise AssertionError("names never end")
-
-
-def _names(config: Config, request: JobRequest) -> Iterator[str]:
-    return (job_files.job_name(config.run.name, request.fingerprint, attempt) for attempt in count(1))
+    last = attempts.remembered(run_folder / FOLDER, Job)
+    return attempts.find(config, request.fingerprint, lambda name: look(workspace, name), last)
 
 
 def _attached(workspace: Workspace, name: str, request: JobRequest) -> Job:
@@ -113,13 +66,8 @@ def under_way(workspace: Workspace, run: str, run_folder: Path) -> list[Job]:
     with workspace.asking("list the jobs of run", run):
         listed: list[Any] = [found for found in workspace.client.jobs.list(tag=run_key(run)) if found is not None]
     by_name = {found.name: job_of(found) for found in listed if made_by_ftkit(found.tags or {})}
-    remembered = _remembered(run_folder)
-    if (
-        remembered
-        and remembered.name not in by_name
-        and remembered.status not in records.ENDED
-        and (found := look(workspace, remembered.name))
-    ):
+    last = attempts.remembered(run_folder / FOLDER, Job)
+    if last and last.name not in by_name and last.status not in records.ENDED and (found := look(workspace, last.name)):
         by_name[found.name] = found
     return [found for found in by_name.values() if found.status not in records.ENDED]
 
@@ -161,23 +109,17 @@ def job_of(found: Any) -> Job:
     stages = tuple(kept.get("stages", "").split(",")) if kept.get("stages") else ()
     status = str(getattr(found.status, "value", found.status))
     owner = tags.get(OWNER, "")
-    return Job(found.name, stages, kept.get("fingerprint", ""), kept.get("store", ""), status, owner=owner)
+    return Job(
+        name=found.name,
+        stages=stages,
+        status=status,
+        fingerprint=kept.get("fingerprint", ""),
+        store=kept.get("store", ""),
+        owner=owner,
+    )
 
 
 def studio(workspace: Workspace, of: Job) -> str:
     """The job's page in Azure ML's studio, in the tenant of this credential."""
     tenant = f"&tid={workspace.tenant}" if workspace.tenant else ""
     return f"https://ml.azure.com/runs/{of.name}?wsid={workspace.described.id}{tenant}"
-
-
-def remember(run_folder: Path, of: Job) -> None:
-    with written_aside(run_folder / FOLDER / records.JOB) as aside:
-        aside.write_text(json.dumps(asdict(of), indent=2) + "\n", encoding="utf-8")
-
-
-def _remembered(run_folder: Path) -> Job | None:
-    try:
-        found = json.loads((run_folder / FOLDER / records.JOB).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return Job(**{**found, "stages": tuple(found["stages"])})

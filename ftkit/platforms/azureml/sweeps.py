@@ -12,8 +12,10 @@ from azure.ai.ml.sweep import Choice, MedianStoppingPolicy
 
 from ftkit.config.schema import Config
 from ftkit.errors import StageError
+from ftkit.platforms import attempts
+from ftkit.platforms.attempts import Place
 from ftkit.platforms.azureml import changes, environments, jobs
-from ftkit.platforms.azureml.known_jobs import FOLDER, Job, Place, find, job_of, remember, studio
+from ftkit.platforms.azureml.known_jobs import FOLDER, Job, find, job_of, studio
 from ftkit.platforms.azureml.submission import job, snapshot, tags, whole_model, write_given
 from ftkit.platforms.azureml.workspace import Workspace
 from ftkit.platforms.base import JobRequest, Say
@@ -47,7 +49,7 @@ def run(
         name for name in names if jobs.fetch(workspace, name, run_folder.parent / name, ended, f"{ended.store}/{name}")
     ]
     jobs.check_completed(workspace, ended, run_folder)
-    remember(run_folder, replace(ended, fetched=True))
+    attempts.remember(run_folder / FOLDER, replace(ended, fetched=True))
     stopped = len(names) - len(finished)
     return f"sweep {ended.name}: {len(finished)} trials finished" + (f", {stopped} ended early" if stopped else "")
 
@@ -63,7 +65,7 @@ def _submit(
     config: Config,
     run_folder: Path,
     request: JobRequest,
-    to: Place,
+    to: Place[Job],
     space: Space,
     say: Say,
 ) -> Job:
@@ -72,8 +74,8 @@ def _submit(
     store = jobs.new_store(workspace, config, to.name)
     given = run_folder / FOLDER / jobs.GIVEN
     write_given(config, request, given)
-    asked = Job(to.name, tuple(request.stages), request.fingerprint, store, jobs.ASKED_FOR, owner=owner)
-    remember(run_folder, asked)
+    asked = jobs.asked_for(workspace, request, to.name, store)
+    attempts.remember(run_folder / FOLDER, asked)
     try:
         with snapshot(config) as code, whole_model(config, say) as model:
             trial = job(
@@ -95,7 +97,7 @@ def _submit(
             made = job_of(changes.send(workspace, doing, lambda: workspace.client.jobs.create_or_update(wanted), say))
     except StageError as error:
         made = jobs.made_all_the_same(workspace, asked, error, say)
-    remember(run_folder, made)
+    attempts.remember(run_folder / FOLDER, made)
     say(studio(workspace, made))
     return made
 

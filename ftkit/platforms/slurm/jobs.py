@@ -7,18 +7,17 @@ made of the work, so that one under way is followed and a completed one is not s
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
-from dataclasses import asdict, dataclass, replace
-from itertools import count
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ftkit import records
 from ftkit.config.schema import Config
 from ftkit.errors import Interrupted, StageError
 from ftkit.files import everything_below, written_aside
-from ftkit.platforms import job_files
+from ftkit.platforms import attempts, job_files
+from ftkit.platforms.attempts import Place
 from ftkit.platforms.base import JobRequest, Say
 from ftkit.platforms.slurm import scheduler
 from ftkit.platforms.slurm.script import batch_script, sbatch_options
@@ -28,23 +27,18 @@ POLL_S, QUEUE_LINE_S = 1.0, 600.0
 CANCEL_LIMIT_S = 300.0
 VANISHED_S = 60.0
 """How long a job that Slurm no longer knows may take to leave its exit status on a slow file system."""
+VANISHED = "Slurm knows nothing more of it, and it left no exit status"
 
 
-@dataclass(frozen=True)
-class Job:
+@dataclass(frozen=True, kw_only=True)
+class Job(attempts.Job):
     """An attempt at a piece of work.
 
     Attributes:
-        name: in Slurm.
-        stages: what it runs.
         folder: of the work.
-        status: in the words of ``ftkit.records``.
     """
 
-    name: str
-    stages: tuple[str, ...]
     folder: str
-    status: str = "Queued"
 
     @property
     def log(self) -> Path:
@@ -58,8 +52,13 @@ class Job:
 
     @property
     def ended(self) -> Path:
-        """Holds its exit status once it has ended by itself."""
+        """Holds its exit status once its script has ended."""
         return Path(self.folder, f"{self.name}.ended")
+
+    @property
+    def exit_status(self) -> str | None:
+        """What its script has ended with; None while it has not."""
+        return self.ended.read_text(encoding="utf-8").strip() if self.ended.exists() else None
 
 
 def run(config: Config, run_folder: Path, request: JobRequest, say: Say, show: Say) -> Job:
@@ -74,74 +73,64 @@ def run(config: Config, run_folder: Path, request: JobRequest, say: Say, show: S
             f"attach={config.attach} names a job of Azure ML",
             cure="leave it out: the same command follows a job that is under way",
         )
-    job, is_new = _find(config, run_folder, request)
-    if is_new:
+    folder = run_folder / FOLDER / job_files.digest(config.run.name, request.fingerprint)
+    found = _find(config, run_folder, request, folder)
+    if isinstance(found, Place):
+        job = Job(name=found.name, stages=tuple(request.stages), folder=str(folder.resolve()))
         _submit(config, job, request)
-    remember(run_folder, job)
-    said = {"Completed": "has completed: taking over what it wrote"}.get(job.status, "is under way: following it")
-    say(f"job {job.name} {'is submitted' if is_new else said}; log in {job.log}")
+        said = "is submitted"
+    else:
+        job = found
+        said = "has completed: taking over what it wrote" if job.status == "Completed" else "is under way: following it"
+    attempts.remember(run_folder / FOLDER, job)
+    say(f"job {job.name} {said}; log in {job.log}")
     try:
         job = _follow(job, say, show)
     except KeyboardInterrupt as error:
         raise Interrupted(
             f"job {job.name} goes on; the same command follows it again, stage=teardown cancels it"
         ) from error
-    remember(run_folder, job)
+    attempts.remember(run_folder / FOLDER, job)
     _take_over(job.runs / config.run.name, run_folder, job)
-    _check_completed(job, run_folder)
+    attempts.check_completed(job, run_folder, where=str(job.log), cancelled="", unsaid="its log says why")
+    attempts.remember(run_folder / FOLDER, job := replace(job, fetched=True))
     return job
 
 
-def _find(config: Config, run_folder: Path, request: JobRequest) -> tuple[Job, bool]:
-    """The attempt to follow or take over, or the next one and True.
+def _find(config: Config, run_folder: Path, request: JobRequest, folder: Path) -> Job | Place[Job]:
+    """The attempt to follow or take over; else where the next one goes."""
 
-    With ``force`` a completed attempt is done with.
-    """
-    folder = run_folder / FOLDER / job_files.digest(config.run.name, request.fingerprint)
-    for attempt in count(1):
-        name = job_files.job_name(config.run.name, request.fingerprint, attempt)
-        job = Job(name, tuple(request.stages), str(folder.resolve()))
-        if not _script(job).exists():
-            return job, True
-        job = replace(job, status=status_of(job))
-        if job.status not in records.ENDED or (job.status == "Completed" and not config.force):
-            return job, False
-    raise AssertionError("there is always a next attempt")
+    def look(name: str) -> Job | None:
+        job = Job(name=name, stages=tuple(request.stages), folder=str(folder.resolve()))
+        return replace(job, status=status_of(job)) if _script(job).exists() else None
+
+    return attempts.find(config, request.fingerprint, look, attempts.remembered(run_folder / FOLDER, Job))
 
 
 def status_of(job: Job) -> str:
     """How a job is, by the exit status that it left and by what Slurm knows of it; ``NotResponding`` by neither.
 
+    Whether a job failed or was cancelled Slurm says when its last process has ended, which is later than its own word.
+
     Raises:
         StageError: Slurm does not answer.
     """
     seen = scheduler.find(job.name)
-    if job.ended.exists():
-        if job.ended.read_text(encoding="utf-8").strip() == "0":
-            return "Completed"
-        return "Canceled" if seen and seen.state == "CANCELLED" else "Failed"
-    if seen is None:
-        return "NotResponding"
-    return scheduler.ENDED.get(seen.state, "Queued" if seen.state in scheduler.QUEUED else "Running")
-
-
-def remember(run_folder: Path, job: Job) -> None:
-    """Note the job that the run has submitted last."""
-    path = run_folder / FOLDER / records.JOB
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_aside(path) as aside:
-        aside.write_text(json.dumps(asdict(job), indent=2) + "\n", encoding="utf-8")
+    if (status := job.exit_status) is None:
+        if seen is None:
+            return "NotResponding"
+        return scheduler.ENDED.get(seen.state, "Queued" if seen.state in scheduler.QUEUED else "Running")
+    if status == "0":
+        return "Completed"
+    return scheduler.ENDED.get(seen.state, "Running") if seen else "Failed"
 
 
 def under_way(run_folder: Path) -> tuple[Job, scheduler.Seen] | None:
     """The job that the run has submitted last, if it has not ended."""
-    try:
-        found = json.loads((run_folder / FOLDER / records.JOB).read_text(encoding="utf-8"))
-        job = Job(**{**found, "stages": tuple(found["stages"])})
-    except (OSError, ValueError, TypeError, KeyError):
+    if (job := attempts.remembered(run_folder / FOLDER, Job)) is None:
         return None
     seen = scheduler.find(job.name)
-    return (job, seen) if seen and seen.state not in scheduler.ENDED and not job.ended.exists() else None
+    return (job, seen) if seen and seen.state not in scheduler.ENDED and job.exit_status != "0" else None
 
 
 def cancel(job: Job, number: str) -> None:
@@ -188,7 +177,8 @@ def _follow(job: Job, say: Say, show: Say) -> Job:
         if status != "NotResponding":
             seen_last = time.monotonic()
         if status in records.ENDED and not (status == "NotResponding" and time.monotonic() - seen_last < VANISHED_S):
-            return replace(job, status=status)
+            reason = VANISHED if status == "NotResponding" else ""
+            return replace(job, status=status, reason=reason)
         if status == "Queued" and time.monotonic() - said > QUEUE_LINE_S:
             said = time.monotonic()
             waiting = scheduler.find(job.name)
@@ -228,21 +218,3 @@ def _take_over(written: Path, run_folder: Path, job: Job) -> None:
         record = records.parse(path.read_bytes(), path.parent.name)
         kept = {**record.result, "job": job.name, "store": str(written)}
         records.write(run_folder, replace(record, place=str(written), result=kept))
-
-
-def _check_completed(job: Job, run_folder: Path) -> None:
-    """Raises StageError: the job failed, in the words of the process that failed if it left any, or was cancelled."""
-    if job.status == "Completed":
-        return
-    names, again = ", ".join(job.stages), "the same command submits it again and goes on from its last checkpoint"
-    if job.status == "Canceled":
-        raise StageError(f"job {job.name} ({names}) was cancelled", where=str(job.log), cure=again)
-    if job.status == "NotResponding":
-        what = f"Slurm knows nothing more of job {job.name} ({names}), which left no exit status"
-        raise StageError(what, where=str(job.log), cure=again)
-    left = (records.failure(run_folder, stage) for stage in job.stages)
-    own = next((failure for failure in left if failure and failure.job == job.name), None)
-    what = own.what if own else "its log says why"
-    raise StageError(
-        f"job {job.name} ({names}) failed: {what}", where=str(job.log), cure=own.cure if own and own.cure else again
-    )
