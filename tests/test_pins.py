@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
+import shutil
 from importlib import metadata
 from pathlib import Path
 
 import pytest
-from helpers.command import REPOSITORY
+from helpers.command import REPOSITORY, run_ftkit
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from ftkit.config.resolve import resolve
 from ftkit.platforms.azureml import deployment_spec, environments
 
-IMAGES = {"train": ("train", "job"), "serve": ("serve",)}
+IMAGES = {"train": ("train", "job"), "serve": ("serve",), "own": ("train", "serve")}
 NOT_IN_JOBS = {"scipy", "tiktoken"}
 """Of the base install, what prepare alone needs, which runs before a job."""
 
@@ -53,11 +54,13 @@ def test_an_image_has_what_ftkits_extras_ask_for_within_their_bounds(image: str)
         asked = [r for r in asked if r.marker is not None]
     for requirement in asked:
         name = canonicalize_name(requirement.name)
-        if name not in NOT_IN_JOBS and name not in ("httpx",):
+        if (image == "own" or name not in NOT_IN_JOBS) and name not in ("httpx",):
             assert requirement.specifier.contains(pinned[name]), requirement
 
 
-@pytest.mark.parametrize("file", ["train/requirements.txt", "serve/requirements.txt", "serve/vllm.txt"])
+@pytest.mark.parametrize(
+    "file", ["train/requirements.txt", "serve/requirements.txt", "serve/vllm.txt", "own/requirements.txt"]
+)
 def test_an_image_installs_nothing_whose_hash_is_not_known(file: str):
     path = REPOSITORY / "environment" / file
     asked = f"pip install --no-cache-dir --require-hashes --requirement /tmp/{path.name}"
@@ -65,6 +68,25 @@ def test_an_image_installs_nothing_whose_hash_is_not_known(file: str):
     packages = path.read_text().replace("\\\n", " ").splitlines()[1:]
     without = [line for line in packages if not re.fullmatch(r"[\w.-]+==\S+ +(--hash=sha256:[0-9a-f]{64} *)+", line)]
     assert packages and without == []
+
+
+def test_the_image_for_ones_own_gpus_gets_what_ftkit_runs_from_and_is_no_roots(tmp_path: Path):
+    """What the Dockerfile copies, as its .dockerignore lets it, is all that the commands need."""
+    folder = REPOSITORY / "environment" / "own"
+    lines = (folder / "Dockerfile").read_text().splitlines()
+    sent = {line[1:] for line in (folder / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = dict(line.split()[1:] for line in lines if line.startswith("COPY "))
+    assert copied.keys() == sent
+    for source, target in copied.items():
+        place = tmp_path / target.lstrip("/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(REPOSITORY / source, place) if (REPOSITORY / source).is_dir() else place.touch()
+    (tmp_path / "work").mkdir()
+    there = {"cwd": tmp_path / "work", "PYTHONPATH": str(tmp_path / "opt" / "ftkit")}
+    done = run_ftkit("experiment=tiny", "stage=plan", "deployment.port=0", **there)
+    assert done.status == 0, done
+    users = [line.split()[1] for line in lines if line.startswith("USER ")]
+    assert users and users[-1] not in ("root", "0")
 
 
 @pytest.mark.usefixtures("workspace_named")
