@@ -19,6 +19,7 @@ try:
     from ftkit.console import print_error
     from ftkit.errors import ConfigError, FtkitError, Interrupted, Problem
     from ftkit.processes import end_now, keep_ctrl_c, one_of_several, wait_passively
+    from ftkit.translation import LANGUAGES, speak
 except ModuleNotFoundError as missing:
     if str(missing.name).startswith("ftkit"):
         raise
@@ -35,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a locale without the letters of a text must not end a stage
-    status = _status_of(list(sys.argv[1:] if arguments is None else arguments))
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    speak(next((language for language in LANGUAGES if f"language={language}" in given), None))
+    status = _status_of(given)
     if one_of_several():
         end_now(status)
     sys.exit(status)
@@ -175,7 +178,7 @@ def _run_frozen(arguments: list[str]) -> None:
     fixed = [
         Problem(key, "is fixed by --resolved", ON_THE_COMMAND_LINE, "")
         for key in command_line.keys
-        if key not in ("stage", "force", "yes") and not in_job
+        if key not in ("stage", "force", "yes", "language") and not in_job
     ]
     if fixed or command_line.problems:
         raise ConfigError([*command_line.problems, *fixed])

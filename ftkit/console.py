@@ -19,6 +19,7 @@ from rich.text import Text
 from ftkit.config.schema import Config
 from ftkit.errors import ConfigError, FtkitError, Problem, StageError
 from ftkit.files import allocated, size_in_words
+from ftkit.translation import said, speak
 
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters, with which a text could command the terminal, and halves of surrogate pairs."""
@@ -63,7 +64,7 @@ def agreed(question: str, config: Config, alone: str, cure: str) -> bool:
         return True
     if not sys.stdin.isatty():
         raise StageError(alone, cure=cure)
-    return input(f"{'':13}{question} [y/N] ").strip().lower() in ("y", "yes")
+    return input(f"{'':13}{said(question)} [y/N] ").strip().lower() in ("y", "yes")
 
 
 class Report:
@@ -80,12 +81,14 @@ class Report:
         self.label = label
         self._label = f"{label}  " if label else ""
         self._opened = False
+        if config.language:
+            speak(config.language)
         global _is_shared
         _is_shared = _is_shared or bool(label)
 
     def line(self, text: str) -> None:
         """Print one indented line as part of the present stage."""
-        self.of_job(f"{'':{INDENT}}{printable(text)}")
+        self.of_job(f"{'':{INDENT}}{printable(said(text))}")
 
     def of_job(self, text: str) -> None:
         """Print a line of a job's log, which is laid out as ours already."""
@@ -118,8 +121,8 @@ class Report:
         line = Text.assemble(
             (self._label, "dim"),
             (f"{stage:<{INDENT}}", "bold"),
-            (printable(text), style),
-            (f"   {tail}" if tail else "", "dim"),
+            (printable(said(text)), style),
+            (f"   {said(tail)}" if tail else "", "dim"),
         )
         self._console.print(line, soft_wrap=True)
 
@@ -127,7 +130,7 @@ class Report:
 def print_of_sweep(number: int, runs: int, label: str) -> None:
     """Say which of a sweep's runs begins, ``2 of 3``."""
     console().print(
-        Text.assemble((f"{label}  " if label else "", "dim"), (f"{number} of {runs}", "dim")), soft_wrap=True
+        Text.assemble((f"{label}  " if label else "", "dim"), (said(f"{number} of {runs}"), "dim")), soft_wrap=True
     )
 
 
@@ -152,22 +155,23 @@ def counting(
     out, done, total, lock = console(), 0, 0, Lock()
 
     def told() -> str:
-        return f"{shown(min(done, total))} of {shown(total)} {what}" if total else f"{shown(done)} {what}"
+        many = f"{shown(min(done, total))} of {shown(total)}" if total else shown(done)
+        return f"{said(many)} {said(what)}"
 
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     # Without a thread of its own: a process that forks meanwhile must have none.
     silent = _is_shared or not out.is_terminal
     line = Progress(*columns, console=out, transient=True, auto_refresh=False, disable=silent)
     with line:
-        task, said = line.add_task(told(), total=None), time.monotonic()
+        task, told_at = line.add_task(told(), total=None), time.monotonic()
 
         def more(count: int, of: int = 0) -> None:
-            nonlocal done, total, said
+            nonlocal done, total, told_at
             with lock:
                 done, total = done + count, total + of
                 line.update(task, description=told(), refresh=True)
-                if line.disable and time.monotonic() - said > COUNT_EVERY_S:
-                    said = time.monotonic()
+                if line.disable and time.monotonic() - told_at > COUNT_EVERY_S:
+                    told_at = time.monotonic()
                     say(told())
 
         yield more
@@ -222,20 +226,20 @@ def print_error(error: FtkitError) -> None:
     if isinstance(error, ConfigError):
         _print_problems(out, error.problems)
         return
-    head, *rest = map(printable, str(error).split("\n"))
-    out.print(Text.assemble(("error  ", "bold red"), head), soft_wrap=True)
+    head, *rest = (printable(said(line)) for line in str(error).split("\n"))
+    out.print(Text.assemble((said("error  "), "bold red"), head), soft_wrap=True)
     for line in rest:
         out.print(Text(line), soft_wrap=True)
 
 
 def _print_problems(out: Console, problems: Sequence[Problem]) -> None:
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    out.print(Text(f"{count} in the configuration; nothing was started.\n"))
+    out.print(Text(said(f"{count} in the configuration; nothing was started.\n")))
     if out.width < PROBLEM_WIDTH:
         for problem in problems:
             out.print(Text(f"  {problem.key}", style="bold"), soft_wrap=True)
             for line in filter(None, (problem.what, problem.where, problem.cure)):
-                out.print(Padding(Text(printable(line)), (0, 0, 0, 4), expand=False))
+                out.print(Padding(Text(printable(said(line))), (0, 0, 0, 4), expand=False))
         return
     out.print(_problem_table(problems))
 
@@ -247,6 +251,6 @@ def _problem_table(problems: Sequence[Problem]) -> Table:
     for _ in range(3):
         table.add_column(overflow="fold")
     for problem in problems:
-        cells = (f"  {problem.key}", problem.what, problem.where, problem.cure)
-        table.add_row(*(Text(printable(cell)) for cell in cells))
+        cells = map(said, (problem.what, problem.where, problem.cure))
+        table.add_row(Text(printable(f"  {problem.key}")), *(Text(printable(cell)) for cell in cells))
     return table

@@ -13,7 +13,9 @@ from helpers.command import FinishedRun, run_ftkit
 from helpers.llama_cpp import Converter, install_converter
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and all they start, ignore it
-os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", COLUMNS="200")
+os.environ.update(
+    OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", COLUMNS="200", LC_ALL="C.UTF-8"
+)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import ftkit
 PACKAGE = Path(ftkit.__file__).parent
 FLOORS = (
     {"errors", "__init__"},
-    {"processes", "packages", "assets", "library_logs", "file_locks"},
+    {"processes", "packages", "assets", "library_logs", "file_locks", "translation"},
     {"files"},
     {"html", "digests", "locks"},
     {"families"},

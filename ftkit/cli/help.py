@@ -19,6 +19,7 @@ from ftkit.config.stages import BY_NAME, STAGES, Stage
 from ftkit.config.words import ON_THE_COMMAND_LINE
 from ftkit.console import console
 from ftkit.errors import ConfigError, Problem, nearest
+from ftkit.translation import said
 
 EXAMPLES = (
     ("python -m ftkit experiment=tiny stage=all", "the whole life cycle on this machine, in about a minute"),
@@ -43,14 +44,15 @@ def print_overview() -> None:
     """What a bare ``python -m ftkit`` prints: stages, groups, examples; nothing is started."""
     out = console(plain_width=READING_WIDTH)
     out.print(
-        Text(f"ftkit {__version__}: fine-tune open reasoning models. Nothing was started.\n"),
+        Text(said(f"ftkit {__version__}: fine-tune open reasoning models. Nothing was started.\n")),
         soft_wrap=True,
     )
     out.print(Text("python -m ftkit stage=… [group=option …] [key=value …] [-m]\n", style="bold"))
     _print_stages(out)
-    _print_rows(out, "groups", [(group, ", ".join(options(group))) for group in groups()])
+    _print_rows(out, said("groups"), [(group, ", ".join(options(group))) for group in groups()])
     _print_examples(out)
-    out.print(Text("--help lists options and keys; --help sft, lora.r, train … explains a group, key or stage.", "dim"))
+    more = "--help lists options and keys; --help sft, lora.r, train … explains a group, key or stage."
+    out.print(Text(said(more), "dim"))
 
 
 def print_help(topics: Sequence[str]) -> None:
@@ -72,11 +74,11 @@ def print_help(topics: Sequence[str]) -> None:
     for key, *_ in documented_keys():
         section, _, name = key.partition(".")
         sections.setdefault(section if name else "", []).append(name or key)
-    _print_rows(out, "keys", [(section, ", ".join(names)) for section, names in sections.items()])
-    _print_rows(out, "flags", FLAGS)
+    _print_rows(out, said("keys"), [(section, ", ".join(names)) for section, names in sections.items()])
+    _print_rows(out, said("flags"), [(flag, said(does)) for flag, does in FLAGS])
     found = ", ".join(display(folder) for folder in conf_dirs())
     out.print(
-        Text(f"Options are files in {found}; a folder conf/ where you start ftkit comes first.", style="dim"),
+        Text(said(f"Options are files in {found}; a folder conf/ where you start ftkit comes first."), style="dim"),
         soft_wrap=True,
     )
 
@@ -110,17 +112,19 @@ def _print_topic(topic: str) -> None:
 
 
 def _print_stages(out: Console) -> None:
-    _print_rows(out, "stages", [(stage.name, stage.does) for stage in STAGES if not stage.beside])
+    _print_rows(out, said("stages"), [(stage.name, said(stage.does)) for stage in STAGES if not stage.beside])
     several = "stage=all runs these, and evaluate where a gate needs its figures; stage=prepare,publish runs two.\n"
-    out.print(Text(several, style="dim"))
-    _print_rows(out, "stages beside these", [(stage.name, stage.does) for stage in STAGES if stage.beside])
+    out.print(Text(said(several), style="dim"))
+    beside = [(stage.name, said(stage.does)) for stage in STAGES if stage.beside]
+    _print_rows(out, said("stages beside these"), beside)
 
 
 def _print_stage(out: Console, stage: Stage) -> None:
     needs = ", ".join(stage.needs) or "nothing"
     keys = [key for key in stage.reads if not key.startswith("-")]
-    rows = [("needs", needs), ("depends on", ", ".join(keys) or "no key: it runs each time")]
-    _print_rows(out, f"{stage.name}: {stage.does}", rows)
+    depends = ", ".join(keys) or said("no key: it runs each time")
+    rows = [(said("needs"), needs), (said("depends on"), depends)]
+    _print_rows(out, f"{stage.name}: {said(stage.does)}", rows)
     out.print(Text(f"  python -m ftkit stage={stage.name}\n"), soft_wrap=True)
 
 
@@ -162,9 +166,9 @@ def documented_keys() -> Iterator[tuple[str, str, str]]:
 
 def _print_examples(out: Console) -> None:
     """Each command on a line of its own, which no terminal of 80 columns breaks, under what it does."""
-    out.print(Text("examples", style="bold"))
+    out.print(Text(said("examples"), style="bold"))
     for command, does in EXAMPLES:
-        out.print(Text.assemble("  ", (does, "dim")))
+        out.print(Text.assemble("  ", (said(does), "dim")))
         out.print(Text(f"    {command}"), soft_wrap=True)
     out.print()
 

@@ -154,13 +154,13 @@ def in_words(config: Config, steps: int | None) -> str:
     """The rate over the training, for the plan."""
     sft = config.sft
     kind = sft.lr_scheduler_type
-    text = f"{sft.learning_rate:g}"
+    rate = f"{sft.learning_rate:g}"
     if kind in WITHOUT_WARM_UP:
-        text += " from the first step on"
+        text = f"{rate} from the first step on"
     elif steps is None:
-        text += f" after a warm-up of {sft.warmup_steps:g}{' of all' if sft.warmup_steps < 1 else ''} steps"
+        text = f"{rate} after a warm-up of {sft.warmup_steps:g}{' of all' if sft.warmup_steps < 1 else ''} steps"
     else:
-        text += f" after {warm_up(sft, steps):,} steps of warm-up"
+        text = f"{rate} after {warm_up(sft, steps):,} steps of warm-up"
     known = arguments(sft, steps) if steps else given_arguments(sft)
     told = ", ".join(f"{name}={value:g}" if _is_number(value) else f"{name}={value}" for name, value in known.items())
     return f"{text}, then {kind}" + (f" ({told})" if told else "")

@@ -149,6 +149,8 @@ class Config(Group):
     """true agrees to what clean and teardown ask, and to deploy's replacing another run's live version."""
     check: bool
     """true lets plan ask Azure ML for credential, workspace, VM sizes, quota and prices, or Slurm for its partition."""
+    language: Literal["en", "ja"] | None
+    """Of what is printed; null goes by LC_ALL, LC_MESSAGES or LANG, and is English where these name another one."""
     attach: str | None
     """Name of an Azure ML job under way, to follow instead of submitting a new one."""
     tracking: Tracker | Literal["auto", "none"] | list[Tracker]

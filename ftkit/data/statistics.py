@@ -187,10 +187,10 @@ class Statistics:
     def summary(self) -> str:
         """One line for the user."""
         surplus = f", {self.surplus:,} left out by weight or count" if self.surplus else ""
+        counted = f"{self.rows:,} pairs" if len(self.worse) else f"{self.rows:,} rows"
         return (
-            f"{self.rows:,} {'pairs' if len(self.worse) else 'rows'}: {self.kept - self.heldout:,} to train on, "
-            f"{self.heldout:,} held out, {self.rejected:,} refused{surplus}; "
-            f"{self.training_tokens:,} tokens to train on, "
+            f"{counted}: {self.kept - self.heldout:,} to train on, {self.heldout:,} held out, "
+            f"{self.rejected:,} refused{surplus}; {self.training_tokens:,} tokens to train on, "
             f"the longest row {self.longest.max():,}"
         )
 

@@ -92,12 +92,10 @@ def guard_of(evaluation: Evaluation) -> Evaluation:
 
 def in_words(count: int, evaluation: Evaluation) -> str:
     """``43 held-out questions``, ``250 questions of mgsm-ja``, ``30 questions of rows.jsonl``."""
-    question = "question" if count == 1 else "questions"
-    return (
-        f"{count:,} held-out {question}"
-        if evaluation.path is None
-        else f"{count:,} {question} of {name_of(evaluation)}"
-    )
+    if evaluation.path is None:
+        return "1 held-out question" if count == 1 else f"{count:,} held-out questions"
+    of = name_of(evaluation)
+    return f"1 question of {of}" if count == 1 else f"{count:,} questions of {of}"
 
 
 def trained_on(questions: Sequence[Question], rows: Path, tokens: Path) -> int:

@@ -36,15 +36,12 @@ def figures(config: Config) -> Iterator[tuple[str, str]]:
         config = found[0].config
     sft, arch = config.sft, config.model.architecture
     gpus = "1 process" if config.processes == 1 else f"{config.processes} processes"
+    length = f"{sft.max_length:,} tokens"
+    packing = f"packed to {length}" if sft.packing else f"packing off: padded, at most {length}"
     yield (
         "batch",
         f"{gpus} × {_rows(sft.rows_at_a_time)} × {sft.gradient_accumulation_steps} accumulated = "
-        f"{_rows(config.rows_per_step)} a step      "
-        + (
-            f"packed to {sft.max_length:,} tokens"
-            if sft.packing
-            else f"packing off: padded, at most {sft.max_length:,} tokens"
-        ),
+        f"{_rows(config.rows_per_step)} a step      {packing}",
     )
     yield "model", _model(config)
     if config.method.name != "sft" or config.method.start:

@@ -15,6 +15,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from rich.cells import set_cell_size
 from rich.text import Text
 
 from ftkit.config.groups import Evaluation
@@ -44,6 +45,7 @@ from ftkit.library_logs import libraries_to
 from ftkit.pipeline.stage import Context, Made
 from ftkit.stages.prepare import TOKENS
 from ftkit.stages.publish import published_rows
+from ftkit.translation import said
 
 ANSWERS, PAGE = "answers.jsonl", "report.html"
 LIBRARY_LOG = "library.log"
@@ -183,11 +185,11 @@ def _trained_on(context: Context, questions: Sequence[Question]) -> int:
 def _print(compared: Comparison, evaluation: Evaluation) -> None:
     unmerged = ["adapter"] if compared.adapter else []
     asked = in_words(compared.questions, evaluation)
-    table = listing(asked, "before", *unmerged, "after", "change, 95 % interval")
+    table = listing(*map(said, (asked, "before", *unmerged, "after", "change, 95 % interval")))
     for row in compared.shown:
         style = "bold" if row.change.excludes_zero else ""
         means = [f"{figure.mean:.2f}" for figure in (row.base, row.adapter, row.tuned) if figure]
-        table.add_row(row.label, *means, Text(_change(row), style=style))
+        table.add_row(said(row.label), *means, Text(_change(row), style=style))
     print_listing(table)
     pair = _example(compared.pairs)
     for label, text in (
@@ -195,7 +197,7 @@ def _print(compared: Comparison, evaluation: Evaluation) -> None:
         ("before", f"{pair.base.thinking} ⇒ {pair.base.output}"),
         ("after", f"{pair.tuned.thinking} ⇒ {pair.tuned.output}"),
     ):
-        console().print(Text.assemble((f"{'':13}{label:<10}", "dim"), text), soft_wrap=True)
+        console().print(Text.assemble((f"{'':13}{set_cell_size(said(label), 10)}", "dim"), text), soft_wrap=True)
 
 
 def _change(row: Row) -> str:

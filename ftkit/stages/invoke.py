@@ -5,6 +5,7 @@ python -m ftkit experiment=tiny stage=invoke invoke.prompt='今日は月曜日�
 
 from __future__ import annotations
 
+from rich.cells import set_cell_size
 from rich.console import Console
 from rich.text import Text
 
@@ -13,6 +14,7 @@ from ftkit.console import console, printable
 from ftkit.errors import StageError
 from ftkit.pipeline.stage import Context, Made
 from ftkit.serving.client import Answer, build_payload, question_in, read_answer, score
+from ftkit.translation import said
 
 
 def run(context: Context) -> Made:
@@ -71,7 +73,8 @@ class Labelled:
         if kind != self._kind:
             self.end()
             self._kind = kind
-            self._print(f"{'':13}{'answer' if kind == 'output' else kind:<10}", style="dim")
+            label = said("answer" if kind == "output" else kind)
+            self._print(f"{'':13}{set_cell_size(label, 10)}", style="dim")
         self._print(printable(text), style="dim" if kind == "thinking" else "")
 
     def end(self) -> None:

@@ -8,13 +8,15 @@ python -m ftkit stage=plan check=true
 
 from __future__ import annotations
 
+from rich.cells import set_cell_size
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ftkit import records
 from ftkit.config.schema import Config
 from ftkit.config.stages import BY_NAME, PROCESS, Stage
-from ftkit.console import console, listing
+from ftkit.console import INDENT, console, listing
 from ftkit.errors import FtkitError, StageError
 from ftkit.pipeline.lineage import context_of, folder_of, origin_of, up_to_date
 from ftkit.pipeline.predictions import figures, warnings
@@ -22,6 +24,7 @@ from ftkit.pipeline.preflight import refusals
 from ftkit.pipeline.stage import Context, Made
 from ftkit.platforms.base import job_platform_of
 from ftkit.training.artifact import folder_name
+from ftkit.translation import said
 
 
 def run(context: Context) -> Made:
@@ -34,21 +37,24 @@ def run(context: Context) -> Made:
     out.print(Text.assemble(("run  ", "dim"), (config.run.name, "bold"), f"   {folder_of(config)}"), soft_wrap=True)
     out.print(_stage_table(config))
     for label, text in figures(config):
-        out.print(Text.assemble((f"{label:<13}", "bold"), text), soft_wrap=True)
+        _print(out, label, "bold", text)
     warned = list(warnings(config))
     for warning in warned:
-        out.print(Text.assemble((f"{'warning':<13}", "bold yellow"), warning), soft_wrap=True)
+        _print(out, "warning", "bold yellow", warning)
     refused = list(refusals(config, config.life_cycle))
     for error in refused:
-        cure = f"; {error.cure}" if error.cure else ""
-        out.print(Text.assemble((f"{'refused':<13}", "bold red"), f"{error.what}{cure}"), soft_wrap=True)
+        _print(out, "refused", "bold red", "; ".join(said(text) for text in (error.what, error.cure) if text))
     if not refused:
-        out.print(Text("no problems" if not warned else "no errors in the configuration"))
+        out.print(Text(said("no problems" if not warned else "no errors in the configuration")))
     if config.check:
         _ask_the_platform(context)
     if refused:
         raise StageError(f"{len(refused)} of what the stages need is not there", cure="see the lines above")
     return Made("")
+
+
+def _print(out: Console, label: str, style: str, text: str) -> None:
+    out.print(Text.assemble((set_cell_size(said(label), INDENT), style), said(text)), soft_wrap=True)
 
 
 VERDICTS = {"ok": Text("ok", style="green"), "wrong": Text("WRONG", style="bold red"), "unknown": Text("?", "yellow")}
@@ -62,7 +68,7 @@ def _ask_the_platform(context: Context) -> None:
     """
     config, out = context.config, console()
     if not config.compute.has_jobs:
-        out.print(Text("check=true has nothing to ask: compute and deployment are on this machine"))
+        out.print(Text(said("check=true has nothing to ask: compute and deployment are on this machine")))
         return
     findings = job_platform_of(config, context.run_folder).preflight()
     table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, show_header=False)
@@ -76,10 +82,11 @@ def _ask_the_platform(context: Context) -> None:
 
 
 def _stage_table(config: Config) -> Table:
-    table = listing("stage", "where", "makes", "now")
+    table = listing(*map(said, ("stage", "where", "makes", "now")))
     for name in config.life_cycle:
         stage = BY_NAME[name]
-        table.add_row(Text(name, style="bold"), _where(stage, config), _makes(stage, config), _status(config, stage))
+        cells = (_where(stage, config), _makes(stage, config), _status(config, stage))
+        table.add_row(Text(name, style="bold"), *map(said, cells))
     return table
 
 

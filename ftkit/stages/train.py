@@ -33,10 +33,9 @@ def run(context: Context) -> Made:
     context.folder.mkdir(parents=True, exist_ok=True)
     result = _train(context, tokens, checkpoints)
     files = [path for name, path in tree(context.folder).items() if not name.startswith("tensorboard/")]
-    held_out = f"held out {result['eval_loss']:.3f}, " if result["eval_loss"] is not None else ""
-    summary = (
-        f"{result['global_step']} steps, loss {result['first_loss']:.3f} → {result['last_loss']:.3f}, "
-        f"{held_out}{result['tokens_per_s']:,.0f} tokens/s; curve in {context.folder}/loss.png"
+    speed = f"{result['tokens_per_s']:,.0f} tokens/s; curve in {context.folder}/loss.png"
+    summary = f"{result['global_step']} steps, loss {result['first_loss']:.3f} → {result['last_loss']:.3f}, " + (
+        speed if result["eval_loss"] is None else f"held out {result['eval_loss']:.3f}, {speed}"
     )
     return Made(
         summary, files, {**result, "folder": f"train/{folder_name(context.config)}", "checkpoints": str(checkpoints)}
