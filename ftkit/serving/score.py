@@ -50,7 +50,6 @@ from ftkit.serving.endpoint.openapi import document
 from ftkit.serving.endpoint.refusals import Refused
 from ftkit.serving.endpoint.requests import parse_request
 from ftkit.serving.endpoint.service import Served
-from ftkit.serving.endpoint.vllm_engine import VllmEngine
 
 try:
     from azureml_inference_server_http.api.aml_request import rawhttp
@@ -95,8 +94,7 @@ def _answer_probes() -> None:
 
 def why_not_ready() -> str:
     """What keeps the endpoint from answering; empty if nothing does."""
-    is_down = isinstance(_served.engine, VllmEngine) and not _served.engine.is_ready
-    return "the engine is being started again" if is_down else ""
+    return "" if _served.engine.is_ready else "the engine is being started again"
 
 
 @rawhttp

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from ftkit.serving.endpoint.engine import Busy
 from ftkit.serving.endpoint.sampling import Chosen, sample, weighed
 
 CHUNK_TOKENS = 1024
@@ -24,10 +25,6 @@ LOOK_S = 0.5
 """How often a waiting request looks whether its client is still there."""
 
 log = logging.getLogger("azmlinfsrv.print")
-
-
-class Busy(Exception):
-    """As many requests are in hand as are taken."""
 
 
 class Job:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+STARTING = "the engine has ended and is being started again; try again later"
 VLLM_CAN = "a deployment with vLLM can (deployment=vllm)"
 """Said of what OpenAI's format has and the engine of transformers lacks."""
 

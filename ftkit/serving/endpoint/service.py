@@ -16,18 +16,15 @@ from ftkit.chat.harmony_render import checked_harmony
 from ftkit.chat.messages import Conversation, ModelError
 from ftkit.chat.serving_defaults import ServingDefaults
 from ftkit.families import family_of
-from ftkit.serving.endpoint.adapters import Adapters, LoadedAdapters
 from ftkit.serving.endpoint.answering import Answering
-from ftkit.serving.endpoint.batching import Busy, Job, Scheduler
+from ftkit.serving.endpoint.batching import Job
+from ftkit.serving.endpoint.engine import Busy, Engine, Restarting, Start, choose_engine, engine_class
 from ftkit.serving.endpoint.limits import Limits
-from ftkit.serving.endpoint.loading import check_weights, load_model
+from ftkit.serving.endpoint.loading import check_weights
 from ftkit.serving.endpoint.logprobs import TokenWords
-from ftkit.serving.endpoint.refusals import Refused
+from ftkit.serving.endpoint.refusals import STARTING, Refused
 from ftkit.serving.endpoint.requests import Request, Rules, Sampling
-from ftkit.serving.endpoint.vllm_engine import PASSED_ON, STARTING, Restarting, VllmEngine
-from ftkit.serving.endpoint.vllm_server import find_vllm
 
-ENGINES = ("auto", "transformers", "vllm")
 SHARE_OF_TIME = 0.95
 """Of a request's time limit, for the model: the answer has to get out as well."""
 
@@ -39,11 +36,13 @@ class Served:
         folder: of the model, with adapters, if any, in ``adapters/<name>/`` in PEFT's format.
         limits: of requests.
         names: that requests may give the model; that of ``ftkit.json`` or the folder's if there is none.
-        engine: ``transformers``, ``vllm``, or ``auto``: vllm where it is installed and there is a GPU.
-        engine_args: further arguments of ``vllm serve``.
+        engine: a name of ``ENGINES``, or ``auto``.
+        engine_args: of its command line.
 
     Attributes:
-        notes: what is to be said when it is ready, a line each.
+        engine: that answers.
+        adapters, model, notes, where: of the engine.
+        context: tokens of the longest prompt with its answer.
 
     Raises:
         ModelError: it or one of its adapters cannot be loaded whole, its chat template cannot be used, no question
@@ -76,27 +75,14 @@ class Served:
             probe = self.prompt_ids(Request([{"role": "user", "content": "…"}]))
         except Refused as error:
             raise ModelError(f"FTKIT_MAX_INPUT_TOKENS={limits.max_input_tokens}: {error.message}") from error
-        names, self.model, self.notes = list(names) or [defaults.name or folder.name], None, []
-        if choose_engine(engine) == "vllm":
-            self.rules = self.rules._replace(passed_on=PASSED_ON)
-            self.adapters = Adapters(folder, names)
-            self.engine = VllmEngine(
-                folder, self.adapters, self.parser.stop_ids, limits.concurrent_requests, probe, engine_args
-            )
-            self.notes = self.engine.notes
-            self.context = min(self.context, self.engine.context() or self.context)
-            self.where = "vLLM"
-            return
-        self.model = load_model(folder)
-        self.adapters = LoadedAdapters(self.model, folder, names)
-        self.engine = Scheduler(
-            self.model,
-            self.parser.stop_ids,
-            limits.batch_size,
-            limits.concurrent_requests,
-            self.adapters.select,
+        names = list(names) or [defaults.name or folder.name]
+        self.engine: Engine = engine_class(choose_engine(engine))(
+            Start(folder, names, self.parser.stop_ids, limits, probe, engine_args)
         )
-        self.where = f"{self.model.device} in {str(self.model.dtype).removeprefix('torch.')}"
+        self.rules = self.rules._replace(passed_on=self.engine.passed_on)
+        self.context = min(self.context, self.engine.context() or self.context)
+        self.adapters, self.model = self.engine.adapters, self.engine.model
+        self.notes, self.where = self.engine.notes, self.engine.where
 
     @property
     def limits(self) -> Limits:
@@ -208,21 +194,6 @@ class Served:
 def has_tools(request: Request) -> bool:
     """Whether tools are offered, or have been called."""
     return bool(request.tools) or any("tool_calls" in message for message in request.messages)
-
-
-def choose_engine(engine: str) -> str:
-    """``transformers`` or ``vllm``.
-
-    Raises:
-        ModelError: there is no such engine.
-    """
-    if engine not in ENGINES:
-        raise ModelError(f"FTKIT_ENGINE={engine!r}; there are {', '.join(ENGINES)}")
-    if engine != "auto":
-        return engine
-    import torch
-
-    return "vllm" if find_vllm() and torch.cuda.is_available() else "transformers"
 
 
 def context_of(folder: Path) -> int:

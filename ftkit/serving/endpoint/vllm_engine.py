@@ -21,10 +21,11 @@ from ftkit.chat.messages import ModelError
 from ftkit.serving.endpoint import adapter_effect
 from ftkit.serving.endpoint.adapter_effect import Effect
 from ftkit.serving.endpoint.adapters import Adapters
-from ftkit.serving.endpoint.batching import Busy, Job
-from ftkit.serving.endpoint.refusals import Refused
+from ftkit.serving.endpoint.batching import Job
+from ftkit.serving.endpoint.engine import Busy, Restarting, Start
+from ftkit.serving.endpoint.refusals import STARTING, Refused
 from ftkit.serving.endpoint.sampling import SETTINGS, Chosen
-from ftkit.serving.endpoint.vllm_server import HOST, VllmServer
+from ftkit.serving.endpoint.vllm_server import HOST, VllmServer, find_vllm
 
 PASSED_ON = (
     *SETTINGS,
@@ -35,61 +36,53 @@ PASSED_ON = (
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Highest ranks that vLLM can be started for (0.26)."""
 
-STARTING = "the engine has ended and is being started again; try again later"
-
 log = logging.getLogger("azmlinfsrv.print")
 
 
-class Restarting(Exception):
-    """vLLM has ended and is being started again."""
-
-
 class VllmEngine:
-    """Has the interface of ``Scheduler``.
-
-    Args:
-        folder: of the model.
-        adapters: beside it, which vLLM is to apply.
-        stop_ids: token ids that end an answer.
-        capacity: jobs in hand at most.
-        probe: token ids of a prompt that is asked once, to see what this vLLM can.
-        arguments: further ones of ``vllm serve``.
-
-    Attributes:
-        notes: how the adapters came out that were held against their training.
+    """See ``Engine``. The probe is asked once, to see what this vLLM can; ``notes`` say how the adapters came out.
 
     Raises:
         ModelError: vLLM does not start, gives no token ids, or applies an adapter otherwise than it was trained.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        adapters: Adapters,
-        stop_ids: Sequence[int],
-        capacity: int,
-        probe: list[int],
-        arguments: Sequence[str],
-    ):
-        self._stop_ids, self._capacity, self._name = frozenset(stop_ids), capacity, adapters.base
+    passed_on: Sequence[str] = PASSED_ON
+    model: Any = None
+    where = "vLLM"
+
+    def __init__(self, start: Start):
+        capacity = start.limits.concurrent_requests
+        self.adapters = adapters = Adapters(start.folder, start.names)
+        self._stop_ids, self._capacity, self._name = frozenset(start.stop_ids), capacity, adapters.base
         self._in_hand, self._lock = 0, threading.Lock()
         self._pool = ThreadPoolExecutor(capacity, thread_name_prefix="job")
         own = ["--served-model-name", self._name, "--max-num-seqs", str(capacity), "--generation-config", "vllm"]
         own += lora_arguments(adapters.folders)
-        self._server = VllmServer([str(folder), *own, "--disable-uvicorn-access-log", *arguments])
-        job = Job(probe, 1, time.monotonic() + 600)
+        self._server = VllmServer([str(start.folder), *own, "--disable-uvicorn-access-log", *start.arguments])
+        job = Job(start.probe, 1, time.monotonic() + 600)
         self.submit(job)
         if not list(job.tokens()):
             self._server.stop()
             raise ModelError(f"vLLM answers no prompt of token ids: {job.refusal or 'its log says why'}")
         try:
-            self.notes = [f"adapter {name}: {self._compared(name, path)}" for name, path in adapters.folders.items()]
+            self.notes: Sequence[str] = [
+                f"adapter {name}: {self._compared(name, path)}" for name, path in adapters.folders.items()
+            ]
         except ModelError:
             self._server.stop()
             raise
 
+    @classmethod
+    def suits(cls) -> bool:
+        """Where it is installed and there is a GPU."""
+        if find_vllm() is None:
+            return False
+        import torch
+
+        return torch.cuda.is_available()
+
     def context(self) -> int | None:
-        """The longest context in tokens that vLLM was started with, which may be less than the model's."""
+        """What vLLM was started with."""
         connection = http.client.HTTPConnection(HOST, self._server.port, timeout=60)
         try:
             connection.request("GET", "/v1/models")
@@ -102,7 +95,6 @@ class VllmEngine:
 
     @property
     def in_hand(self) -> int:
-        """Jobs that have not ended."""
         return self._in_hand
 
     @property
@@ -111,12 +103,6 @@ class VllmEngine:
         return self._server.is_ready
 
     def reserve(self) -> None:
-        """Take a place for a job that is about to be submitted, or released.
-
-        Raises:
-            Busy: there is none.
-            Restarting: nobody would answer it now.
-        """
         if not self._server.is_ready:
             raise Restarting
         with self._lock:
@@ -125,12 +111,10 @@ class VllmEngine:
             self._in_hand += 1
 
     def release(self) -> None:
-        """Give a place back."""
         with self._lock:
             self._in_hand -= 1
 
     def submit(self, job: Job, *, reserved: bool = False) -> None:
-        """Take a job, into the place that was reserved for it or another one; as ``reserve``."""
         if not reserved:
             self.reserve()
         job.released = self.release
@@ -296,3 +280,6 @@ def _refusal(status: int, content: bytes) -> Refused:
         said = content.decode(errors="replace")[:300]
     client = 400 <= status < 500
     return Refused(said if client else f"vLLM failed: {said}", "", status if client else 500)
+
+
+ENGINE = VllmEngine
