@@ -16,6 +16,7 @@ COMMON_SHAPE = (
     *("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size"),
     "max_position_embeddings",
 )
+EXPERTS_SHAPE = ("num_local_experts", "num_experts_per_tok")
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ class Family:
         Raises:
             KeyError: a value that every causal model has is not there.
         """
-        names = {name: (name,) for name in COMMON_SHAPE} | dict(self.renamed)
+        own = (*COMMON_SHAPE, *(EXPERTS_SHAPE if self.expert_tensors else ()))
+        names = {name: (name,) for name in own} | dict(self.renamed)
         shape: dict[str, Any] = {}
         for ours, theirs in names.items():
             shape[ours] = config[next((name for name in theirs if name in config), theirs[0])]
@@ -86,4 +88,4 @@ class Family:
         shape["num_key_value_heads"] = config.get("num_key_value_heads") or shape["num_attention_heads"]
         shape["head_dim"] = config.get("head_dim") or shape["hidden_size"] // shape["num_attention_heads"]
         shape["tie_word_embeddings"] = bool(config.get("tie_word_embeddings", False))
-        return {"num_local_experts": None, "num_experts_per_tok": None} | shape
+        return dict.fromkeys(EXPERTS_SHAPE) | shape

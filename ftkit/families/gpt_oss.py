@@ -26,7 +26,6 @@ FAMILY = Family(
     mxfp4="ftkit.models.gpt_oss.mxfp4_checkpoint",
     gguf="gpt-oss",
     chat="harmony",
-    renamed={"num_local_experts": ("num_local_experts",), "num_experts_per_tok": ("num_experts_per_tok",)},
     biases=_biases,
     implementation="ftkit.models.gpt_oss",
     why_not="leaves gpt-oss's attention sinks out, or does not train them",

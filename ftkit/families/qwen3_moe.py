@@ -15,7 +15,6 @@ FAMILY = Family(
     linear=ATTENTION,
     renamed={
         "num_local_experts": ("num_experts", "num_local_experts"),
-        "num_experts_per_tok": ("num_experts_per_tok",),
         "intermediate_size": ("moe_intermediate_size",),
     },
     biases=lambda a: 2 * a.head_dim,

@@ -65,7 +65,7 @@ def serving(config: Config) -> Serving:
     per_token = a.num_hidden_layers * 2 * a.num_key_value_heads * a.head_dim * 2
     if settings.server == "score":
         requests = min(settings.max_concurrent_requests_per_instance, SCORE_AT_A_TIME)
-        tokens = settings.max_input_tokens + settings.max_new_tokens
+        tokens = min(settings.max_input_tokens + settings.max_new_tokens, a.max_position_embeddings)
         return Serving(2 * parameters / GIB, "bfloat16", requests * tokens * per_token / GIB, requests, tokens)
     packed = config.merge.format == "mxfp4"
     weights = 2 * (parameters - experts) + MXFP4_BYTES * experts if packed else 2 * parameters

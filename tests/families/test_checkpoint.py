@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
+import textwrap
 from pathlib import Path
+from types import ModuleType
 
 import pytest
-from helpers.small_families import SHAPES, save_small
+from helpers.command import REPOSITORY
+from helpers.small_families import FORM_OF, SHAPES, save_small
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from ftkit.config.conf_files import options
 from ftkit.config.resolve import resolve
 from ftkit.errors import ConfigError
-from ftkit.families import family_of
+from ftkit.families import FAMILIES, family_of
 from ftkit.models.training_memory import model_parameters
 
 PUBLISHED = {
@@ -49,6 +53,26 @@ def test_the_folder_of_a_model_is_enough(checkpoint: Path) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(checkpoint)
     assert model.architecture.model_type == loaded.config.model_type
     assert model_parameters(model.architecture) == sum(p.numel() for p in loaded.parameters())
+
+
+def test_the_example_of_the_page_on_families_is_a_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever follows docs/extending.md to the letter gets Mixtral's shape, experts and router."""
+    page = (REPOSITORY / "docs" / "extending.md").read_text(encoding="utf-8")
+    module = ModuleType("mixtral_of_the_page")
+    exec(textwrap.dedent(page.partition("```python\n")[2].partition("```")[0]), module.__dict__)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(FAMILIES, "mixtral", module.__name__)
+    monkeypatch.setitem(SHAPES, "mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16})
+    monkeypatch.setitem(FORM_OF, "mixtral", "llama")
+    config = planned(f"{PATH}={save_small('mixtral', tmp_path)}")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    names = {name for name, _ in loaded.named_parameters()}
+    assert model_parameters(config.model.architecture) == sum(p.numel() for p in loaded.parameters())
+    assert config.lora and {f"model.layers.0.{name}" for name in config.lora.target_parameters or ()} <= names
+    assert any(name.endswith(f"{module.FAMILY.router[0]}weight") for name in names)
+    assert module.FAMILY.layer_class == type(loaded.model.layers[0]).__name__
+    linear = {name for name, each in loaded.model.layers[0].named_modules() if isinstance(each, nn.Linear)}
+    assert linear == {*module.FAMILY.linear}
 
 
 @pytest.mark.parametrize("option", sorted(PUBLISHED))

@@ -54,6 +54,7 @@ TEMPLATES = {
 }
 """By form: template, special tokens, tokens that are none but are taken whole, the token that ends a turn."""
 FORM_OF = {"qwen3": "qwen3", "qwen3_moe": "qwen3", "llama": "llama", "mistral": "r1"}
+"""By family: the form of its chats."""
 
 
 def small_tokenizer(form: str) -> PreTrainedTokenizerFast:
