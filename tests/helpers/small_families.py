@@ -16,6 +16,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         **{"decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True},
     },
     "llama": {"tie_word_embeddings": True},
+    "olmo2": {},
     "mistral": {"sliding_window": None, "head_dim": 16},
 }
 """What a config.json of each has besides the common shape; mistral stands for a family that ftkit does not know."""
@@ -40,6 +41,13 @@ LLAMA_TEMPLATE = """\
 {{- '<|start_header_id|>' + message.role + '<|end_header_id|>\\n\\n' + message.content | trim + '<|eot_id|>' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"""
+OLMO_TEMPLATE = """\
+{{- bos_token }}{%- for message in messages %}
+{%- if message.role == 'assistant' %}{{- '<|assistant|>\\n' + message.content + eos_token }}
+{%- if not loop.last %}{{- '\\n' }}{%- endif %}
+{%- else %}{{- '<|' + message.role + '|>\\n' + message.content + '\\n' }}{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|assistant|>\\n' }}{%- endif %}"""
 R1_TEMPLATE = """\
 {{- bos_token }}{%- for message in messages %}
 {%- if message.role == 'system' %}{{- message.content }}
@@ -50,10 +58,11 @@ R1_TEMPLATE = """\
 TEMPLATES = {
     "qwen3": (QWEN3_TEMPLATE, ["<|im_start|>", "<|im_end|>"], ["<think>", "</think>"], "<|im_end|>"),
     "llama": (LLAMA_TEMPLATE, ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"], [], "<|eot_id|>"),
+    "olmo": (OLMO_TEMPLATE, ["<|end_of_text|>"], [], "<|end_of_text|>"),
     "r1": (R1_TEMPLATE, ["<|User|>", "<|Assistant|>", "<|end_of_text|>"], [], "<|end_of_text|>"),
 }
 """By form: template, special tokens, tokens that are none but are taken whole, the token that ends a turn."""
-FORM_OF = {"qwen3": "qwen3", "qwen3_moe": "qwen3", "llama": "llama", "mistral": "r1"}
+FORM_OF = {"qwen3": "qwen3", "qwen3_moe": "qwen3", "llama": "llama", "olmo2": "olmo", "mistral": "r1"}
 """By family: the form of its chats."""
 
 
