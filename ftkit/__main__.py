@@ -98,7 +98,7 @@ def _print_composed(flags: dict[str, str], overrides: list[str]) -> None:
     """``--cfg job``: the composed configuration as YAML; of a sweep, its first combination."""
     from omegaconf import OmegaConf
 
-    from ftkit.config.compose import compose_overrides
+    from ftkit.config.hydra_compose import compose_overrides
     from ftkit.config.overrides import read
 
     command_line = read(overrides, multirun="--multirun" in flags)
@@ -191,8 +191,8 @@ def _hand_to_hydra(arguments: list[str]) -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from ftkit.config.conf_files import shipped_conf
-    from ftkit.config.conf_source import register_search_path
+    from ftkit.config.hydra_source import register_search_path
+    from ftkit.config.option_files import shipped_conf
 
     register_search_path()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach main() as they are

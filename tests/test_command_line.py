@@ -14,7 +14,7 @@ from rich.cells import cell_len
 
 from ftkit import processes
 from ftkit.cli.help import EXAMPLES
-from ftkit.config.conf_files import groups, options
+from ftkit.config.option_files import groups, options
 from ftkit.config.resolve import resolve
 from ftkit.config.stages import LIFE_CYCLE
 

@@ -13,7 +13,7 @@ from helpers.command import REPOSITORY, run_ftkit
 
 from ftkit.assets import asset_path
 from ftkit.cli.reference import reference
-from ftkit.config.conf_files import groups, options
+from ftkit.config.option_files import groups, options
 from ftkit.config.stages import BY_NAME
 
 READMES = ("README.md", "README.ja.md")

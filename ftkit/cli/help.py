@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ftkit import __version__
-from ftkit.config.conf_files import conf_dirs, display, groups, headline, option_file, options
+from ftkit.config.option_files import conf_dirs, display, groups, headline, option_file, options
 from ftkit.config.overrides import PLUGINS
 from ftkit.config.problems import HIDDEN, all_fields, expected, groups_of
 from ftkit.config.stages import BY_NAME, STAGES, Stage
@@ -130,14 +130,14 @@ def _print_stage(out: Console, stage: Stage) -> None:
 
 def _first_choice(name: str) -> str:
     """The option of a group that the default composition takes."""
-    from ftkit.config.compose import compose_overrides
+    from ftkit.config.hydra_compose import compose_overrides
 
     return compose_overrides([]).choices.get(name.partition(".")[0]) or ""
 
 
 def _defaults(name: str, option: str) -> dict[str, Any]:
     """The default composition with an option of the group that is asked about."""
-    from ftkit.config.compose import compose_overrides
+    from ftkit.config.hydra_compose import compose_overrides
 
     group = name.partition(".")[0]
     return compose_overrides([f"{group}={option}"] if group in groups() and option in options(group) else []).values

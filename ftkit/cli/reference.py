@@ -11,8 +11,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ftkit.cli.help import documented_keys
-from ftkit.config.compose import compose_overrides
-from ftkit.config.conf_files import groups, headline, option_file, options, place_of_key
+from ftkit.config.hydra_compose import compose_overrides
+from ftkit.config.option_files import groups, headline, option_file, options, place_of_key
 
 HEAD = """# Configuration reference
 

@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 
 from ftkit.assets import asset_path
-from ftkit.config.conf_files import shipped_conf
 from ftkit.config.groups import Architecture, Model
+from ftkit.config.option_files import shipped_conf
 from ftkit.errors import Problem, StageError
 from ftkit.families import DEFAULT, FAMILIES, Family, family_of
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import cache, reduce
 from typing import Any
 
-from ftkit.config.compose import Composed, compose_overrides
+from ftkit.config.hydra_compose import Composed, compose_overrides
 from ftkit.config.problems import choices_of, schema_problems
 from ftkit.errors import ConfigError, Problem
 

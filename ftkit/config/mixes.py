@@ -7,10 +7,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ftkit.config.conf_files import display, options, with_parents
 from ftkit.config.dataset import Rows, key_of_source
+from ftkit.config.option_files import display, options, with_parents
 from ftkit.config.overrides import missing_option
-from ftkit.config.yaml_files import read_yaml
+from ftkit.config.yaml_reader import read_yaml
 from ftkit.errors import Problem
 
 UNSET = "???"

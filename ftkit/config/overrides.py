@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, OverrideType
 from hydra.errors import HydraException
 
-from ftkit.config.conf_files import conf_dirs, groups, options
+from ftkit.config.option_files import conf_dirs, groups, options
 from ftkit.config.stages import STAGE_WORDS
 from ftkit.config.words import ON_THE_COMMAND_LINE, joined, no_assignment
 from ftkit.errors import Problem, nearest

@@ -12,10 +12,10 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from ftkit.config.compute import COMPUTES
-from ftkit.config.conf_files import default_options
 from ftkit.config.dataset import Dataset, Source
 from ftkit.config.fields import PATTERNS
 from ftkit.config.methods import METHODS
+from ftkit.config.option_files import default_options
 from ftkit.config.other_kits import ELSEWHERE, REFUSED, REFUSED_VALUES
 from ftkit.config.schema import Config, Job
 from ftkit.errors import Problem, nearest

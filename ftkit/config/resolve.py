@@ -13,10 +13,10 @@ from omegaconf import OmegaConf
 
 from ftkit.config import checkpoint, from_environment, mixes
 from ftkit.config.checks import all_checks
-from ftkit.config.compose import Composed, compose_overrides
-from ftkit.config.conf_files import display
 from ftkit.config.examples import example
 from ftkit.config.groups import GROUPS
+from ftkit.config.hydra_compose import Composed, compose_overrides
+from ftkit.config.option_files import display
 from ftkit.config.overrides import CommandLine, key_of, read
 from ftkit.config.problems import UNKNOWN_KEY, partly_typed, schema_problems
 from ftkit.config.schema import Config

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from ftkit.config.conf_files import groups
+from ftkit.config.option_files import groups
 from ftkit.config.overrides import ON_THE_COMMAND_LINE, CommandLine
 from ftkit.config.schema import Config
 from ftkit.config.stages import BY_NAME

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from ftkit.config.conf_files import groups, options
+from ftkit.config.option_files import groups, options
 from ftkit.errors import Problem, nearest
 
 ON_THE_COMMAND_LINE = "on the command line"

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from ftkit.config.conf_files import display, shipped_conf, user_conf
+from ftkit.config.option_files import display, shipped_conf, user_conf
 from ftkit.errors import Problem
 
 LARGEST = 1 << 20

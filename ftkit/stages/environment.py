@@ -10,7 +10,7 @@ import platform
 
 from packaging.requirements import Requirement
 
-from ftkit.config.conf_files import shipped_environment
+from ftkit.config.option_files import shipped_environment
 from ftkit.console import listing, print_listing
 from ftkit.errors import StageError
 from ftkit.packages import install_command, requirements, version_of

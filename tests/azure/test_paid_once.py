@@ -10,7 +10,7 @@ from azure.ai.ml._utils._asset_utils import get_ignore_file, get_upload_files_fr
 from quick import Fault, Service
 from quick.user import User, fails
 
-from ftkit.config.conf_files import PACKAGE
+from ftkit.config.option_files import PACKAGE
 from ftkit.errors import Interrupted, StageError
 from ftkit.platforms.azureml import submission
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from helpers.command import REPOSITORY
 
-from ftkit.config.conf_files import option_file, options, shipped_conf
 from ftkit.config.groups import GROUPS
+from ftkit.config.option_files import option_file, options, shipped_conf
 from ftkit.config.resolve import resolve
 from ftkit.errors import ConfigError
 from ftkit.models.training_memory import footprint

@@ -14,7 +14,7 @@ from helpers.small_families import FORM_OF, SHAPES, save_small
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from ftkit.config.conf_files import options
+from ftkit.config.option_files import options
 from ftkit.config.resolve import resolve
 from ftkit.errors import ConfigError
 from ftkit.families import FAMILIES, family_of

@@ -14,8 +14,8 @@ import pytest
 from ftkit.assets import asset_path
 from ftkit.chat import template_limits
 from ftkit.chat.harmony_render import checked_harmony
-from ftkit.config.conf_files import PACKAGE
 from ftkit.config.groups import Model
+from ftkit.config.option_files import PACKAGE
 from ftkit.config.resolve import resolve
 from ftkit.errors import ConfigError, StageError
 from ftkit.models.loading import load_base, load_tokenizer

@@ -9,8 +9,8 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from ftkit.config.conf_files import shipped_environment
 from ftkit.config.lm_eval import LmEval
+from ftkit.config.option_files import shipped_environment
 from ftkit.errors import Problem, nearest
 
 KEY = "evaluation.lm_eval"

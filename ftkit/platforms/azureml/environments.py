@@ -17,7 +17,7 @@ from azure.core.pipeline.policies import BearerTokenCredentialPolicy, RetryPolic
 from azure.core.rest import HttpRequest, HttpResponse
 from azure.storage.blob import BlobClient
 
-from ftkit.config.conf_files import shipped_environment
+from ftkit.config.option_files import shipped_environment
 from ftkit.errors import StageError
 from ftkit.files import tree_digest
 from ftkit.platforms.azureml import changes

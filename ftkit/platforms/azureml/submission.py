@@ -14,8 +14,8 @@ from azure.ai.ml import Input, Output, command
 from azure.ai.ml.entities import ManagedIdentityConfiguration
 
 from ftkit.assets import asset_path
-from ftkit.config.conf_files import PACKAGE, shipped_conf
 from ftkit.config.lm_eval import include_folder
+from ftkit.config.option_files import PACKAGE, shipped_conf
 from ftkit.config.schema import Config
 from ftkit.files import check_links
 from ftkit.platforms import job_files

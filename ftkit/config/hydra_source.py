@@ -12,8 +12,8 @@ from hydra.plugins.config_source import ConfigLoadError, ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, ListConfig
 
-from ftkit.config.conf_files import GLOBAL, conf_dirs, display, groups
-from ftkit.config.yaml_files import key_lines, package_of, read_yaml
+from ftkit.config.option_files import GLOBAL, conf_dirs, display, groups
+from ftkit.config.yaml_reader import key_lines, package_of, read_yaml
 from ftkit.errors import ConfigError, Problem
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ftkit.config.yaml_files import key_lines, read_defaults
+from ftkit.config.yaml_reader import key_lines, read_defaults
 
 PACKAGE = Path(__file__).resolve().parent.parent
 GLOBAL = ("experiment", "local")

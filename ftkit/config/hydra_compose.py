@@ -17,7 +17,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ftkit.config import from_environment
 from ftkit.config.compute import COMPUTES
-from ftkit.config.conf_files import (
+from ftkit.config.groups import GROUPS
+from ftkit.config.hydra_source import register_search_path
+from ftkit.config.methods import METHODS
+from ftkit.config.option_files import (
     GLOBAL,
     display,
     includes_itself,
@@ -27,13 +30,10 @@ from ftkit.config.conf_files import (
     shipped_conf,
     with_parents,
 )
-from ftkit.config.conf_source import register_search_path
-from ftkit.config.groups import GROUPS
-from ftkit.config.methods import METHODS
 from ftkit.config.overrides import key_of, missing_option
 from ftkit.config.words import ON_THE_COMMAND_LINE
-from ftkit.config.yaml_files import key_lines, package_of, read_yaml
 from ftkit.config.yaml_limits import endless_files
+from ftkit.config.yaml_reader import key_lines, package_of, read_yaml
 from ftkit.errors import ConfigError, Problem, nearest
 
 KINDS: tuple[tuple[str, Mapping[str, Any], str], ...] = (("compute", COMPUTES, "platform"), ("method", METHODS, "name"))
