@@ -1,6 +1,7 @@
-"""Tokenizers, their Harmony, and the settings of data sets as fixtures."""
+"""Tokenizers, their Harmony, converted rows, and the settings of data sets as fixtures."""
 
 from helpers.data_fixtures import (  # noqa: F401
+    convert,
     dataset,
     openai_harmony,
     real,

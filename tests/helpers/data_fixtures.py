@@ -13,6 +13,9 @@ from ftkit.assets import asset_path
 from ftkit.chat.harmony_render import Harmony, checked_harmony
 from ftkit.config.dataset import Dataset
 from ftkit.config.resolve import resolve
+from ftkit.data.conversations import Converter
+from ftkit.data.readers import RawRow
+from ftkit.data.refused import Account
 from helpers import real_tokenizer
 
 DATE = "2026-01-01"
@@ -68,3 +71,14 @@ def _settings(folder: Path, option: str, *overrides: str) -> Dataset:
     """As they are composed in a folder; composing takes longer than most tests that need them."""
     shipped = ["experiment=tiny", f"dataset={option}", "dataset.path=package:sample.jsonl", "stage=plan"]
     return resolve([*shipped, *overrides]).dataset
+
+
+@pytest.fixture
+def convert(dataset):
+    """Converts one row; the settings' reasoning language is left out unless a test sets it."""
+
+    def converted(option: str, row: dict, *overrides: str, account: Account | None = None):
+        settings = dataset(option, "rows.jsonl", "dataset.reasoning_language=null", *overrides)
+        return Converter(settings, account).conversation(RawRow(1, "rows.jsonl:1", row))
+
+    return converted
