@@ -226,7 +226,7 @@ def _sweep_task(_) -> float:
         if runs := os.environ.get(RUNS_OF_SWEEP):
             print_of_sweep(settings.job.num + 1, int(runs), label)
         _run(config, label)
-        return _sought(config)
+        return _objective(config)
     except Interrupted as error:
         raise KeyboardInterrupt from error  # an Exception would let the sweep go on to its next run
     except FtkitError as error:
@@ -234,7 +234,7 @@ def _sweep_task(_) -> float:
         raise
 
 
-def _sought(config) -> float:
+def _objective(config) -> float:
     from ftkit import records
     from ftkit.pipeline.lineage import folder_of
 

@@ -143,9 +143,9 @@ def parser_of(tokenizer: Any, *, must_be: str | None = None) -> Parser:
         ModelError: the tokenizer has no chat template, or lacks Harmony's tokens and must have them.
     """
     if must_be == "harmony" or writes_harmony(tokenizer):
-        from ftkit.chat.harmony_parse import Harmony
+        from ftkit.chat.harmony_parse import HarmonyParser
 
-        return Harmony(tokenizer)
+        return HarmonyParser(tokenizer)
     from ftkit.chat.template import TemplateParser
 
     return TemplateParser(tokenizer)

@@ -17,7 +17,7 @@ RECIPIENT = re.compile(r"(?:^|\s)to=(\S+)")
 CHANNEL = re.compile(r"<channel>([^\s<]*)")
 
 
-class Harmony:
+class HarmonyParser:
     """Takes generated token ids apart into channels, with the special tokens found by name in the tokenizer.
 
     Args:
@@ -80,7 +80,7 @@ class Harmony:
 class Reader:
     """Takes an answer apart while it is generated, token by token."""
 
-    def __init__(self, harmony: Harmony):
+    def __init__(self, harmony: HarmonyParser):
         self._harmony = harmony
         self._name, self._text, self._undecoded = "", "", list[int]()  # of the part after the latest special token
         self._channel, self._recipient, self._shape = "", "", ""

@@ -80,7 +80,7 @@ class _Turn(NamedTuple):
     calls: bool
 
 
-class Harmony:
+class HarmonyRenderer:
     """Writes conversations as Harmony tokens. It can be sent to another process.
 
     Args:
@@ -217,7 +217,7 @@ def _texts(messages: Sequence[Message]) -> Iterator[str]:
             yield from texts_of(message)
 
 
-def checked_harmony(tokenizer: Any, *, current_date: str) -> Harmony:
+def checked_harmony(tokenizer: Any, *, current_date: str) -> HarmonyRenderer:
     """Harmony as a tokenizer of transformers has it, once its chat template has been seen to say the same.
 
     Raises:
@@ -249,7 +249,7 @@ def checked_harmony(tokenizer: Any, *, current_date: str) -> Harmony:
         for effort in EFFORTS
         for tools in ([], [_TOOL])
     }
-    harmony = Harmony(TextEncoder(backend), special, blocks)
+    harmony = HarmonyRenderer(TextEncoder(backend), special, blocks)
     for effort, tools in blocks:
         for messages in _PROBES:
             given = [_TOOL] if tools else []

@@ -89,8 +89,8 @@ def settings_of(stage: Stage, config: Config) -> dict[str, Any]:
     whole |= {key: told_apart(whole[key], text) for key, text in config.from_environment.items() if key in whole}
     taken = [key for key in stage.reads if not key.startswith("-")]
     left = [key[1:] for key in stage.reads if key.startswith("-")]
-    return {key: value for key, value in whole.items() if _below(key, taken) and not _below(key, left)}
+    return {key: value for key, value in whole.items() if _has_prefix(key, taken) and not _has_prefix(key, left)}
 
 
-def _below(key: str, prefixes: Sequence[str]) -> bool:
+def _has_prefix(key: str, prefixes: Sequence[str]) -> bool:
     return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftkit.chat.harmony_parse import Call, Completion, Harmony, Reader
+from ftkit.chat.harmony_parse import Call, Completion, HarmonyParser, Reader
 from ftkit.serving.endpoint.answers import describe
 from ftkit.serving.endpoint.requests import Request
 
@@ -18,12 +18,12 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40
 
 
 @pytest.fixture(scope="session")
-def harmony(tokenizer) -> Harmony:
-    return Harmony(tokenizer)
+def harmony(tokenizer) -> HarmonyParser:
+    return HarmonyParser(tokenizer)
 
 
 @pytest.fixture(scope="session")
-def parsed(tokenizer, harmony: Harmony):
+def parsed(tokenizer, harmony: HarmonyParser):
     """Parses what a model would have generated, given as text."""
     return lambda text: harmony.parse(tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -92,7 +92,7 @@ def test_what_the_chat_template_writes_is_read_back(tokenizer, parsed, thinking:
 
 @settings(deadline=None)
 @given(data=st.data())
-def test_any_tokens_at_all_are_taken(tokenizer, harmony: Harmony, data: st.DataObject):
+def test_any_tokens_at_all_are_taken(tokenizer, harmony: HarmonyParser, data: st.DataObject):
     special = [*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder]
     token = st.sampled_from(special) | st.integers(0, len(tokenizer) + 64)  # a model's vocabulary is padded
     ids = data.draw(st.lists(token, max_size=60))
@@ -117,8 +117,8 @@ def test_many_headers_that_do_not_fit_take_no_time(parsed):
     assert parsed("<|channel|>analysis x<|message|><|end|><|start|>assistant" * 200).well_formed is False
 
 
-def test_the_end_of_the_analysis_is_no_stop(tokenizer, harmony: Harmony):
-    """Guard: Harmony.STOPS; with <|end|> in it, answers end after their thinking."""
+def test_the_end_of_the_analysis_is_no_stop(tokenizer, harmony: HarmonyParser):
+    """Guard: HarmonyParser.STOPS; with <|end|> in it, answers end after their thinking."""
     assert tokenizer.convert_tokens_to_ids("<|end|>") not in harmony.stop_ids
     assert set(tokenizer.convert_ids_to_tokens(harmony.stop_ids)) == {"<|return|>", "<|call|>", "<|endoftext|>"}
 
@@ -154,7 +154,7 @@ def test_an_answer_is_well_formed_where_openai_harmony_reads_it_to_a_final_messa
     """4,000 answers, most with a few pieces put in, left out or replaced."""
     from openai_harmony import HarmonyError, Role
 
-    parse, random = Harmony(real).parse, Random(0)
+    parse, random = HarmonyParser(real).parse, Random(0)
     encode = cache(lambda text: openai_harmony.encode(text, allowed_special="all"))
     verdicts = Counter()
     for _ in range(4000):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ftkit.chat.harmony_render import IGNORED, PINNED_CLOCK, Harmony, checked_harmony, labels_of
+from ftkit.chat.harmony_render import IGNORED, PINNED_CLOCK, HarmonyRenderer, checked_harmony, labels_of
 from ftkit.chat.messages import EFFORTS, Conversation
 from ftkit.errors import StageError
 
@@ -47,7 +47,7 @@ def conversations(draw) -> Conversation:
     return Conversation(1, messages, draw(st.sampled_from(EFFORTS)), {})
 
 
-def rows_of(harmony: Harmony, conversation: Conversation) -> list[tuple[list[int], list[int]]]:
+def rows_of(harmony: HarmonyRenderer, conversation: Conversation) -> list[tuple[list[int], list[int]]]:
     """Ids and labels of each training row."""
     rows = harmony.token_rows([conversation])
     labels = labels_of(rows.input_ids, rows.starts, rows.prompt_length)

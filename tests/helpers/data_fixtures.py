@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from ftkit.assets import asset_path
-from ftkit.chat.harmony_render import Harmony, checked_harmony
+from ftkit.chat.harmony_render import HarmonyRenderer, checked_harmony
 from ftkit.config.dataset import Dataset
 from ftkit.config.resolve import resolve
 from ftkit.data.conversations import Converter
@@ -38,12 +38,12 @@ def tiny():
 
 
 @pytest.fixture(scope="session")
-def real_harmony(real) -> Harmony:
+def real_harmony(real) -> HarmonyRenderer:
     return checked_harmony(real, current_date=DATE)
 
 
 @pytest.fixture(scope="session")
-def tiny_harmony(tiny) -> Harmony:
+def tiny_harmony(tiny) -> HarmonyRenderer:
     return checked_harmony(tiny, current_date=DATE)
 
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from helpers.browser import CONTRAST
 
-from ftkit.chat.harmony_parse import Harmony
+from ftkit.chat.harmony_parse import HarmonyParser
 from ftkit.platforms.local.endpoint import Endpoint
 from ftkit.serving import client
 
@@ -106,7 +106,7 @@ def test_markup_in_a_question_and_in_an_answer_stays_text(opened_at):
 def test_stop_ends_an_answer_here_and_at_the_endpoint(opened_at, endpoint: Endpoint, tokenizer: Any):
     page, log = opened_at(), Path(endpoint.log)
     given_up = log.read_text().count("was given up")
-    never = {str(token): -100 for token in Harmony(tokenizer).stop_ids}
+    never = {str(token): -100 for token in HarmonyParser(tokenizer).stop_ids}
 
     def endless(route: Any) -> None:
         route.continue_(post_data=json.dumps(route.request.post_data_json | {"logit_bias": never}))

@@ -119,7 +119,7 @@ class Job:
             self.ended = why
             self._news.put(None)
 
-    def is_due(self) -> bool:
+    def still_running(self) -> bool:
         """Whether it goes on; ends it if it was cancelled or its time is up."""
         if self._cancelled and not self.ended:
             self.end(self._cancelled)
@@ -154,8 +154,8 @@ class Scheduler:
         self._batch_size, self._capacity = batch_size, capacity
         self._inbox: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._waiting: deque[Job] = deque()
-        self._arriving: Prompts | None = None
-        self._running: dict[str, Rows] = {}  # by adapter, each with a step of its own
+        self._arriving: Prefill | None = None
+        self._running: dict[str, DecodeBatch] = {}  # by adapter, each with a step of its own
         self._in_hand, self._lock = 0, threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -218,8 +218,8 @@ class Scheduler:
 
     def _turn(self) -> None:
         """A step of those that are being answered, one adapter after the other, and a chunk of new prompts."""
-        self._waiting = deque(job for job in self._waiting if job.is_due())
-        self._running = {adapter: due for adapter, rows in self._running.items() if (due := rows.due())}
+        self._waiting = deque(job for job in self._waiting if job.still_running())
+        self._running = {adapter: left for adapter, rows in self._running.items() if (left := rows.drop_finished())}
         if not self._arriving:
             self._admit()
         for adapter, rows in self._running.items():
@@ -230,7 +230,7 @@ class Scheduler:
             self._select(adapter)
             if arrived := self._arriving.advance(self._model, self._stop_ids):
                 running = self._running.get(adapter)
-                self._running[adapter] = running.joined(arrived) if running else arrived
+                self._running[adapter] = running.merge(arrived) if running else arrived
                 self._arriving = None
 
     def _admit(self) -> None:
@@ -239,7 +239,7 @@ class Scheduler:
         same = [job for job in self._waiting if job.adapter == self._waiting[0].adapter][:room]
         for job in same:
             self._waiting.remove(job)
-        self._arriving = Prompts(same) if same else None
+        self._arriving = Prefill(same) if same else None
 
     def _fail(self) -> None:
         for group in (self._arriving, *self._running.values()):
@@ -248,7 +248,7 @@ class Scheduler:
         self._arriving, self._running = None, {}
 
 
-class Prompts:
+class Prefill:
     """Prompts that are read together, chunk by chunk, padded on the left."""
 
     def __init__(self, jobs: list[Job]):
@@ -256,7 +256,7 @@ class Prompts:
         self._cache: Any = None
         self._read = 0
 
-    def advance(self, model: Any, stop_ids: frozenset[int]) -> Rows | None:
+    def advance(self, model: Any, stop_ids: frozenset[int]) -> DecodeBatch | None:
         """Read the next chunk; once that was the last, the rows with their first token."""
         if self._cache is None:
             self._prepare(model)
@@ -272,8 +272,8 @@ class Prompts:
         self._read = end
         if end < self._ids.shape[1]:
             return None
-        rows = Rows(self.jobs, [len(job.prompt) for job in self.jobs], self._cache)
-        rows.take(logits, stop_ids)
+        rows = DecodeBatch(self.jobs, [len(job.prompt) for job in self.jobs], self._cache)
+        rows.append(logits, stop_ids)
         return rows
 
     def _prepare(self, model: Any) -> None:
@@ -288,7 +288,7 @@ class Prompts:
         self._cache = DynamicCache(config=model.config)
 
 
-class Rows:
+class DecodeBatch:
     """Jobs that are answered together; their keys and values end in the same column.
 
     Args:
@@ -300,7 +300,7 @@ class Rows:
     def __init__(self, jobs: list[Job], lengths: list[int], cache: Any):
         self.jobs, self.lengths, self._cache = jobs, lengths, cache
 
-    def take(self, logits: Any, stop_ids: frozenset[int]) -> None:
+    def append(self, logits: Any, stop_ids: frozenset[int]) -> None:
         """Give each job the token that its logits, a row of (jobs, vocabulary), lead to."""
         tokens = sample(logits, self.jobs)
         for job, token, chosen in zip(self.jobs, tokens, weighed(logits, self.jobs, tokens), strict=True):
@@ -323,11 +323,11 @@ class Rows:
             use_cache=True,
         ).logits[:, -1]
         self.lengths = [length + 1 for length in self.lengths]
-        self.take(logits, stop_ids)
+        self.append(logits, stop_ids)
 
-    def due(self) -> Rows | None:
+    def drop_finished(self) -> DecodeBatch | None:
         """Itself without the rows of jobs that have ended, and without columns that no row needs any more."""
-        jobs = [job for job in self.jobs if job.is_due()]
+        jobs = [job for job in self.jobs if job.still_running()]
         if len(jobs) < len(self.jobs):
             kept = [self.jobs.index(job) for job in jobs]
             self.jobs, self.lengths = jobs, [self.lengths[row] for row in kept]
@@ -336,12 +336,12 @@ class Rows:
                 layer.values = layer.values[kept, :, -max(self.lengths) :]
         return self if jobs else None
 
-    def joined(self, other: Rows) -> Rows:
+    def merge(self, other: DecodeBatch) -> DecodeBatch:
         """These rows and those of ``other``."""
         for mine, theirs in zip(self._cache.layers, other._cache.layers, strict=True):
             mine.keys = _stacked(mine.keys, theirs.keys)
             mine.values = _stacked(mine.values, theirs.values)
-        return Rows(self.jobs + other.jobs, self.lengths + other.lengths, self._cache)
+        return DecodeBatch(self.jobs + other.jobs, self.lengths + other.lengths, self._cache)
 
 
 def _by_layer_type(mask: Any, config: Any) -> Any:

@@ -173,13 +173,13 @@ class VllmEngine:
         except TimeoutError:
             job.deadline = 0
         except (OSError, http.client.HTTPException, ValueError, LookupError) as error:
-            if job.is_due():
+            if job.still_running():
                 if answer is None:  # a vLLM that has just ended resets what it had not begun to answer
                     job.refusal = Refused(STARTING, "", 503)
                 log.error("vLLM broke off an answer: %s", error)
         finally:
             connection.close()
-            if job.is_due():
+            if job.still_running():
                 job.end("failed")
 
     def _body(self, job: Job) -> bytes:
@@ -218,7 +218,7 @@ class VllmEngine:
                         job.add(token, self._stop_ids, chosen)
                 if (finished := choice.get("finish_reason")) and not job.ended:
                     job.end("length" if finished == "length" else "stop")
-            if not job.is_due():
+            if not job.still_running():
                 return
 
 

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from ftkit.assets import asset_path
-from ftkit.chat.harmony_parse import Harmony
+from ftkit.chat.harmony_parse import HarmonyParser
 from ftkit.config.resolve import resolve
 from ftkit.errors import StageError
 from ftkit.packages import install_command
@@ -54,7 +54,7 @@ def make_endless(folder: Path) -> None:
     """Take its stop tokens from a model: a request then runs for as many tokens as it asks for."""
     weights = folder / "model.safetensors"
     tensors = load_file(weights)
-    tensors["lm_head.weight"][Harmony(AutoTokenizer.from_pretrained(folder)).stop_ids] = 0
+    tensors["lm_head.weight"][HarmonyParser(AutoTokenizer.from_pretrained(folder)).stop_ids] = 0
     save_file(tensors, weights, metadata={"format": "pt"})
 
 
