@@ -81,4 +81,4 @@ def test_one_family_is_known_by_name_in_its_own_modules_alone() -> None:
     own = ("models/gpt_oss/", "chat/", "assets/")
     modules = {path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
     found = {name for name, text in modules.items() if re.search("gpt.oss", text, re.I) and not name.startswith(own)}
-    assert found == NAME_THE_FAMILY
+    assert found <= NAME_THE_FAMILY
