@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -42,6 +43,29 @@ def runs_since(pid: int, moment: float) -> bool:
 def usable_cores() -> int:
     """CPU cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_memory() -> int:
+    """Bytes of memory that this process may still take, within the limits of the control groups (v2) that it is in."""
+    import psutil
+
+    free, root = psutil.virtual_memory().available, Path("/sys/fs/cgroup")
+    with suppress(OSError, StopIteration):  # not Linux, or none of version 2
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+        own = root / next(line for line in lines if line.startswith("0::")).removeprefix("0::").lstrip("/")
+        for group in (own, *own.parents[: len(own.parts) - len(root.parts)]):
+            with suppress(OSError, ValueError):  # no limit, or none of its own
+                free = min(free, _left_in(group))
+    return free
+
+
+def _left_in(group: Path) -> int:
+    """Bytes that a control group may take beside what it cannot give back: the page cache it can."""
+    limit = int((group / "memory.max").read_text(encoding="utf-8"))
+    used = int((group / "memory.current").read_text(encoding="utf-8"))
+    lines = (line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
+    held = {name: int(count) for name, count in lines}
+    return limit - used + held["file"] - held["shmem"]
 
 
 def threads_each(processes: int) -> dict[str, str]:

@@ -87,6 +87,16 @@ def keep_newest(folder: Path, limit: int, *, best: int | None = None) -> None:
 
 
 @contextmanager
+def removed_on_failure(checkpoint: Path) -> Iterator[None]:
+    """Remove a checkpoint that cannot be written to its end, for its room may be what is missing."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        raise
+
+
+@contextmanager
 def saving(path: Path) -> Iterator[None]:
     """Errors of writing ``path`` in the user's terms, whichever library they come from.
 

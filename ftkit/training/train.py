@@ -157,6 +157,8 @@ def _train(
         max_steps = _to_the_end(config, trainer, counts, resumed, checkpoints, say)
     finally:
         watch.close()
+    if count := trainer.writer.count:
+        say(f"training waited {trainer.writer.waited_s:.1f} s for {count} checkpoint{'s' if count > 1 else ''}")
     kept = _save(config, trainer, tokens, out, checkpoints, max_steps, say)
     trainer.accelerator.end_training()  # a process group that is left open can abort a process as it ends
     lines = history(trainer.state.log_history)
@@ -222,8 +224,10 @@ def _to_the_end(
             _load_finished(trainer, resumed)
             return done
     try:
-        with trainer.stop.listening(say is not _silent):
+        with trainer.stop.listening(say is not _silent), trainer.writer.finishing(say):
             trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+            with trainer.writer.waiting():
+                together(trainer.writer.wait)
     except KeyboardInterrupt as error:
         newest, _ = newest_complete(checkpoints)
         raise Interrupted(

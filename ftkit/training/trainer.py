@@ -7,20 +7,23 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import gather, gather_object
 from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+from transformers.trainer_utils import IntervalStrategy
 
 from ftkit.config.groups import Sft
 from ftkit.errors import FtkitError, StageError
-from ftkit.training.checkpoints import keep_newest, mark_complete, saving
+from ftkit.training.checkpoint_writer import CheckpointWriter
+from ftkit.training.checkpoints import keep_newest, mark_complete, removed_on_failure, saving
 from ftkit.training.heldout import best_step, stops_early
 from ftkit.training.schedule import rate_scheduler
 from ftkit.training.stop import StopRequest
-from ftkit.training.weights import write_weights
+from ftkit.training.weights import named_weights, write_weights
 from ftkit.training.window import News, Window, peak_gib
 
 clock = time.monotonic
@@ -47,6 +50,9 @@ class TrustworthyTrainer(Trainer):
         self._save_s = math.inf if sft.save_minutes is None else 60 * sft.save_minutes
         self._saved_at = clock()
         self.saving_is_due = False
+        self.writer = CheckpointWriter()
+        self._states: dict[str, Any] = {}
+        self._weights: dict[str, torch.Tensor] = {}
         self._window = Window()
         self._bad_loss: torch.Tensor | None = None
         self._news = News()
@@ -93,19 +99,22 @@ class TrustworthyTrainer(Trainer):
         self._bad_loss = bad if self._bad_loss is None else self._bad_loss | bad
         if self.accelerator.sync_gradients:
             due = clock() - self._saved_at >= self._save_s
-            code = self._bad_loss.long().view(1) + 2 * due + 4 * self.stop.signal
+            code = self._bad_loss.long().view(1) + 2 * due + 4 * self.writer.failed + 8 * self.stop.signal
             self._news.send(gathered(code)[:, 0] if self.args.world_size > 1 else code)
 
     def before_optimizer_step(self) -> None:
         """Agree with the other processes whether to save or to stop, and refuse a step on a loss that is no number.
 
         Raises:
-            StageError: a loss of this step is not finite; the weights are still those of the step before.
+            StageError: a loss of this step is not finite, or the last checkpoint could not be written; the weights are
+                still those of the step before.
         """
         news = self._news.read()
         self._bad_loss = None
-        self.stop.agreed = max(code // 4 for code in news)
+        self.stop.agreed = max(code // 8 for code in news)
         self.saving_is_due = any(code // 2 % 2 for code in news)
+        if any(code // 4 % 2 for code in news):
+            together(self.writer.wait)
         if any(code % 2 for code in news):
             rows = self._rows if news[self.args.process_index] % 2 else []
             rows = gather_object(rows) if self.args.world_size > 1 else rows
@@ -139,10 +148,19 @@ class TrustworthyTrainer(Trainer):
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write a checkpoint's weights; where they are sharded, TRL writes them with the optimiser."""
+        """Have a checkpoint's weights written; where they are sharded, TRL writes them with the optimiser."""
         if self.args.should_save and output_dir and not self.is_fsdp_enabled:
-            model: Any = self.model
-            write_weights(model, Path(output_dir))
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            self._weights, self._states["weights"] = named_weights(cast(torch.nn.Module, self.model))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Write the schedule's state and have the optimiser's written; sharded, each process writes its part here."""
+        if self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+        elif self.args.should_save:
+            optimizer, schedule = cast(Any, self.optimizer), cast(Any, self.lr_scheduler)
+            torch.save(schedule.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+            self._states["optimizer"] = optimizer.state_dict()
 
     def load_weights(self, checkpoint: Path) -> None:
         """Take the weights of a checkpoint; a model that has not been trained yet is sharded first."""
@@ -156,30 +174,45 @@ class TrustworthyTrainer(Trainer):
         """None: the record says what a card would."""
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Write what is small at once, and have the rest written and sealed beside the next steps.
+
+        Training waits for the checkpoint before, for a copy of weights and optimiser in the host's memory, and where
+        weights are sharded until each process has written its part, for only the seal is beside the next steps then.
+        """
         folder = Path(str(self.args.output_dir))
         checkpoint = folder / f"checkpoint-{self.state.global_step}"
-        first = self.args.should_save
+        first, best = self.args.should_save, best_step(self.state.log_history)
+        bare = cast(torch.nn.Module, self.model)  # ``model`` may be wrapped
+
+        def clear() -> None:
+            self.writer.wait()
+            if first:
+                shutil.rmtree(checkpoint, ignore_errors=True)
 
         def write() -> None:
             with saving(checkpoint):
                 super(TrustworthyTrainer, self)._save_checkpoint(model, trial)
 
-        def seal() -> None:
-            with saving(checkpoint):
+        def complete(states: dict[str, Any]) -> None:
+            with removed_on_failure(checkpoint), saving(checkpoint):
+                if "weights" in states:
+                    write_weights(bare, checkpoint, weights | states["weights"])
+                    torch.save(states["optimizer"], checkpoint / OPTIMIZER_NAME)
                 mark_complete(checkpoint)
+            with saving(folder):
+                keep_newest(folder, self._limit, best=best)
 
-        try:
-            if first:
-                shutil.rmtree(checkpoint, ignore_errors=True)
-            together(lambda: None)
-            together(write)
-            together(seal if first else lambda: None)
-        except StageError:
-            if first:
-                shutil.rmtree(checkpoint, ignore_errors=True)
-            raise
-        if first:
-            keep_newest(folder, self._limit, best=best_step(self.state.log_history))
+        with self.writer.waiting():
+            together(clear)
+            try:
+                together(write)
+            except StageError:
+                if first:
+                    shutil.rmtree(checkpoint, ignore_errors=True)
+                raise
+            states, weights = self._states, self._weights
+            self._states, self._weights = {}, {}
+            together(lambda: self.writer.start(states, complete) if first else None)
         self._saved_at = clock()
         self._window.restart()
 
@@ -241,6 +274,7 @@ class _Guard(TrainerCallback):
 
     def __init__(self, trainer: TrustworthyTrainer):
         self._trainer = trainer
+        self._saves_after_epoch = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -260,10 +294,18 @@ class _Guard(TrainerCallback):
             control.should_save = True
         # So a checkpoint carries the metrics up to its step, and a resumed run's windows begin where they began before.
         control.should_log = control.should_log or control.should_save or control.should_evaluate
+        # The evaluation that follows may ask for a checkpoint of this step as well: it would take this one's place,
+        # which may be the only whole one.
+        if args.eval_strategy == IntervalStrategy.EPOCH and _ends_an_epoch(state):
+            self._saves_after_epoch, control.should_save = control.should_save, False
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if self._trainer.stop.agreed and not _ends_an_epoch(state):
+            control.should_evaluate = False  # a run that nothing stopped would not be evaluated here
+        control.should_save = control.should_save or self._saves_after_epoch
+        self._saves_after_epoch = False
         control.should_log = control.should_log or control.should_evaluate
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -271,3 +313,7 @@ class _Guard(TrainerCallback):
             control.should_save = control.should_training_stop = True
         if best_step(state.log_history) == state.global_step:
             control.should_save = True
+
+
+def _ends_an_epoch(state: TrainerState) -> bool:
+    return state.global_step >= state.max_steps or float(state.epoch or 0).is_integer()

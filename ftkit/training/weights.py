@@ -23,18 +23,24 @@ def gather_weights(model: nn.Module) -> dict[str, torch.Tensor] | None:
     return dict(get_model_state_dict(model, options=options))  # pyright: ignore
 
 
-def write_weights(model: nn.Module, folder: Path, gathered: dict[str, torch.Tensor] | None = None) -> None:
+def named_weights(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """All weights by their names in ``state_dict``, and those of them that are trained; none is copied."""
+    state = dict(model.state_dict(keep_vars=True))
+    return state, {name: weight.detach() for name, weight in state.items() if weight.requires_grad}
+
+
+def write_weights(model: nn.Module, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
     """Write the adapter, or the whole model where there is none.
 
     Args:
         model: that was trained.
         folder: where to.
-        gathered: as ``gather_weights`` gives them.
+        weights: what to write by the names of ``state_dict``, as ``gather_weights`` gives it; the model's own if None.
     """
     if isinstance(model, PeftModel):
-        model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=gathered)
+        model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=weights)
     else:
         assert isinstance(model, PreTrainedModel)
         # A model that came from MXFP4 would be saved under names that its dense architecture does not find again.
-        original = gathered is None and not family_of(model.config.model_type).mxfp4
-        model.save_pretrained(folder, save_original_format=original, state_dict=gathered)
+        original = not isinstance(model, FSDPModule) and not family_of(model.config.model_type).mxfp4
+        model.save_pretrained(folder, save_original_format=original, state_dict=weights)

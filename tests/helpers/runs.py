@@ -61,7 +61,7 @@ def trainer_that_moved(config: Config, rows: Path, folder: Path) -> Any:
 
 
 WORKER = """
-import signal, sys
+import signal, sys, threading
 from pathlib import Path
 from ftkit.config.resolve import load_frozen
 from ftkit.processes import end_now
@@ -70,8 +70,12 @@ from ftkit.training.train import train
 config, tokens, out, checkpoints, stop_at = sys.argv[1:]
 
 def say(line):
+    stops = line.startswith(stop_at)
+    for thread in threading.enumerate():
+        if stops and thread.name == "checkpoint":
+            thread.join()
     print(line, flush=True)
-    if line.startswith(stop_at):
+    if stops:
         signal.pause()
 
 train(load_frozen(Path(config)), tokens=Path(tokens), out=Path(out), checkpoints=Path(checkpoints), say=say)
@@ -88,7 +92,7 @@ def command(run: Run, stop_at: str = "never") -> list[str]:
 
 
 def kill_at(run: Run, line: str) -> None:
-    """Train in a process of its own, and kill it when it has printed a line."""
+    """Train in a process of its own, and kill it when it has printed a line; checkpoints saved until then are whole."""
     process = subprocess.Popen([sys.executable, *command(run, line)], stdout=subprocess.PIPE, text=True)
     read_until(process, line)
     process.kill()

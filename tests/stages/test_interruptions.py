@@ -15,6 +15,8 @@ import psutil
 import pytest
 from helpers.command import FinishedRun, read_until
 
+from ftkit.training.checkpoints import MARKER, step_of
+
 TINY = ("experiment=tiny", "deployment.port=0")
 
 
@@ -31,18 +33,25 @@ def start(folder: Path, *arguments: str, **options) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=folder, env=os.environ.copy(), **streams, **options)
 
 
+def sealed(outputs: Path) -> set[Path]:
+    return {marker.parent for marker in outputs.glob(f"**/checkpoint-*/{MARKER}")}
+
+
 def test_a_killed_training_goes_on_from_its_last_checkpoint_and_says_so(prepared: FinishedRun):
     short = ("stage=train", "sft.max_steps=12", "sft.save_steps=4")
+    others = sealed(prepared.outputs)
     process = start(prepared.folder, *short)
-    read_until(process, "step  6/12")
+    read_until(process, "step  9/12")  # the checkpoint of step 8 is begun, so that of step 4 is whole
     process.kill()
     process.wait()
+    last = max(step_of(checkpoint) for checkpoint in sealed(prepared.outputs) - others)
+    assert last in (4, 8)
     assert not (prepared.outputs / "train" / "record.json").exists()
     again = prepared.ftkit(*short)
     assert again.status == 0, again.err
-    assert "resuming from step 4 of 12" in again.out
+    assert f"resuming from step {last} of 12" in again.out
     record = json.loads((prepared.outputs / "train" / "record.json").read_text(encoding="utf-8"))
-    assert record["result"]["global_step"] == 12 and record["result"]["resumed_from"] == 4
+    assert record["result"]["global_step"] == 12 and record["result"]["resumed_from"] == last
 
 
 def test_ctrl_c_within_a_callback_is_not_lost():

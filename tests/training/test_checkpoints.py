@@ -84,21 +84,22 @@ def test_a_deletion_that_is_cut_off_leaves_nothing_that_counts(tmp_path: Path, m
     assert old.is_dir() and not is_complete(old)
 
 
-def test_a_checkpoint_that_is_written_again_does_not_count_meanwhile(
+def test_the_last_step_of_an_epoch_is_saved_once_with_its_evaluation(
     model_folder: Path, token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By its step first, then with the best evaluation of the epoch. Guard: rmtree at first in _save_checkpoint."""
+    """Guard: _saves_after_epoch in _Guard; else the best evaluation has the checkpoint that the step has left, which
+    may be the only whole one, removed and written again."""
     written: list[str] = []
 
     def seal(checkpoint: Path) -> None:
-        assert not (checkpoint / MARKER).exists()
         written.append(checkpoint.name)
         mark_complete(checkpoint)
 
     monkeypatch.setattr(trainer, "mark_complete", seal)
     config = small_run(model_folder, "sft.eval_strategy=epoch", "sft.save_steps=8", "sft.num_train_epochs=1")
     train(config, tokens=token_file, out=tmp_path, checkpoints=tmp_path / "c", say=lambda _: None)
-    assert written == ["checkpoint-8"] * 2
+    assert written == ["checkpoint-8"]
+    assert "eval_loss" in (tmp_path / "c" / "checkpoint-8" / "trainer_state.json").read_text()
 
 
 @pytest.mark.parametrize(

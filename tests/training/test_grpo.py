@@ -225,6 +225,7 @@ def test_a_run_that_collapses_stops_and_keeps_its_checkpoints(
     with pytest.raises(StageError, match="answers have become short") as error:
         trainer.train()
     assert "method.collapse=null" in error.value.cure
+    trainer.writer.wait()
     assert list(tmp_path.glob("checkpoint-2/complete.json")), "the steps before are there"
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,8 +23,9 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from transformers import GptOssForCausalLM
 
-from ftkit.errors import StageError
+from ftkit.errors import Interrupted, StageError
 from ftkit.training.artifact import check_trained
+from ftkit.training.train import train
 
 _, RETURN, CHANNEL, START, END, MESSAGE, _ = range(len(SPECIAL))
 EVALUATED = ["sft.eval_strategy=steps", "sft.eval_steps=4"]
@@ -119,6 +122,22 @@ def test_an_evaluation_at_the_end_of_an_epoch_comes_after_a_line_of_training(
     run.train()
     kinds = [(line["step"], "eval_loss" in line) for line in run.metrics]
     assert kinds == [(4, False), (8, False), (9, False), (9, True), (10, False), (10, True)]
+
+
+def test_a_stop_amid_an_epoch_is_not_evaluated(model_folder: Path, token_file: Path, tmp_path: Path) -> None:
+    """Guard: should_evaluate in _Guard.on_epoch_end; the trainer ends an epoch that it leaves like any other."""
+    options = ["sft.eval_strategy=epoch", "sft.num_train_epochs=1", "sft.save_steps=100"]
+    run = Run(small_run(model_folder, *options), token_file, tmp_path / "run")
+
+    def say(line: str) -> None:
+        if line.startswith("step 4/"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="stopped after step 5 of 8"):
+        train(run.config, tokens=run.tokens, out=run.out, checkpoints=run.checkpoints, say=say)
+    assert not evaluations(run)
+    run.train()
+    assert [line["step"] for line in evaluations(run)] == [8]
 
 
 def test_a_killed_run_goes_on_with_the_same_evaluations(model_folder: Path, harmony_rows: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import resource
 import shutil
 import signal
@@ -52,7 +53,9 @@ def test_a_run_says_what_it_does_and_what_came_out(
     assert said[0].startswith("eager attention, grouped_mm experts") and "float32" in said[0] and "CPU" in said[0]
     assert said[1] == "16 rows, 393 tokens, 267 with loss"
     assert said[2].startswith("training 13,824 parameters: attention 3,584 in 8 modules, experts 10,240 in 4 tensors")
-    assert [line.split()[:2] for line in said[3:]] == [["step", f"{i}/16"] for i in range(1, 17)]
+    *steps, waited = said[3:]
+    assert [line.split()[:2] for line in steps] == [["step", f"{i}/16"] for i in range(1, 17)]
+    assert re.fullmatch(r"training waited \d+\.\d s for 6 checkpoints", waited)
     assert (result.global_step, result.max_steps, result.resumed_from) == (16, 16, None)
     assert result.last_loss < result.first_loss
     assert result.tokens == 2 * 393 and result.tokens_per_s == pytest.approx(result.tokens / result.seconds)
@@ -114,7 +117,7 @@ def test_libraries_keep_quiet(run: Run, capfd: pytest.CaptureFixture) -> None:
     )
     out, err = capfd.readouterr()
     assert err == ""
-    assert [line.split()[0] for line in out.splitlines()] == ["eager", "16", "training", "step"]
+    assert [line.split()[0] for line in out.splitlines()] == ["eager", "16", "training", "step", "training"]
 
 
 @pytest.mark.parametrize("packing", ["true", "false"])
