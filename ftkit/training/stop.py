@@ -12,7 +12,7 @@ from types import FrameType
 
 
 class StopRequest:
-    """Ctrl-C or SIGTERM: the present step is finished and saved, then training stops. A second Ctrl-C stops at once.
+    """Ctrl-C or SIGTERM: the present step is finished and saved, then training stops. Ctrl-C again saves nothing more.
 
     Attributes:
         signal: number of the signal that came to this process; 0 if none has.
@@ -35,7 +35,7 @@ class StopRequest:
             if self.signal and number == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ:
                 raise KeyboardInterrupt
             if say and not self.signal:
-                os.write(sys.stderr.fileno(), b"\nfinishing this step and saving it; Ctrl-C again stops at once\n")
+                os.write(sys.stderr.fileno(), b"\nfinishing this step and saving it; Ctrl-C again saves nothing more\n")
             self.signal = number
 
         before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
