@@ -157,17 +157,12 @@ def _method(config: Config) -> str:
 
 
 def _checkpoints(config: Config) -> str:
-    sft, size = config.sft, _checkpoint_gib(config)
+    sft = config.sft
+    trained = adapter_parameters(config).total if config.lora else model_parameters(config.model.architecture)
+    size = CHECKPOINT_BYTES * trained / GIB
     often = f"every {sft.save_steps} steps" + (f" or {sft.save_minutes:g} minutes" if sft.save_minutes else "")
     best = "" if sft.eval_strategy == "no" else ", and the best besides"
-    return f"{often}; {sft.save_total_limit} are kept{best}: {size:.2f} GiB each" + (
-        "" if sft.fsdp else ", and as much of the first process's host memory for a copy"
-    )
-
-
-def _checkpoint_gib(config: Config) -> float:
-    trained = adapter_parameters(config).total if config.lora else model_parameters(config.model.architecture)
-    return CHECKPOINT_BYTES * trained / GIB
+    return f"{often}; {sft.save_total_limit} are kept{best}: {size:.2f} GiB each"
 
 
 def _rows(count: int) -> str:
@@ -244,11 +239,7 @@ def _memory(config: Config) -> str:
     if config.sft.fsdp or config.lora is None:
         parts += "; added up, not measured"
     if config.compute.gib_per_gpu is None:
-        copy = 0.0 if config.sft.fsdp else _checkpoint_gib(config)
-        total = peak.total / GIB + copy
-        return (
-            f"about {total:.1f} GiB of this machine's memory for each process: {parts}, copy for checkpoints {copy:.1f}"
-        )
+        return f"about {peak.total / GIB:.1f} GiB of this machine's memory for each process: {parts}"
     return f"{peak.total / GIB:.1f} of {config.compute.gib_per_gpu:g} GiB a GPU: {parts}"
 
 
