@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 from threading import Thread
-from types import ModuleType
 
 import pytest
 from helpers.command import REPOSITORY
+from helpers.scripts import load_script
 
 SCRIPTS = sorted(
     path.name for path in (REPOSITORY / "scripts").iterdir() if path.is_file() and b"python" in path.read_bytes()[:30]
 )
-
-
-def load(name: str) -> ModuleType:
-    loader = SourceFileLoader(f"scripts_{name}", str(REPOSITORY / "scripts" / name))
-    spec = spec_from_loader(loader.name, loader)
-    assert spec
-    module = module_from_spec(spec)
-    loader.exec_module(module)
-    return module
 
 
 def test_there_are_scripts_of_python() -> None:
@@ -33,7 +22,7 @@ def test_there_are_scripts_of_python() -> None:
 def test_script_imports(name: str) -> None:
     if name == "check_gpu":
         pytest.importorskip("triton")  # which comes with torch for CUDA alone
-    assert load(name).__doc__
+    assert load_script(name).__doc__
 
 
 def test_make_tiny_makes_rows_and_their_loss() -> None:
@@ -41,7 +30,7 @@ def test_make_tiny_makes_rows_and_their_loss() -> None:
 
     from ftkit.assets import asset_path
 
-    script = load("make_tiny")
+    script = load_script("make_tiny")
     tokenizer = AutoTokenizer.from_pretrained(asset_path("package:tiny-gpt-oss"))
     rows = next(script.Diet(tokenizer, 0, set()).batches(2, bare=False))
     assert all(row.input_ids[-1] == tokenizer.convert_tokens_to_ids("<|return|>") for row in rows)
@@ -68,7 +57,7 @@ class Registry(BaseHTTPRequestHandler):
 
 @pytest.mark.parametrize("before", ["", f"@sha256:{'b' * 64}"])
 def test_base_images_are_pinned_by_what_their_registry_serves_under_the_tag(before: str) -> None:
-    script = load("pin_images")
+    script = load_script("pin_images")
     with ThreadingHTTPServer(("127.0.0.1", 0), Registry) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         mirror = f"http://127.0.0.1:{server.server_port}"
@@ -81,5 +70,5 @@ def test_base_images_are_pinned_by_what_their_registry_serves_under_the_tag(befo
 
 
 def test_the_images_of_ftkit_have_a_base_that_can_be_pinned() -> None:
-    script = load("pin_images")
+    script = load_script("pin_images")
     assert all(script.BASE.search(path.read_text(encoding="utf-8")) for path in script.DOCKERFILES)

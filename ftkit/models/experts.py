@@ -6,16 +6,14 @@ low-rank. Its parameters are PEFT's own (``target_parameters``), so that it is s
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from peft.tuners.lora import ParamWrapper
 from torch import Tensor, nn
 from torch.nn.functional import grouped_mm
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
-
-if TYPE_CHECKING:
-    from ftkit.models.gpt_oss.fused_experts import Layer
 
 NAME = "ftkit_lora"
 TENSORS = ("gate_up_proj", "down_proj")
@@ -58,14 +56,10 @@ def lora_experts(self: Any, hidden: Tensor, index: Tensor, weights: Tensor) -> T
     Returns:
         (tokens, hidden).
     """
-    fused: Layer | None = self.__dict__.get("fused")
+    fused: Callable[..., Tensor] | None = self.__dict__.get("fused")
     up, down = _factors(self, "gate_up_proj"), _factors(self, "down_proj")
     if fused is not None and hidden.dtype == torch.bfloat16:
-        from ftkit.models.gpt_oss.fused_experts import FusedExperts
-
-        result = FusedExperts.apply(hidden, weights, index, *up[:2], *down[:2], fused)
-        assert isinstance(result, Tensor)
-        return result
+        return fused(hidden, weights, index, *up[:2], *down[:2])
     top_k = index.shape[-1]
     expert, order = torch.sort(index.reshape(-1), stable=True)
     ends = torch.searchsorted(expert, torch.arange(self.num_experts, device=expert.device), right=True, out_int32=True)

@@ -16,7 +16,7 @@ def register() -> None:
     from ftkit.models import experts, varlen  # noqa: F401
 
 
-def prepare(model: nn.Module, config: Config, *, fused: bool) -> None:
+def prepare(model: nn.Module, config: Config, *, fused: bool) -> str | None:
     """Make a model with its adapters compute as ``model.*`` says.
 
     transformers keeps the documents of a packed row apart by their ``position_ids`` (eager, sdpa), ``ftkit_varlen`` by
@@ -26,6 +26,7 @@ def prepare(model: nn.Module, config: Config, *, fused: bool) -> None:
 
     if config.model.experts_implementation == NAME:
         keep_low_rank(model)
+    return None
 
 
 def flash_runs(device: torch.device, head_dim: int) -> bool:

@@ -35,6 +35,7 @@ class Rates:
         tflops: dense bfloat16 products a second in 10¹², from its data sheet.
         tb_per_s: memory bandwidth in 10¹² bytes a second, from its data sheet.
         products: share of ``tflops`` in the products of layers and vocabulary.
+        fp8: how much faster the experts' products are in FP8; 0 where the GPU has none.
         scores: share of it in attention's scores.
         unpacking: share of ``tb_per_s`` while experts in MXFP4 are unpacked.
         other_us: microseconds of all else for a token in a layer, forward and backward.
@@ -51,6 +52,7 @@ class Rates:
     tflops: float
     tb_per_s: float
     products: float
+    fp8: float
     scores: float
     unpacking: float
     other_us: float
@@ -115,9 +117,11 @@ def _seconds(a: Architecture, rates: Rates, tokens: int, document: int, config: 
     """The GPU's and the host's, of one forward and backward pass."""
     recomputed = config.sft.recomputed_layers(a.num_hidden_layers)
     experts = (a.num_experts_per_tok or 1) * 3 * a.hidden_size * a.intermediate_size
-    layer = a.hidden_size * a.head_dim * (2 * a.num_attention_heads + 2 * a.num_key_value_heads) + experts
-    products = 4 * (a.num_hidden_layers * layer + a.vocab_size * a.hidden_size)
-    products += 2 * recomputed * (layer - experts / 3)  # a replay stops before the experts' last projection
+    attention = a.hidden_size * a.head_dim * (2 * a.num_attention_heads + 2 * a.num_key_value_heads)
+    in_fp8 = config.model.products == "fp8" and rates.fp8 > 0
+    products = 4 * (a.num_hidden_layers * attention + a.vocab_size * a.hidden_size) + 2 * recomputed * attention
+    of_experts = 4 * a.num_hidden_layers * experts + 2 * recomputed * experts * 2 / 3  # a replay leaves the last out
+    products += of_experts / (rates.fp8 if in_fp8 else 1)
     full = 4 * a.num_attention_heads * a.head_dim * document / 2
     window = family_of(a.model_type).window
     windowed = full if window is None else 4 * a.num_attention_heads * a.head_dim * min(window, document / 2)
@@ -130,7 +134,8 @@ def _seconds(a: Architecture, rates: Rates, tokens: int, document: int, config: 
     host_ms = passes * rates.host_ms + recomputed * rates.host_replayed_ms
     if config.model.weights == "mxfp4":
         host_ms += (passes + recomputed) * rates.host_mxfp4_ms
-        unpacked = (a.num_local_experts or 0) * 3 * a.hidden_size * a.intermediate_size * (MXFP4_BYTES + 2)
+        unpacked = (a.num_local_experts or 0) * 3 * a.hidden_size * a.intermediate_size
+        unpacked *= MXFP4_BYTES + (1 if in_fp8 else 2)
         gpu += (passes + recomputed) * unpacked / (rates.tb_per_s * 1e12 * rates.unpacking)
     return gpu, host_ms / 1e3
 

@@ -174,6 +174,8 @@ def _weights(config: Config, fused: bool) -> float:
     up = (a.hidden_size + extra) * (2 * a.intermediate_size + extra)
     down = (a.intermediate_size + extra) * (a.hidden_size + extra)
     wider = a.num_hidden_layers * (a.num_local_experts or 1) * (up + down) - experts if fused else 0
+    if config.model.products == "fp8":  # twice one byte
+        wider = 0
     return (model_parameters(a) + wider) * width
 
 
@@ -209,7 +211,10 @@ def _fused_working_set(config: Config, tokens: int) -> float:
     a, width, extra = config.model.architecture, BYTES[config.model.dtype], _extra_columns(config)
     rows, both = tokens * (a.num_experts_per_tok or 1), 2 * a.intermediate_size + extra
     layer = rows * (both + a.hidden_size + extra + a.intermediate_size)
-    if config.model.weights == "mxfp4":
+    if config.model.products == "fp8":  # gate and up, their gradient in one byte, that of the input or activation
+        unpacked = _expert_weights(a) / 3 if config.model.weights == "mxfp4" else 0
+        layer = rows * (3 * a.intermediate_size + max(a.hidden_size, a.intermediate_size)) + unpacked
+    elif config.model.weights == "mxfp4":
         up, down = (n / 3 * _expert_weights(a) / MXFP4_PARTS for n in (2, 1))
         through_down = rows * (both + a.hidden_size + extra + a.intermediate_size / MXFP4_PARTS) + down
         layer = max(through_down, rows * (both + a.hidden_size) + up)

@@ -307,6 +307,8 @@ def warnings(config: Config) -> Iterator[str]:
         yield f"{why}; sft.warmup_steps=0.03"
     yield from _rate_warnings(config)
     yield from _memory_warnings(config)
+    if config.model.products == "fp8" and (rates := rates_of(config)) and not rates.fp8:
+        yield f"model.products=fp8, and an {rates.name} has no FP8; model.products=dtype"
     if config.deployment.managed and (gpus := gpus_of(config.deployment.instance_type)):
         yield from serving_memory.problems(config, gpus)
 

@@ -38,6 +38,8 @@ def set_up(
     if config.model.attn_implementation == "flex_attention" and device.type != "cuda":
         raise StageError("flex_attention needs a CUDA GPU, and there is none", cure="model.attn_implementation=eager")
     plain = _family(config).training.why_plain(config, device)
+    if plain and config.model.products == "fp8":
+        raise StageError(f"there are no products in FP8 here: {plain}", cure="model.products=dtype")
     say(_what_computes(config, args, plain))
     tokenizer = load_tokenizer(config.model)
     method = method_of(config)
@@ -48,7 +50,10 @@ def set_up(
     model, trained = _model(config, device)
     say(f"training {trained}")
     trainer = method.trainer(config, args, model, tokenizer, rows, _held_out(config, args, tokens, say), say)
-    _family(config).training.prepare(model, config, fused=plain is None)  # TRL may add and copy adapters before
+    # TRL may add and copy adapters before
+    remark = _family(config).training.prepare(model, config, fused=plain is None)
+    if remark:
+        say(remark)
     if config.sft.fsdp and not trainer.is_fsdp_enabled:
         raise StageError("sft.fsdp is true, and accelerate does not shard these processes", cure="sft.fsdp=false")
     trainer.remove_callback(PrinterCallback)

@@ -10,10 +10,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import sys
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from torch import Tensor
 from triton import language as tl
 from triton.runtime import interpreter
 
-from helpers.command import REPOSITORY
+from helpers.scripts import load_script
 
 LIMIT = 1e-5
 
@@ -38,13 +36,10 @@ def main() -> None:
 def checks() -> None:
     """Raises SystemExit, naming the checks that are too far off."""
     from ftkit.models import loss_head
+    from ftkit.models.kernels import fp8 as kernels_fp8
     from ftkit.models.kernels import layer as layer_kernels
 
-    loader = SourceFileLoader("check_gpu", str(REPOSITORY / "scripts" / "check_gpu"))
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    assert spec is not None
-    check: Any = importlib.util.module_from_spec(spec)
-    loader.exec_module(check)
+    check = load_script("check_gpu")
     check.DTYPE, check.LIMIT = torch.float32, LIMIT
     torch.manual_seed(0)
     shape = (4, 2, 96, 64)
@@ -57,6 +52,12 @@ def checks() -> None:
     check.experts("no adapter", tokens=9, ranks=(0, 0), shape=shape)
     check.experts("after an optimiser step", tokens=9, update=True, shape=shape)
     check.experts("MXFP4", tokens=9, parts=2, shape=shape)
+    kernels_fp8.LAUNCH["grouped_product"] |= {"BM": 16, "BN": 32, "BK": 32}
+    check.fp8_unpacking()
+    check.fp8_products(tokens=30, width=96, out=48)
+    check.experts("FP8, rank 4", tokens=33, ranks=(4, 4), shape=shape, fp8=True)
+    check.experts("FP8 from MXFP4", tokens=9, ranks=(4, 4), shape=shape, fp8=True, parts=1)
+    check.experts("FP8, few tokens, no adapter", tokens=9, ranks=(0, 0), shape=shape, fp8=True)
     for window, lengths in itertools.product((None, 8), ([10, 3, 21, 1], [17])):
         check.attention(lengths, window, shape=(4, 2, 16), repeats=1)
     check.norms(tokens=5, width=96)
@@ -86,18 +87,23 @@ def stand_in_for_a_gpu() -> None:
     stand_in_for_a_gpu.kept = library  # pyright: ignore  (it ends with its last reference)
     empty = torch.empty
     torch.empty = lambda *sizes, pin_memory=False, **options: empty(*sizes, **options)
-    mend_bfloat16()
+    mend_rounding()
 
 
-def mend_bfloat16() -> None:
-    """Triton 3.7's interpreter multiplies its bits as integers, and rounds to it wrongly."""
+def mend_rounding() -> None:
+    """Triton 3.7's interpreter multiplies bfloat16's bits as integers, and rounds to it and to E4M3 wrongly."""
+    from ftkit.models.kernels.fp8 import E4M3
+
     convert, create_dot = interpreter._convert_float, interpreter.InterpreterBuilder.create_dot
 
+    formats = {tl.bfloat16: (torch.bfloat16, torch.int16, np.uint16), tl.float8e4nv: (E4M3, torch.uint8, np.uint8)}
+
     def converted(values: Any, source: Any, target: Any, rounding: Any) -> Any:
-        if (source, target) != (tl.float32, tl.bfloat16):
+        if source != tl.float32 or target not in formats:
             return convert(values, source, target, rounding)
-        rounded = torch.from_numpy(np.ascontiguousarray(values).view(np.float32)).bfloat16()
-        return rounded.view(torch.int16).numpy().view(np.uint16)
+        dtype, bits, found = formats[target]
+        rounded = torch.from_numpy(np.ascontiguousarray(values).view(np.float32)).to(dtype)
+        return rounded.view(bits).numpy().view(found)
 
     def dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
         for operand in (a, b):

@@ -8,6 +8,7 @@ from ftkit.config.resolve import resolve
 from ftkit.models.speed import rates_of, tokens_per_second
 
 FOUR = "sft.max_length=2048 sft.per_device_train_batch_size=4"
+EIGHT = "sft.per_device_train_batch_size=2 sft.gradient_accumulation_steps=8 sft.gradient_checkpointing=false"
 H200 = {
     "sft.gradient_checkpointing=true": 13_723,
     "sft.gradient_checkpointing=false": 21_203,
@@ -23,6 +24,12 @@ H200 = {
     f"{FOUR} sft.gradient_checkpointing=false": 26_997,
     f"{FOUR} sft.gradient_checkpointing=true model.weights=mxfp4": 19_295,
     f"{FOUR} sft.gradient_checkpointing=false model.weights=mxfp4": 24_557,
+    f"{FOUR} sft.gradient_checkpointing=false model.products=fp8": 31_899,
+    f"{FOUR} sft.gradient_checkpointing=true model.products=fp8": 25_097,
+    f"{FOUR} sft.gradient_checkpointing=true model.products=fp8 model.weights=mxfp4": 22_263,
+    f"{EIGHT} model.products=fp8": 30_857,
+    f"{EIGHT} model.weights=mxfp4": 23_278,
+    f"{EIGHT} model.products=fp8 model.weights=mxfp4": 28_502,
     "sft.max_length=65536 sft.gradient_checkpointing=true model.weights=mxfp4": 7_131,
     "sft.max_length=131072 sft.gradient_checkpointing=true model.weights=mxfp4": 4_227,
 }

@@ -24,6 +24,11 @@ MEASURED_ON_H100S = {
     "sft.max_length=4096 lora.r=32": 46.0,
     "sft.max_length=16384": 44.6,
     "sft.max_length=4096 model.weights=mxfp4 lora.r=64 sft.gradient_checkpointing=false": 29.3,
+    "sft.max_length=2048 sft.per_device_train_batch_size=4 model.products=fp8": 42.8,
+    "sft.max_length=2048 sft.per_device_train_batch_size=4 model.products=fp8 sft.gradient_checkpointing=false": 57.2,
+    "sft.max_length=2048 sft.per_device_train_batch_size=4 model.products=fp8 model.weights=mxfp4": 15.3,
+    "sft.max_length=4096 sft.per_device_train_batch_size=2 model.products=fp8 model.weights=mxfp4 "
+    "sft.gradient_checkpointing=false": 30.3,
     f"{SIX_LAYERS} sft.max_length=2048 sft.per_device_train_batch_size=4 model.weights=mxfp4": 5.8,
     f"{SIX_LAYERS} sft.max_length=2048 sft.per_device_train_batch_size=4 sft.gradient_checkpointing=false": 16.7,
     f"{SIX_LAYERS} sft.max_length=2048 sft.per_device_train_batch_size=4": 15.1,

@@ -146,6 +146,23 @@ def mxfp4_weights_stay_whole_and_frozen(config: Config) -> Iterator[Problem]:
         yield Problem("model.weights", "mxfp4, which sft.fsdp does not shard", "", "model.weights=dense")
 
 
+def fp8_products_have_what_they_need(config: Config) -> Iterator[Problem]:
+    model, family = config.model, family_of(config.model.architecture.model_type)
+    if model.products != "fp8":
+        return
+    for missing, what in (
+        (not family.mxfp4, f"which only models have whose experts come in MXFP4, no {family.title}"),
+        (config.lora is None, "but lora=none trains the weights themselves"),
+        (model.experts_implementation != "ftkit_lora", f"but {model.experts_implementation} experts have none"),
+        (config.sft.fsdp, "but sharded weights (sft.fsdp) are multiplied in bfloat16"),
+        (model.dtype != "bfloat16" or not config.sft.bf16, "beside which all else has to be in bfloat16"),
+        (config.compute.gib_per_gpu is None, "which need a CUDA GPU, and compute.gib_per_gpu says there is none"),
+    ):
+        if missing:
+            yield Problem("model.products", f"fp8, {what}", "", "model.products=dtype")
+            return
+
+
 def sharding_has_several_processes(config: Config) -> Iterator[Problem]:
     if config.sft.fsdp and config.processes == 1:
         yield Problem(
@@ -204,6 +221,7 @@ CHECKS = (
     model_computes_as_its_family_can,
     rows_fit_the_positions,
     recomputed_layers_exist,
+    fp8_products_have_what_they_need,
     dropout_on_experts,
     target_parameters_exist,
     target_modules_exist,

@@ -20,13 +20,22 @@ def register() -> None:
     from ftkit.models.gpt_oss import attention  # noqa: F401
 
 
-def prepare(model: nn.Module, config: Config, *, fused: bool) -> None:
-    """Keep the documents of a packed row apart, and make the layers compute as ``model.*`` says."""
+def prepare(model: nn.Module, config: Config, *, fused: bool) -> str | None:
+    """Keep the documents of a packed row apart, and make the layers compute as ``model.*`` says.
+
+    Returns:
+        What is to be said of it.
+    """
     from ftkit.models.gpt_oss.document_masks import isolate_documents
-    from ftkit.models.gpt_oss.fast_path import speed_up
+    from ftkit.models.gpt_oss.fast_path import rounded_share, speed_up
 
     isolate_documents(model)
     speed_up(model, config, fused=fused)
+    if config.model.products != "fp8":
+        return None
+    rounded = rounded_share(model)
+    exact = "the weights are exact in it" if not rounded else f"{rounded:.1%} of the weights' rows are rounded to it"
+    return f"experts' products in FP8 (E4M3): {exact}, tokens and gradients are rounded"
 
 
 def flash_runs(device: torch.device, head_dim: int) -> bool:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -45,6 +45,11 @@ class Factors:
 
     rows: Tensor
     columns: Tensor
+
+    @classmethod
+    def empty(cls, experts: int, width: int, out: int, extra: int, like: Tensor) -> Factors:
+        """Zeros, (E, R, out) and (E, in, R)."""
+        return cls(like.new_zeros(experts, extra, out), like.new_zeros(experts, width, extra))
 
     def fill(self, A: Tensor | None, B: Tensor | None, bias: Tensor) -> Factors:
         """Write PEFT's A (r · E, in), B (out, r · E) and the bias (E, out)."""
@@ -78,7 +83,7 @@ class DenseWeight:
         self._factors = Factors(self.extended[:, self.width :, : self.out], self.extended[:, : self.width, self.out :])
 
     def factors(self, A: Tensor | None, B: Tensor | None, bias: Tensor) -> Factors:
-        if not _in_backward():  # where they are still those of the forward pass
+        if not in_backward():  # where they are still those of the forward pass
             self._factors.fill(A, B, bias)
         return self._factors
 
@@ -109,10 +114,7 @@ class PackedWeight:
         self.width = 2 * half
 
     def factors(self, A: Tensor | None, B: Tensor | None, bias: Tensor) -> Factors:
-        new = {"dtype": bias.dtype, "device": bias.device}
-        rows = torch.zeros(self.experts, self.extra, self.out, **new)
-        columns = torch.zeros(self.experts, self.width, self.extra, **new)
-        return Factors(rows, columns).fill(A, B, bias)
+        return Factors.empty(self.experts, self.width, self.out, self.extra, bias).fill(A, B, bias)
 
     def forward(self, x: Tensor, ends: Tensor, factors: Factors, *, roomy: bool = False) -> Iterator[Tensor]:
         """(S, in + R) → (S, out / parts) each, with ``roomy`` the last R columns wider."""
@@ -155,8 +157,11 @@ class PackedWeight:
         return whole
 
 
+Weight = TypeVar("Weight")
+
+
 @dataclass(frozen=True)
-class Layer:
+class Layer(Generic[Weight]):
     """What the experts of a layer compute with beside tensors that are trained.
 
     Attributes:
@@ -166,8 +171,8 @@ class Layer:
         limit, alpha: of the clamped GLU.
     """
 
-    up: DenseWeight | PackedWeight
-    down: DenseWeight | PackedWeight
+    up: Weight
+    down: Weight
     up_bias: Tensor
     down_bias: Tensor
     up_scale: float
@@ -186,7 +191,8 @@ class FusedExperts(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weights: Tensor, index: Tensor,
-        up_a: Tensor | None, up_b: Tensor | None, down_a: Tensor | None, down_b: Tensor | None, layer: Layer,
+        up_a: Tensor | None, up_b: Tensor | None, down_a: Tensor | None, down_b: Tensor | None,
+        layer: Layer[DenseWeight | PackedWeight],
     ) -> Tensor:  # fmt: skip
         hidden, top_k, experts = hidden.contiguous(), index.shape[-1], layer.up.experts
         order, place, ends = sort_by_expert(index, experts)
@@ -198,7 +204,7 @@ class FusedExperts(torch.autograd.Function):
         del x
         ctx.save_for_backward(hidden, thin, *pieces, weights, order, place, ends, up_a, up_b, down_a, down_b)
         ctx.layer = layer
-        if _in_backward():  # replayed for checkpointing: nobody reads the output
+        if in_backward():  # replayed for checkpointing: nobody reads the output
             return torch.empty_like(hidden)
         down = layer.down.factors(down_a, down_b, layer.down_bias)
         rank = 0 if down_a is None else down_a.shape[0] // experts
@@ -234,18 +240,18 @@ class FusedExperts(torch.autograd.Function):
         gathered = {"order": order, "top_k": top_k}
         if down_a is not None:
             grads["down_a"], grads["down_b"] = torch.empty_like(down_a), torch.empty_like(down_b)
-            parts = _a(grads["down_a"], experts).chunk(len(act), 1)
+            parts = a_of(grads["down_a"], experts).chunk(len(act), 1)
             for piece, part in zip(act, parts, strict=True):
                 kernels.thin_gradient(piece, g_thin, ends, part, weight=weight)
-            kernels.thin_gradient(gradient, act_thin, ends, _b(grads["down_b"], experts), weight=weight, **gathered)
+            kernels.thin_gradient(gradient, act_thin, ends, b_of(grads["down_b"], experts), weight=weight, **gathered)
         del act
         if up_a is not None:
             grads["up_a"], grads["up_b"] = torch.empty_like(up_a), torch.empty_like(up_b)
             width = layer.up.out // len(pieces)
-            parts = _b(grads["up_b"], experts).split(width, 1)
+            parts = b_of(grads["up_b"], experts).split(width, 1)
             for piece, part in zip(pieces, parts, strict=True):
                 kernels.thin_gradient(piece, up_thin, ends, part)
-            kernels.thin_gradient(x, pieces[-1][:, width:], ends, _a(grads["up_a"], experts), **gathered)
+            kernels.thin_gradient(x, pieces[-1][:, width:], ends, a_of(grads["up_a"], experts), **gathered)
         dx = None
         if needs[0]:
             dx = torch.empty_like(gradient)
@@ -254,15 +260,16 @@ class FusedExperts(torch.autograd.Function):
         return dx, dweights, None, *grads.values(), None
 
 
-def _in_backward() -> bool:
+def in_backward() -> bool:
+    """Whether autograd computes gradients: a forward pass in it is a replay for checkpointing."""
     return torch._C._current_graph_task_id() != -1
 
 
-def _a(gradient: Tensor, experts: int) -> Tensor:
+def a_of(gradient: Tensor, experts: int) -> Tensor:
     """PEFT's A (r · E, in) as (E, in, r)."""
     return gradient.view(experts, -1, gradient.shape[1]).transpose(1, 2)
 
 
-def _b(gradient: Tensor, experts: int) -> Tensor:
+def b_of(gradient: Tensor, experts: int) -> Tensor:
     """PEFT's B (out, r · E) as (E, out, r)."""
     return gradient.view(gradient.shape[0], -1, experts).permute(2, 0, 1)

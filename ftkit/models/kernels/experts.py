@@ -1,10 +1,12 @@
 """Triton kernels over routed rows: each reads and writes its large tensors once.
 
 Routed rows are the tokens' copies for each expert that they visit, sorted by expert: expert e owns the rows from
-``ends[e - 1]`` to ``ends[e]``. A program of the kernels by ``_tile`` works on rows of one expert. Nothing is summed
+``ends[e - 1]`` to ``ends[e]``. A program of the kernels by ``tile_of`` works on rows of one expert. Nothing is summed
 with atomics, so results repeat bit for bit.
 
-``R`` is the number of extra columns (see ``ftkit.models.gpt_oss.fused_experts``), ``r`` the rank.
+``R`` is the number of extra columns (see ``ftkit.models.gpt_oss.fused_experts``), ``r`` the rank. Where a kernel also
+writes in E4M3, each row has a scale; it comes from a bound of what the row may hold, known before it is made: numbers
+of E4M3 are as exact at a hundredth of the largest as at the largest.
 """
 
 # Triton's language is no Python that a type checker knows.
@@ -20,13 +22,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ftkit.models.kernels.fp8 import Quantized, scale_below, tile_of
+
 LAUNCH: dict[str, dict[str, int]] = {
     "gather_project": {"BM": 32, "BD": 64, "num_warps": 4, "num_stages": 1},
     "glu_project": {"BM": 32, "BC": 64, "num_warps": 8},
-    "glu_backward": {"BM": 32, "BC": 32, "num_warps": 4, "num_stages": 4},
+    "glu_backward": {"BM": 32, "BC": 32, "num_warps": 2, "num_stages": 4},
     "thin_gradient": {"BS": 64, "BD": 128, "num_warps": 4, "num_stages": 3},
 }
-"""Block sizes and warps, chosen by measurement on an H100."""
+"""Block sizes and warps, chosen by measurement on an H100; those of ``glu_backward`` on an H200."""
 
 
 def _tiles(kernel: str, rows: int, experts: int) -> tuple[int]:
@@ -35,45 +39,38 @@ def _tiles(kernel: str, rows: int, experts: int) -> tuple[int]:
 
 
 @triton.jit
-def _tile(ends, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr):
-    """Expert, first row and end of the rows of this program; the expert is E where there is nothing to do."""
-    pid = tl.program_id(0)
-    i = tl.arange(0, EP)
-    end = tl.load(ends + i, mask=i < E, other=0)
-    start = tl.load(ends + i - 1, mask=(i > 0) & (i < E), other=0)
-    count = tl.where(i < E, (end - start + BM - 1) // BM, 0)
-    upto = tl.cumsum(count, 0)
-    expert = tl.sum(((upto <= pid) & (i < E)).to(tl.int32), 0)
-    mine = i == expert
-    row = tl.sum(tl.where(mine, start + (pid - (upto - count)) * BM, 0), 0)
-    return expert, row, tl.sum(tl.where(mine, end, 0), 0)
-
-
-@triton.jit
 def _gather_project(
-    x, order, P, ends, out, K, D, x_row, p_expert, p_in, p_out, out_row, scale, rank,
-    ONE: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
+    x, order, P, ends, source, source_scales, out, out_scales, thin, K, D, x_row, p_expert, p_in, p_out, out_row,
+    thin_row, scale, rank,
+    ONE: tl.constexpr, QUANTIZED: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
     BM: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    expert, row, end = _tile(ends, E, EP, BM)
+    expert, row, end = tile_of(tl.program_id(0), ends, E, EP, BM)
     if expert < E:
         rows = row + tl.arange(0, BM)
         live = rows < end
         token = tl.load(order + rows, mask=live, other=0) // K
-        source = x + token.to(tl.int64)[:, None] * x_row
-        target = out + rows.to(tl.int64)[:, None] * out_row
+        wide = rows.to(tl.int64)[:, None]
+        if QUANTIZED:
+            tl.store(out_scales + rows, tl.load(source_scales + token, mask=live), mask=live)
+        token = token.to(tl.int64)[:, None] * x_row
+        target = out + wide * out_row
         j = tl.arange(0, RP)
         factor = P + expert.to(tl.int64) * p_expert + j[None, :] * p_out
         sums = tl.zeros((BM, RP), tl.float32)
         for d0 in range(0, D, BD):
             d = d0 + tl.arange(0, BD)
             whole = live[:, None] & (d[None, :] < D)
-            values = tl.load(source + d[None, :], mask=whole, other=0.0)
-            tl.store(target + d[None, :], values, mask=whole)
+            values = tl.load(x + token + d[None, :], mask=whole, other=0.0)
+            if QUANTIZED:
+                tl.store(target + d[None, :], tl.load(source + token + d[None, :], mask=whole), mask=whole)
+            else:
+                tl.store(target + d[None, :], values, mask=whole)
             p = tl.load(factor + d[:, None] * p_in, mask=(d[:, None] < D) & (j[None, :] < R), other=0.0)
             sums = tl.dot(values, p.to(values.dtype), sums)
         sums = tl.where(j[None, :] < rank, sums * scale, sums) + tl.where(j[None, :] == rank, ONE, 0.0)
-        tl.store(target + D + j[None, :], sums.to(out.dtype.element_ty), mask=live[:, None] & (j[None, :] < R))
+        narrow = live[:, None] & (j[None, :] < R)
+        tl.store(thin + wide * thin_row + j[None, :], sums.to(thin.dtype.element_ty), mask=narrow)
 
 
 def gather_project(
@@ -91,13 +88,44 @@ def gather_project(
     Returns:
         (S, D + R): [x, x · factor].
     """
-    rows, width, (experts, _, extra) = order.numel(), x.shape[1], factor.shape
+    rows, width, extra = order.numel(), x.shape[1], factor.shape[2]
     out = torch.empty(rows, width + extra, dtype=x.dtype, device=x.device)
-    _gather_project[_tiles("gather_project", rows, experts)](
-        x, order, factor, ends, out, top_k, width, x.stride(0), *factor.stride(), out.stride(0), scale, rank,
-        ONE=float(one), R=extra, RP=_power(extra), E=experts, EP=_power(experts), **LAUNCH["gather_project"],
-    )  # fmt: skip
+    _launch_gather_project(x, order, top_k, factor, ends, scale, rank, one, x, None, out, None, out[:, width:])
     return out
+
+
+def gather_project_quantized(
+    x: Tensor, quantized: Quantized, order: Tensor, top_k: int, factor: Tensor, ends: Tensor, scale: float, rank: int,
+    one: bool,
+) -> tuple[Quantized, Tensor]:  # fmt: skip
+    """``gather_project`` of rows that are in E4M3 as well.
+
+    Args:
+        quantized: x, (tokens, D).
+
+    Returns:
+        x in the experts' order, (S, D), and x · factor, (S, R), made from x itself.
+    """
+    rows, extra = order.numel(), factor.shape[2]
+    out = Quantized.empty(rows, x.shape[1], x.device)
+    thin = torch.empty(rows, extra, dtype=x.dtype, device=x.device)
+    source, target = (quantized.values, quantized.scales), (out.values, out.scales)
+    _launch_gather_project(x, order, top_k, factor, ends, scale, rank, one, *source, *target, thin)
+    return out, thin
+
+
+def _launch_gather_project(
+    x: Tensor, order: Tensor, top_k: int, factor: Tensor, ends: Tensor, scale: float, rank: int, one: bool,
+    source: Tensor, source_scales: Tensor | None, out: Tensor, out_scales: Tensor | None, thin: Tensor,
+) -> None:  # fmt: skip
+    experts, width, extra = factor.shape
+    assert source.stride() == x.stride()
+    _gather_project[_tiles("gather_project", order.numel(), experts)](
+        x, order, factor, ends, source, source_scales, out, out_scales, thin, top_k, width, x.stride(0),
+        *factor.stride(), out.stride(0), thin.stride(0), scale, rank, ONE=float(one),
+        QUANTIZED=out_scales is not None, R=extra, RP=_power(extra), E=experts, EP=_power(experts),
+        **LAUNCH["gather_project"],
+    )  # fmt: skip
 
 
 @triton.jit
@@ -109,18 +137,29 @@ def _glu(gate, up, limit, alpha):
 
 
 @triton.jit
+def _glu_input(largest, limit, alpha):
+    """What |up| and |gate · σ(alpha · gate)| are below, of a row whose entries are below ``largest``: x · σ(alpha · x)
+    is above −0.28 / alpha."""
+    return tl.minimum(largest, tl.maximum(limit, 0.28 / alpha))
+
+
+@triton.jit
 def _glu_project(
-    h, A, ends, out, sums_buffer, columns, width, first, h_row, a_expert, a_in, a_out, out_row,
-    scale, rank, limit, alpha,
-    FIRST: tl.constexpr, LAST: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
-    BM: tl.constexpr, BC: tl.constexpr,
+    h, A, ends, largest, out, out_scales, thin, sums_buffer, columns, first, h_row, a_expert, a_in, a_out, out_row,
+    thin_row, scale, rank, limit, alpha,
+    QUANTIZED: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
+    E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    expert, row, end = _tile(ends, E, EP, BM)
+    expert, row, end = tile_of(tl.program_id(0), ends, E, EP, BM)
     if expert < E:
         rows = row + tl.arange(0, BM)
         live = rows < end
         source = h + rows.to(tl.int64)[:, None] * h_row
         target = out + rows.to(tl.int64)[:, None] * out_row
+        if QUANTIZED:
+            most = _glu_input(tl.load(largest + rows, mask=live, other=0.0), limit, alpha)
+            up_scale, down_scale = scale_below((most + 1.0) * most)
+            tl.store(out_scales + rows, down_scale, mask=live)
         j = tl.arange(0, RP)
         factor = A + expert.to(tl.int64) * a_expert + j[None, :] * a_out
         kept = sums_buffer + rows.to(tl.int64)[:, None] * RP + j[None, :]
@@ -133,16 +172,20 @@ def _glu_project(
             both = tl.load(source + c2[None, :], mask=live[:, None] & (c2[None, :] < 2 * columns), other=0.0)
             gate, up = tl.split(tl.reshape(both, (BM, BC, 2)))
             gate, up, sigmoid = _glu(gate.to(tl.float32), up.to(tl.float32), limit, alpha)
-            act = ((up + 1.0) * gate * sigmoid).to(out.dtype.element_ty)
+            exact = (up + 1.0) * gate * sigmoid
+            act = exact.to(h.dtype.element_ty)
             c = c0 + tl.arange(0, BC)
             inside = c < columns
-            tl.store(target + first + c[None, :], act, mask=live[:, None] & inside[None, :])
+            stored = (exact * up_scale[:, None]).to(out.dtype.element_ty) if QUANTIZED else act
+            tl.store(target + first + c[None, :], stored, mask=live[:, None] & inside[None, :])
             a = tl.load(factor + (first + c)[:, None] * a_in, mask=inside[:, None] & (j[None, :] < R), other=0.0)
             act = tl.where(inside[None, :], act, 0.0)
             sums = tl.dot(act, a.to(act.dtype), sums)
         if LAST:
             sums = tl.where(j[None, :] < rank, sums * scale, sums) + tl.where(j[None, :] == rank, 1.0, 0.0)
-            tl.store(target + width + j[None, :], sums.to(out.dtype.element_ty), mask=live[:, None] & (j[None, :] < R))
+            narrow = live[:, None] & (j[None, :] < R)
+            target = thin + rows.to(tl.int64)[:, None] * thin_row
+            tl.store(target + j[None, :], sums.to(thin.dtype.element_ty), mask=narrow)
         else:
             tl.store(kept, sums, mask=live[:, None])
 
@@ -165,22 +208,45 @@ def glu_project(
     sums = torch.empty(rows if len(pieces) > 1 else 0, padded, dtype=torch.float32, device=factor.device)
     for i, piece in enumerate(pieces):
         _glu_project[_tiles("glu_project", rows, experts)](
-            piece, factor, ends, out, sums, columns, width, i * columns, piece.stride(0), *factor.stride(),
-            out.stride(0), scale, rank, limit, alpha, FIRST=i == 0, LAST=i == len(pieces) - 1, R=extra, RP=padded,
-            E=experts, EP=_power(experts), **LAUNCH["glu_project"],
+            piece, factor, ends, None, out, None, out[:, width:], sums, columns, i * columns, piece.stride(0),
+            *factor.stride(), out.stride(0), out.stride(0), scale, rank, limit, alpha, QUANTIZED=False, FIRST=i == 0,
+            LAST=i == len(pieces) - 1, R=extra, RP=padded, E=experts, EP=_power(experts), **LAUNCH["glu_project"],
         )  # fmt: skip
     return out
 
 
+def glu_project_quantized(
+    h: Tensor, largest: Tensor, factor: Tensor, ends: Tensor, scale: float, rank: int, limit: float, alpha: float
+) -> tuple[Quantized, Tensor]:
+    """``glu_project`` into E4M3.
+
+    Args:
+        h: (S, 2 · I).
+        largest: (S,), float32: no entry of a row of h is larger.
+
+    Returns:
+        a, (S, I), and [scale · a · factor, 1, 0 …], (S, R), made from a before it is rounded.
+    """
+    (experts, width, extra), rows = factor.shape, h.shape[0]
+    out = Quantized.empty(rows, width, h.device)
+    thin = torch.empty(rows, extra, dtype=h.dtype, device=h.device)
+    _glu_project[_tiles("glu_project", rows, experts)](
+        h, factor, ends, largest, out.values, out.scales, thin, thin, width, 0, h.stride(0), *factor.stride(), width,
+        extra, scale, rank, limit, alpha, QUANTIZED=True, FIRST=True, LAST=True, R=extra, RP=_power(extra), E=experts,
+        EP=_power(experts), **LAUNCH["glu_project"],
+    )  # fmt: skip
+    return out, thin
+
+
 @triton.jit
 def _glu_backward(
-    h, v, weight, bias_dot, A, B, ends, thin, dweight, t_sums, dt_sums,
-    columns, first, h_row, v_row, bias_row, a_expert, a_in, a_out, b_expert, b_in, b_out,
+    h, v, weight, bias_dot, A, B, ends, largest_h, largest_v, out, out_scales, thin, dthin, dweight, t_sums, dt_sums,
+    columns, first, h_row, v_row, bias_row, a_expert, a_in, a_out, b_expert, b_in, b_out, dthin_row,
     a_scale, b_scale, b_rank, limit, alpha,
-    FIRST: tl.constexpr, LAST: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
-    BM: tl.constexpr, BC: tl.constexpr,
+    QUANTIZED: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
+    E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    expert, row, end = _tile(ends, E, EP, BM)
+    expert, row, end = tile_of(tl.program_id(0), ends, E, EP, BM)
     if expert < E:
         rows = row + tl.arange(0, BM)
         live = rows < end
@@ -190,6 +256,12 @@ def _glu_backward(
         b_factor = B + expert.to(tl.int64) * b_expert + j[None, :] * b_out
         t_kept, dt_kept = t_sums + wide * RP + j[None, :], dt_sums + wide * RP + j[None, :]
         w = tl.load(weight + rows, mask=live, other=0.0).to(tl.float32)
+        if QUANTIZED:
+            most = _glu_input(tl.load(largest_h + rows, mask=live, other=0.0), limit, alpha)
+            dmost = tl.load(largest_v + rows, mask=live, other=0.0) * tl.abs(w)
+            # The derivative of x · σ(alpha · x) is below 1.1.
+            up_scale, down_scale = scale_below(1.1 * (most + 1.0) * dmost)
+            tl.store(out_scales + rows, down_scale, mask=live)
         if FIRST:
             t = tl.zeros((BM, RP), tl.float32)
             dt = tl.zeros((BM, RP), tl.float32)
@@ -220,7 +292,11 @@ def _glu_backward(
             dgate = dact * (up + 1.0) * sigmoid * (1.0 + alpha * gate * (1.0 - sigmoid))
             dgate = tl.where(gate_passes, dgate, 0.0)
             dup = tl.where(up_passes, dact * gate * sigmoid, 0.0)
-            dh = tl.reshape(tl.join(dgate, dup), (BM, 2 * BC)).to(h.dtype.element_ty)
+            dh = tl.reshape(tl.join(dgate, dup), (BM, 2 * BC))
+            if QUANTIZED:
+                stored = (dh * up_scale[:, None]).to(out.dtype.element_ty)
+                tl.store(out + wide * 2 * columns + c2[None, :], stored, mask=both_live)
+            dh = dh.to(h.dtype.element_ty)
             tl.store(h + wide * h_row + c2[None, :], dh, mask=both_live)
             b = tl.load(
                 b_factor + (2 * first + c2)[:, None] * b_in,
@@ -230,7 +306,7 @@ def _glu_backward(
         tl.store(dweight + rows, dw, mask=live)
         if LAST:
             narrow = live[:, None] & (j[None, :] < R)
-            tl.store(h + wide * h_row + 2 * columns + j[None, :], (dt * b_scale).to(h.dtype.element_ty), mask=narrow)
+            tl.store(dthin + wide * dthin_row + j[None, :], (dt * b_scale).to(h.dtype.element_ty), mask=narrow)
             tl.store(thin + wide * R + j[None, :], (t * a_scale).to(thin.dtype.element_ty), mask=narrow)
         else:
             tl.store(t_kept, t, mask=live[:, None])
@@ -266,13 +342,41 @@ def glu_backward(
     for i, piece in enumerate(pieces):
         activations.append(v := next(gradients))
         _glu_backward[_tiles("glu_backward", rows, experts)](
-            piece, v, weight, bias_dot, A, B, ends, thin, dweight, t, dt,
-            columns, i * columns, piece.stride(0), v.stride(0), bias_dot.stride(0), *A.stride(), *B.stride(),
-            a_scale, b_scale, b_rank, limit, alpha,
+            piece, v, weight, bias_dot, A, B, ends, None, None, None, None, thin, piece[:, 2 * columns :], dweight, t,
+            dt, columns, i * columns, piece.stride(0), v.stride(0), bias_dot.stride(0), *A.stride(), *B.stride(),
+            piece.stride(0), a_scale, b_scale, b_rank, limit, alpha, QUANTIZED=False,
             FIRST=i == 0, LAST=i == last, R=extra, RP=padded, E=experts, EP=_power(experts),
             **LAUNCH["glu_backward"],
         )  # fmt: skip
     return activations, thin, dweight
+
+
+def glu_backward_quantized(
+    h: Tensor, gradient: Tensor, largest: tuple[Tensor, Tensor], weight: Tensor, bias_dot: Tensor, A: Tensor,
+    B: Tensor, ends: Tensor, a_scale: float, b_scale: float, b_rank: int, limit: float, alpha: float,
+) -> tuple[Quantized, Tensor, Tensor, Tensor]:  # fmt: skip
+    """``glu_backward`` whose gradient is in E4M3 as well; ``gradient`` becomes the activation, h its gradient.
+
+    Args:
+        h: (S, 2 · I).
+        gradient: of the activation before the routing weight, (S, I).
+        largest: (S,) each, float32: no entry of a row of h and of ``gradient`` is larger.
+
+    Returns:
+        h's gradient, (S, 2 · I); b_scale · that · B, (S, R), made before it is rounded; a_scale · activation · A,
+        (S, R); gradient of the routing weight, (S,), float32.
+    """
+    (experts, width, extra), rows = A.shape, h.shape[0]
+    out = Quantized.empty(rows, 2 * width, h.device)
+    thin, dthin = torch.empty(2, rows, extra, dtype=h.dtype, device=h.device)
+    dweight = torch.empty(rows, dtype=torch.float32, device=h.device)
+    _glu_backward[_tiles("glu_backward", rows, experts)](
+        h, gradient, weight, bias_dot, A, B, ends, *largest, out.values, out.scales, thin, dthin, dweight, thin, thin,
+        width, 0, h.stride(0), gradient.stride(0), bias_dot.stride(0), *A.stride(), *B.stride(), extra,
+        a_scale, b_scale, b_rank, limit, alpha, QUANTIZED=True, FIRST=True, LAST=True, R=extra, RP=_power(extra),
+        E=experts, EP=_power(experts), **LAUNCH["glu_backward"],
+    )  # fmt: skip
+    return out, dthin, thin, dweight
 
 
 @triton.jit

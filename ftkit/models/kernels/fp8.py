@@ -1,0 +1,202 @@
+"""Grouped products in FP8 (E4M3, three bits of mantissa, largest number 448) for GPUs from Ada and Hopper on.
+
+A matrix is held as numbers of E4M3 with one float32 scale for each row, and only products along rows are made, so that
+scales leave the sum: ⟨sₐ·a, s_b·b⟩ = sₐ·s_b·⟨a, b⟩. What the matrix units sum, they sum in float32.
+"""
+
+# Triton's language is no Python that a type checker knows.
+# pyright: basic, reportMissingImports=false, reportIndexIssue=false, reportCallIssue=false, reportOperatorIssue=false
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+E4M3 = torch.float8_e4m3fn
+LARGEST = 448.0
+"""E4M3's largest number."""
+LAUNCH: dict[str, dict[str, int]] = {
+    "grouped_product": {"BM": 128, "BN": 128, "BK": 128, "num_warps": 4, "num_stages": 3},
+    "unpack": {"BM": 8, "BW": 128, "num_warps": 4},
+    "unpack_across": {"BM": 64, "BW": 8, "num_warps": 4},
+}
+"""Block sizes and warps, chosen by measurement on an H200."""
+POWERS = 14
+"""Powers of two by which the scales of MXFP4's blocks in a row may differ, so that E4M3 holds the row exactly: from
+6 · 2⁶ = 384 down to 0.5 · 2⁻⁸ = 2⁻⁹, E4M3's smallest."""
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A matrix in E4M3: ``values`` (…, rows, columns) times ``scales`` (…, rows), float32."""
+
+    values: Tensor
+    scales: Tensor
+
+    @classmethod
+    def empty(cls, rows: int, columns: int, device: torch.device) -> Quantized:
+        return cls(torch.empty(rows, columns, dtype=E4M3, device=device), torch.empty(rows, device=device))
+
+
+@triton.jit
+def scale_below(bound):
+    """What makes a row with entries of at most ``bound`` E4M3's, and its scale, which takes that back."""
+    bound = tl.maximum(bound, 1e-30)
+    return 448.0 / bound, bound / 448.0
+
+
+@triton.jit
+def tile_of(pid, ends, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr):
+    """Expert, first row and end of the rows of a program; the expert is E where there is nothing to do."""
+    i = tl.arange(0, EP)
+    end = tl.load(ends + i, mask=i < E, other=0)
+    start = tl.load(ends + i - 1, mask=(i > 0) & (i < E), other=0)
+    count = tl.where(i < E, (end - start + BM - 1) // BM, 0)
+    upto = tl.cumsum(count, 0)
+    expert = tl.sum(((upto <= pid) & (i < E)).to(tl.int32), 0)
+    mine = i == expert
+    row = tl.sum(tl.where(mine, start + (pid - (upto - count)) * BM, 0), 0)
+    return expert, row, tl.sum(tl.where(mine, end, 0), 0)
+
+
+@triton.jit
+def _quantize_rows(x, out, scales, D, BD: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    d = tl.arange(0, BD)
+    values = tl.load(x + row * D + d, mask=d < D, other=0.0).to(tl.float32)
+    up_scale, down_scale = scale_below(tl.max(tl.abs(values), 0))
+    tl.store(out + row * D + d, (values * up_scale).to(out.dtype.element_ty), mask=d < D)
+    tl.store(scales + row, down_scale)
+
+
+def quantize_rows(x: Tensor) -> Quantized:
+    """A contiguous (rows, D) matrix, its largest entry of each row exact."""
+    rows, width = x.shape
+    out = Quantized.empty(rows, width, x.device)
+    _quantize_rows[(rows,)](x, out.values, out.scales, width, BD=triton.next_power_of_2(width), num_warps=4)
+    return out
+
+
+def quantize_weight(weight: Tensor) -> tuple[Quantized, int]:
+    """A weight (E, rows, columns) with powers of two as scales, and how many rows are not exact so."""
+    most = weight.abs().amax(-1).float()
+    scales = torch.ldexp(torch.ones_like(most), torch.frexp(most / LARGEST).exponent)
+    scaled = weight * (1 / scales)[..., None].to(weight.dtype)
+    values = scaled.to(E4M3)
+    rounded = int((values.to(weight.dtype) != scaled).any(-1).sum())
+    return Quantized(values.contiguous(), scales), rounded
+
+
+@triton.jit
+def _unpack(
+    words, scales, powers, out, rows, columns, word_expert, word_row, scale_expert, scale_row, power_expert,
+    out_expert, out_row, ACROSS: tl.constexpr, BM: tl.constexpr, BW: tl.constexpr,
+):  # fmt: skip
+    expert = tl.program_id(2).to(tl.int64)
+    row = (tl.program_id(1) * BM + tl.arange(0, BM))[:, None]
+    column = (tl.program_id(0) * BW + tl.arange(0, BW))[None, :]
+    live = (row < rows) & (column < columns)
+    word = tl.load(words + expert * word_expert + row * word_row + column, mask=live, other=0)
+    scale = tl.load(scales + expert * scale_expert + row * scale_row + column // 4, mask=live, other=0).to(tl.int32)
+    power = tl.load(powers + expert * power_expert + (column // 4 if ACROSS else row), mask=live, other=0)
+    factor = (tl.maximum(scale - power + 127, 0) << 23).to(tl.float32, bitcast=True)
+    # A code's exponent and mantissa, put where a float32 has its own, are the number divided by 2^126.
+    code = word[:, :, None] >> (4 * tl.arange(0, 8))[None, None, :]
+    number = (((code & 8) << 28) | ((code & 7) << 22)).to(tl.float32, bitcast=True) * 8.507059173023462e37
+    number = (number * factor[:, :, None]).to(out.dtype.element_ty)
+    if ACROSS:
+        first = tl.program_id(0) * BW * 8 + tl.arange(0, BW * 8)[:, None]
+        m = tl.program_id(1) * BM + tl.arange(0, BM)[None, :]
+        turned = tl.trans(tl.reshape(number, (BM, BW * 8)))
+        place = out + expert * out_expert + first.to(tl.int64) * out_row + m
+        tl.store(place, turned, mask=(first < columns * 8) & (m < rows))
+    else:
+        place = out + expert * out_expert + row[:, :, None].to(tl.int64) * out_row + column[:, :, None] * 8
+        tl.store(place + tl.arange(0, 8)[None, None, :], number, mask=live[:, :, None])
+
+
+def unpack_mxfp4(blocks: Tensor, scales: Tensor, powers: Tensor, *, across: bool) -> Tensor:
+    """Experts in MXFP4 as E4M3, each number divided by a power of two of its row in the result.
+
+    Args:
+        blocks: (E, rows, bytes), uint8, two codes to a byte, contiguous.
+        scales: (E, rows, bytes / 16), uint8, contiguous.
+        powers: int32, 127 more than the exponents: (E, rows), or with ``across`` (E, bytes / 16).
+        across: whether the result is transposed.
+
+    Returns:
+        (E, rows, 2 · bytes), or with ``across`` (E, 2 · bytes, rows).
+    """
+    words, launch = blocks.view(torch.int32), LAUNCH["unpack_across" if across else "unpack"]
+    experts, rows, width = words.shape
+    shape = (experts, 8 * width, rows) if across else (experts, rows, 8 * width)
+    out = torch.empty(shape, dtype=E4M3, device=blocks.device)
+    _unpack[(triton.cdiv(width, launch["BW"]), triton.cdiv(rows, launch["BM"]), experts)](
+        words, scales, powers, out, rows, width, *words.stride()[:2], *scales.stride()[:2], powers.stride(0),
+        *out.stride()[:2], ACROSS=across, **launch,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _grouped_product(
+    a, b, a_scales, b_scales, thin, factor, ends, out, largest, N, K, thin_row, f_expert, f_thin, f_out,
+    BOUNDED: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    expert, row, end = tile_of(tl.program_id(1), ends, E, EP, BM)
+    if expert < E:
+        first = tl.program_id(0) * BN
+        sums = tl.zeros((BM, BN), tl.float32)
+        for k in range(0, K, BK):
+            sums = tl.dot(a.load([row, k]), b.load([expert * N + first, k]).T, sums)
+        rows, n = row + tl.arange(0, BM), first + tl.arange(0, BN)
+        live, inside = rows < end, n < N
+        wide = rows.to(tl.int64)[:, None]
+        sums *= tl.load(a_scales + rows, mask=live, other=0.0)[:, None]
+        sums *= tl.load(b_scales + expert * N + n, mask=inside, other=0.0)[None, :]
+        j = tl.arange(0, RP)
+        t = tl.load(thin + wide * thin_row + j[None, :], mask=live[:, None] & (j[None, :] < R), other=0.0)
+        place = factor + expert.to(tl.int64) * f_expert + j[:, None] * f_thin + n[None, :] * f_out
+        f = tl.load(place, mask=(j[:, None] < R) & inside[None, :], other=0.0)
+        sums = tl.dot(t, f, sums)
+        tl.store(out + wide * N + n[None, :], sums.to(out.dtype.element_ty), mask=live[:, None] & inside[None, :])
+        if BOUNDED:
+            tl.atomic_max(largest + rows, tl.max(tl.abs(sums), 1), mask=live)
+
+
+def grouped_product(
+    a: Quantized, weight: Quantized, thin: Tensor, factor: Tensor, ends: Tensor, *, bounded: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """a · weight[e]ᵀ + thin · factor[e] for the rows of each expert.
+
+    Args:
+        a: (S, K).
+        weight: (E, N, K), contiguous.
+        thin: (S, R), its last stride 1.
+        factor: (E, R, N), any strides, of the same dtype as ``thin``, which the result has as well.
+        ends: (E,), int32: where the rows of each expert end.
+        bounded: whether to tell what the entries of each row are below.
+
+    Returns:
+        (S, N), and with ``bounded`` the bound, (S,), float32, which is the largest before rounding to ``thin``'s dtype.
+    """
+    (rows, width), (experts, out, _), extra = a.values.shape, weight.values.shape, thin.shape[1]
+    result = torch.empty(rows, out, dtype=thin.dtype, device=thin.device)
+    largest = torch.zeros(rows, device=thin.device) if bounded else None
+    launch = LAUNCH["grouped_product"]
+    grid = triton.cdiv(out, launch["BN"]), triton.cdiv(rows, launch["BM"]) + experts
+    _grouped_product[grid](
+        TensorDescriptor.from_tensor(a.values, [launch["BM"], launch["BK"]]),
+        TensorDescriptor.from_tensor(weight.values.flatten(0, 1), [launch["BN"], launch["BK"]]),
+        a.scales, weight.scales, thin, factor, ends, result, largest, out, width, thin.stride(0), *factor.stride(),
+        BOUNDED=bounded, R=extra, RP=triton.next_power_of_2(extra), E=experts, EP=triton.next_power_of_2(experts),
+        **launch,
+    )  # fmt: skip
+    return result, largest
