@@ -51,6 +51,8 @@ def checks() -> None:
     check.experts("down_proj alone", tokens=9, ranks=(0, 8), shape=shape)
     check.experts("no adapter", tokens=9, ranks=(0, 0), shape=shape)
     check.experts("after an optimiser step", tokens=9, update=True, shape=shape)
+    check.experts("without adapters in between", tokens=9, reference=True, shape=shape)
+    check.experts("MXFP4, without adapters in between", tokens=9, reference=True, parts=2, shape=shape)
     check.experts("MXFP4", tokens=9, parts=2, shape=shape)
     kernels_fp8.LAUNCH["grouped_product"] |= {"BM": 16, "BN": 32, "BK": 32}
     check.fp8_unpacking()

@@ -80,11 +80,14 @@ class DenseWeight:
         inside = self.extended[:, : self.width, : self.out]
         inside.copy_(weight.detach())
         weight.data = inside
+        self._held: tuple[int, int] | None = None
         self._factors = Factors(self.extended[:, self.width :, : self.out], self.extended[:, : self.width, self.out :])
 
     def factors(self, A: Tensor | None, B: Tensor | None, bias: Tensor) -> Factors:
-        if not in_backward():  # where they are still those of the forward pass
+        held = None if A is None or B is None else (A.data_ptr(), B.data_ptr())
+        if not in_backward() or held != self._held:  # a reference without adapters may have computed in between
             self._factors.fill(A, B, bias)
+            self._held = held
         return self._factors
 
     def forward(self, x: Tensor, ends: Tensor, factors: Factors, *, roomy: bool = False) -> Iterator[Tensor]:
