@@ -69,14 +69,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Connection", "close")
         self.end_headers()
         with suppress(OSError):
-            for number, token in enumerate(job.tokens()):
+            sent, most = 0, int(argument("--stream-interval", "1"))
+            for number, _ in enumerate(job.tokens()):
                 die_if_told("")
-                likely = {"logprobs": as_vllm_writes(job.chosen[number])} if job.chosen else {}
-                self._send({"token_ids": [token], "finish_reason": None} | likely)
-            self._send({"token_ids": [], "finish_reason": "stop" if job.ended == "stop" else "length"})
+                if number == 0 or number + 1 - sent == most:
+                    self._send(self._choice(job, sent, number + 1))
+                    sent = number + 1
+            ended = {"finish_reason": "stop" if job.ended == "stop" else "length"}
+            self._send(self._choice(job, sent, len(job.ids)) | ended)
             self.wfile.write(b"data: [DONE]\n\n")
         job.cancel()
         self.close_connection = True
+
+    @staticmethod
+    def _choice(job: Job, begin: int, end: int) -> dict[str, Any]:
+        likely = {"logprobs": as_vllm_writes(job.chosen[begin:end])} if job.chosen else {}
+        return {"token_ids": job.ids[begin:end], "finish_reason": None} | likely
 
     def _send(self, choice: dict[str, Any]) -> None:
         self.wfile.write(b"data: " + json.dumps({"choices": [{"index": 0, "text": ""} | choice]}).encode() + b"\n\n")
@@ -119,10 +127,14 @@ def leave_out(pattern: str) -> None:
                 matrix.zero_()
 
 
-def as_vllm_writes(chosen: Chosen) -> dict[str, Any]:
+def as_vllm_writes(chosen: list[Chosen]) -> dict[str, Any]:
     """With ``return_tokens_as_token_ids``; the chosen token comes first, whether it is among the likeliest or not."""
-    likely = {f"token_id:{token}": logprob for token, logprob in [chosen[:2], *chosen.likeliest]}
-    return {"tokens": [f"token_id:{chosen.token}"], "token_logprobs": [chosen.logprob], "top_logprobs": [likely]}
+    likely = [{f"token_id:{token}": logprob for token, logprob in [each[:2], *each.likeliest]} for each in chosen]
+    return {
+        "tokens": [f"token_id:{each.token}" for each in chosen],
+        "token_logprobs": [each.logprob for each in chosen],
+        "top_logprobs": likely,
+    }
 
 
 def die_if_told(when: str) -> None:

@@ -60,7 +60,8 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def served(path: Path, model_dir: Path) -> Iterator[Served]:
     limits = Limits(concurrent_requests=2)
-    made = Served(model_dir / "merged", limits, engine="vllm", engine_args=["--max-model-len", "2000"])
+    several = ["--stream-interval", "3"]  # tokens at a time
+    made = Served(model_dir / "merged", limits, engine="vllm", engine_args=["--max-model-len", "2000", *several])
     yield made
     made.engine.stop()
 
