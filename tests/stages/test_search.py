@@ -19,14 +19,14 @@ def test_each_trial_is_a_run_of_its_own(finished_run: FinishedRun, tmp_path: Pat
     assert len(records) == 2 and all(1e-3 <= record["settings"]["sft.learning_rate"] <= 1e-2 for record in records)
 
 
-def test_what_is_sought_is_the_held_out_loss(finished_run: FinishedRun):
-    from ftkit.__main__ import _sought
+def test_what_is_objective_is_the_held_out_loss(finished_run: FinishedRun):
+    from ftkit.__main__ import _objective
     from ftkit.config.resolve import resolve
 
     outputs = f"run.outputs={finished_run.folder / 'outputs'}"
     record = json.loads((finished_run.outputs / "train" / "record.json").read_text())
-    assert _sought(resolve(["experiment=tiny", outputs])) == record["result"]["eval_loss"] < 1
-    assert _sought(resolve(["experiment=tiny", outputs, "run.name=none"])) == float("inf")
+    assert _objective(resolve(["experiment=tiny", outputs])) == record["result"]["eval_loss"] < 1
+    assert _objective(resolve(["experiment=tiny", outputs, "run.name=none"])) == float("inf")
 
 
 def test_the_ends_of_an_interval_are_checked_before_the_first_run(tmp_path: Path):
