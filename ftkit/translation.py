@@ -55,7 +55,9 @@ def said(text: str) -> str:
     """A text that is to be printed, in the language that is spoken; as it is where it has no translation."""
     if not _turned or len(text) > LONGEST:
         return text
-    start, body, end = re.fullmatch(r"([\s;,]*)(.*?)(\s*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
+    parts = re.fullmatch(r"([\s;,]*)(.*?)(\s*)", text, re.DOTALL)
+    assert parts is not None, "it fits any text"
+    start, body, end = parts.groups()
     turned = _listed(body, "; ") or _listed(body, ", ") or _turn(body)
     if turned is None:
         turned = _between["; "].join(map(said, body.split("; "))) if "; " in body else body

@@ -18,6 +18,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from ftkit.models.kernels.layer import numbers_of
+
 E4M3 = torch.float8_e4m3fn
 LARGEST = 448.0
 """E4M3's largest number."""
@@ -106,10 +108,7 @@ def _unpack(
     scale = tl.load(scales + expert * scale_expert + row * scale_row + column // 4, mask=live, other=0).to(tl.int32)
     power = tl.load(powers + expert * power_expert + (column // 4 if ACROSS else row), mask=live, other=0)
     factor = (tl.maximum(scale - power + 127, 0) << 23).to(tl.float32, bitcast=True)
-    # A code's exponent and mantissa, put where a float32 has its own, are the number divided by 2^126.
-    code = word[:, :, None] >> (4 * tl.arange(0, 8))[None, None, :]
-    number = (((code & 8) << 28) | ((code & 7) << 22)).to(tl.float32, bitcast=True) * 8.507059173023462e37
-    number = (number * factor[:, :, None]).to(out.dtype.element_ty)
+    number = (numbers_of(word) * factor[:, :, None]).to(out.dtype.element_ty)
     if ACROSS:
         first = tl.program_id(0) * BW * 8 + tl.arange(0, BW * 8)[:, None]
         m = tl.program_id(1) * BM + tl.arange(0, BM)[None, :]

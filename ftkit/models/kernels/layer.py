@@ -19,6 +19,14 @@ LAUNCH: dict[str, dict[str, int]] = {
 
 
 @triton.jit
+def numbers_of(word):
+    """The eight numbers of E2M1 in each int32 (…, …), as float32 (…, …, 8)."""
+    # A code's exponent and mantissa, put where a float32 has its own, are the number divided by 2^126.
+    code = word[:, :, None] >> (4 * tl.arange(0, 8))[None, None, :]
+    return (((code & 8) << 28) | ((code & 7) << 22)).to(tl.float32, bitcast=True) * 8.507059173023462e37
+
+
+@triton.jit
 def _unpack_mxfp4(
     words, scales, out, rows, columns, word_expert, word_row, scale_expert, scale_row, out_expert, out_row,
     BM: tl.constexpr, BW: tl.constexpr,
@@ -31,10 +39,7 @@ def _unpack_mxfp4(
     scale = tl.load(scales + expert * scale_expert + row * scale_row + column // 4, mask=live, other=0).to(tl.int32)
     # 2^(scale - 127) as a float32; 2^-127 is subnormal.
     power = tl.where(scale == 0, 1 << 22, scale << 23).to(tl.float32, bitcast=True)
-    # A code's exponent and mantissa, put where a float32 has its own, are the number divided by 2^126.
-    power = power[:, :, None]
-    code = word[:, :, None] >> (4 * tl.arange(0, 8))[None, None, :]
-    number = (((code & 8) << 28) | ((code & 7) << 22)).to(tl.float32, bitcast=True) * 8.507059173023462e37 * power
+    number = numbers_of(word) * power[:, :, None]
     place = (
         out + expert * out_expert + row[:, :, None] * out_row + column[:, :, None] * 8 + tl.arange(0, 8)[None, None, :]
     )
