@@ -211,7 +211,8 @@ class Deployment(Group):
     image: str | None
     """Container image of deployment=vllm; null for score and on the local platform."""
     endpoint_name: EndpointName
-    """Name of the endpoint, 3 to 32 letters, digits and hyphens."""
+    """Name of the endpoint, 3 to 32 letters, digits and hyphens; by default the model's name without its size, and
+    ``-jp-reasoner``."""
     deployment_name: EndpointName
     """Name of the first deployment; on Azure ML the next version takes the other of blue and green."""
     auth_mode: Literal["key", "aad_token"]

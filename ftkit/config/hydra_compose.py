@@ -15,7 +15,7 @@ from hydra.initialize import get_gh_backup, restore_gh_from_backup
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ftkit.config import from_environment
+from ftkit.config import endpoint_names, from_environment
 from ftkit.config.compute import COMPUTES
 from ftkit.config.groups import GROUPS
 from ftkit.config.hydra_source import register_search_path
@@ -79,6 +79,7 @@ def compose_overrides(arguments: Sequence[str]) -> Composed:
     if problems := endless_files():
         raise ConfigError(problems)
     register_search_path()
+    endpoint_names.register()
     typed = {key_of(argument) for argument in arguments}
     named = typed & set(GROUPS)
     composed = _following(list(arguments), typed)
