@@ -57,6 +57,11 @@ class Training:
     model_name: str = ""
     folder: Path = field(default=Path())
 
+    @property
+    def method(self) -> str:
+        """``method.name``; runs that are older than the group were supervised."""
+        return str(self.settings.get("method.name") or "sft")
+
     def figure(self, name: str) -> float | None:
         """A finite figure of the result, or None."""
         value = self.result.get(name)

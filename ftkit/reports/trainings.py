@@ -23,6 +23,7 @@ COLOURS = (
 PARTS = {"heldout": "eval_loss", "thinking": "eval_thinking_loss", "answers": "eval_answer_loss"}
 """Curves of the held-out rows, by the names that the page has for them."""
 GO_ON = ("merge", "register", "deploy")
+SFT = "cross entropy in nats for each token that carries loss"
 
 
 def write_report(found: Sequence[Training], folder: Path, outputs: Path) -> list[Path]:
@@ -54,9 +55,24 @@ def write_report(found: Sequence[Training], folder: Path, outputs: Path) -> list
         tokens=sum(t.figure("tokens") or 0 for t in found),
         commands=winner and {"train": winner.command(["train"]), "go_on": winner.command(GO_ON)},
         curves=[_curve(t, i) for i, t in enumerate(found) if t.steps],
+        losses=losses_in_words(found),
         picture=picture and base64.b64encode(picture.read_bytes()).decode(),
     )
     return [folder / PAGE, *files]
+
+
+def losses_in_words(found: Sequence[Training]) -> dict[str, str]:
+    """By method, what the loss is that trainings of it report."""
+    return {method: _loss_in_words(method, found) for method in sorted({training.method for training in found})}
+
+
+def _loss_in_words(method: str, found: Sequence[Training]) -> str:
+    if method == "sft":
+        return SFT
+    kinds = [training.settings.get("method.loss_type") for training in found if training.method == method]
+    kinds = dict.fromkeys(" + ".join(kind) if isinstance(kind, list) else str(kind) for kind in kinds)
+    of = {"dpo": "the mean over pairs", "grpo": "which says little without the rewards"}.get(method, "")
+    return f"as TRL defines it for loss_type={', '.join(kinds)}, {of}"
 
 
 def colour(number: int) -> str:
@@ -105,7 +121,10 @@ def _draw(found: Sequence[Training], path: Path) -> bool:
             points = ((line["step"], line["eval_loss"]) for line in training.evaluations)
             axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=training.name, **style)
     title = "loss on the held-out rows (dots), training loss (faint)" if held_out else "training loss"
-    axes.set(xlabel="optimiser step", ylabel="nats per loss token", ylim=(0, None))
+    of_tokens = all(training.method == "sft" for training in found)
+    axes.set(xlabel="optimiser step", ylabel="nats per loss token" if of_tokens else "loss")
+    if of_tokens:
+        axes.set_ylim(0, None)
     axes.set_title(title, loc="left", fontsize=11)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
