@@ -29,7 +29,7 @@ from ftkit.errors import StageError
 from ftkit.export import calibrate as calibration
 from ftkit.families import family_of
 from ftkit.files import written_aside
-from ftkit.library_logs import libraries_to
+from ftkit.library_logs import libraries_to, told_of_weights
 from ftkit.models.loading import check_complete, for_inference, load_base, load_tokenizer
 from ftkit.training.artifact import check_trained, folder_name
 from ftkit.training.checkpoints import saving
@@ -126,6 +126,7 @@ def merge(
     out: Path,
     serving: ServingDefaults,
     watched: Callable[[Path, int], AbstractContextManager[None]] = lambda folder, total: nullcontext(),
+    counted: Callable[[], AbstractContextManager[Callable[[int, int], object]]] = lambda: nullcontext(lambda *_: None),
 ) -> MergeResult:
     """Merge a finished adapter into its base, or take the model that was trained, and write it to ``out``.
 
@@ -136,6 +137,7 @@ def merge(
         out: folder of the merged model; replaced when the new one has passed, else left as it is.
         serving: written to ``ftkit.json`` in it, for whoever serves the model.
         watched: entered with the folder and the bytes of all tensors while these are written.
+        counted: entered while they are read back; gives what is told of them, see ``told_of_weights``.
 
     Raises:
         StageError: the training is unfinished or for another base, the disk is full, or the model that was read back
@@ -169,7 +171,8 @@ def merge(
                 write(merged, tokenizer, aside, serving, packed=rounding is not None)
             del merged
             gc.collect()
-            again = read_back(aside, config, device, packed=rounding is not None)
+            with counted() as more, told_of_weights(more):
+                again = read_back(aside, config, device, packed=rounding is not None)
             result = compare(of_base, meant, logits(again, rows), config, partial(noise, again, rows))
             parameters = sum(p.numel() for p in again.parameters())
         return MergeResult(**result, rows=len(rows), kind=kind, parameters=parameters, rounding=rounding)

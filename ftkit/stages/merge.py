@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ftkit import __version__, records
 from ftkit.chat.serving_defaults import ServingDefaults
 from ftkit.config.stages import BY_NAME
-from ftkit.console import growing
+from ftkit.console import counting, growing
 from ftkit.digests import Digests
 from ftkit.evaluation.card import CARD, write_card
 from ftkit.files import size_in_words, tree, tree_digest, written_aside
@@ -90,6 +90,7 @@ def _merge(context: Context, digest: str) -> MergeResult:
         out=out,
         serving=ServingDefaults.of(config, config.registration.model_name),
         watched=partial(growing, say=context.say),
+        counted=partial(counting, "weights read back", context.say),
     )
     kept = {"digest": digest, "files": _digests(context), "result": asdict(result)}
     with written_aside(passed) as aside:
