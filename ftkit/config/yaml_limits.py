@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from ftkit.config.option_files import display, shipped_conf, user_conf
+from ftkit.config.yaml_reader import tree
 from ftkit.errors import Problem
 
 LARGEST = 1 << 20
@@ -33,7 +34,7 @@ def _problem(path: Path) -> Problem | None:
     try:
         if path.stat().st_size > LARGEST:
             return Problem("YAML size", f"holds more than {LARGEST >> 20} MiB", where, "settings alone belong there")
-        node = yaml.compose(path.read_text(encoding="utf-8-sig"), yaml.SafeLoader)
+        node = tree(path.read_text(encoding="utf-8-sig"))
         values = _size(node, set(), {}) if node else 0
     except RecursionError:
         return Problem("YAML size", "is nested without an end, or deeper than can be read", where, "write it out flat")

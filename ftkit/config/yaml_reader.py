@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 from ftkit.errors import ConfigError, Problem
 
 PACKAGE_LINE = re.compile(r"#\s*@package\s+(\S+)\s*$")
+FILES = 256
+"""Texts that are kept as they were read: a sweep composes the same files for each of its runs."""
 EAST_ASIAN = {"cp932": "Shift_JIS (CP932)", "euc_jp": "EUC-JP", "gb18030": "GB18030"}
 
 
@@ -29,14 +32,14 @@ def read_yaml(path: Path, shown: str) -> DictConfig:
     """
     text = _text(path, shown)
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = tree(text)
         if root is None:
             return OmegaConf.create({})
         if not isinstance(root, yaml.MappingNode):
             kind = "a list" if isinstance(root, yaml.SequenceNode) else "a text"
             what, cure = f"the file is {kind}, not keys with values", "lines such as sft: {learning_rate: 1.0e-4}"
             raise ConfigError([Problem("YAML", what, f"{shown}:{root.start_mark.line + 1}", cure)])
-        loaded = OmegaConf.create(text)
+        loaded = deepcopy(_loaded(text))
     except yaml.YAMLError as error:
         raise ConfigError([_syntax(error, text, shown)]) from error
     except OmegaConfBaseException as error:
@@ -49,6 +52,22 @@ def read_yaml(path: Path, shown: str) -> DictConfig:
         raise ConfigError([Problem("YAML", "is nested too deeply", shown, "fewer levels")]) from error
     assert isinstance(loaded, DictConfig)
     return loaded
+
+
+@lru_cache(FILES)
+def tree(text: str) -> yaml.Node | None:
+    """A YAML text's nodes, which nobody changes. Not by libyaml, which a deeply nested file crashes.
+
+    Raises:
+        YAMLError: it is none.
+    """
+    return yaml.compose(text, Loader=yaml.SafeLoader)
+
+
+@lru_cache(FILES)
+def _loaded(text: str) -> Any:
+    """To be copied."""
+    return OmegaConf.create(text)
 
 
 def package_of(path: Path) -> str | None:
@@ -79,7 +98,7 @@ def read_defaults(path: Path) -> list[Any]:
     return found if isinstance(found, list) else []
 
 
-@lru_cache(maxsize=64)
+@lru_cache(FILES)
 def _lines(text: str) -> dict[tuple[str, ...], int]:
     found: dict[tuple[str, ...], int] = {}
 
@@ -90,7 +109,7 @@ def _lines(text: str) -> dict[tuple[str, ...], int]:
                 found[here] = key.start_mark.line + 1
                 visit(value, here)
 
-    visit(yaml.compose(text, Loader=yaml.SafeLoader), ())
+    visit(tree(text), ())
     return found
 
 
