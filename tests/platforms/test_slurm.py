@@ -93,8 +93,9 @@ def test_a_job_that_was_cancelled_goes_on_from_its_last_checkpoint_and_its_model
 
 
 def test_a_job_that_somebody_cancels_while_it_is_followed_is_told_to_be_cancelled(conf: Path, folder: Path) -> None:
-    """Its script takes seconds to end once it is cancelled, and has left its own exit status by then."""
-    lasting = ("run.name=cancelled", "run.base=tiny", "sft.max_steps=90", """compute.setup='trap "sleep 4" EXIT'""")
+    """Guard: the last line of status_of. Its script outlives SIGTERM, and ends seconds after its exit status."""
+    slow = """compute.setup='trap : TERM; trap "sleep 4" EXIT'"""
+    lasting = ("run.name=cancelled", "run.base=tiny", "sft.max_steps=90", slow)
     command = [sys.executable, "-m", "ftkit", *SLURM, *lasting, "stage=train"]
     environment = os.environ | {"SLURM_CONF": str(conf)}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
