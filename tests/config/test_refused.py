@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-import re
-import shlex
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
+from helpers.refusals import command, cures, refused
 
 from ftkit.assets import asset_path
 from ftkit.config import checks
@@ -25,52 +23,13 @@ from ftkit.config.checks import (
     serving,
     training,
 )
-from ftkit.config.other_kits import ELSEWHERE, REFUSED, REFUSED_VALUES
-from ftkit.config.problems import all_keys
 from ftkit.config.resolve import resolve
-from ftkit.errors import ConfigError, Problem
+from ftkit.errors import ConfigError
 
 TWO = "compute=h100x2"
 SCALE = "deployment.autoscale."
 TINY = "experiment=tiny"
 REGISTERED = "model.pretrained_model_name_or_path=azureml:gpt-oss-20b:1"
-
-
-def command(*arguments: str) -> list[str]:
-    return [*arguments, *([] if any(argument.startswith("stage=") for argument in arguments) else ["stage=plan"])]
-
-
-def refused(*arguments: str) -> dict[str, Problem]:
-    with pytest.raises(ConfigError) as error:
-        resolve(command(*arguments))
-    return {problem.key: problem for problem in error.value.problems}
-
-
-def pastes(cure: str) -> list[list[str]]:
-    """What a cure offers to be typed: the overrides of each alternative; prose is left out."""
-    found = []
-    for part in re.split(r", or |; |\? |, (?=which |and )", cure):
-        text = re.sub(r"^(for instance|did you mean|leave one:) ", "", part).removesuffix("?")
-        words = shlex.split(text) if text.startswith("'") else text.split()
-        overrides = list(itertools.takewhile(lambda word: re.match(r"[\w./]+=.", word) and "…" not in word, words))
-        if overrides and not any("<" in word for word in overrides):
-            found.append([word.removesuffix(",") for word in overrides])
-    return found
-
-
-def cures(problem: Problem, cure: str, arguments: list[str]) -> None:
-    """The problem names the cure, and each alternative that can be typed cures it, whatever else was typed."""
-    assert cure in problem.cure, problem
-    for overrides in pastes(problem.cure):
-        replaced = {word.partition("=")[0] for word in overrides} | {problem.key}
-        kept = [a for a in arguments if not a.startswith("+") and a.partition("=")[0] not in replaced]
-        if problem.key not in {word.partition("=")[0] for word in overrides}:
-            kept += [a for a in arguments if a.partition("=")[0] == problem.key and a not in kept]
-        try:
-            resolve(command(*kept, *overrides))
-        except ConfigError as error:
-            assert problem.what not in {p.what for p in error.problems}, (overrides, error)
-            raise AssertionError((overrides, str(error))) from error
 
 
 @pytest.mark.parametrize("reentrant", ["true", "false"])
@@ -386,66 +345,6 @@ def test_no_check_is_without_a_test() -> None:
         *methods.CHECKS,
     }
     assert {row[0] for row in COMBINATIONS} | elsewhere == set(checks.CHECKS)
-
-
-KEYS = {
-    "sft.save_only_model": "sft.save_total_limit=1",
-    "sft.ignore_data_skip": "leave it out",
-    "sft.packing_strategy": "sft.packing=true",
-    "sft.padding_free": "sft.packing=true",
-    "sft.assistant_only_loss": "leave it out",
-    "sft.completion_only_loss": "leave it out",
-    "lora.use_dora": "lora.use_rslora=true",
-    "lora.lora_bias": "leave it out",
-    "lora.rank_pattern": "lora.r=16",
-    "lora.alpha_pattern": "lora.lora_alpha=32",
-    "lora.modules_to_save": "leave it out",
-    "sft.save_strategy": "sft.save_steps=50",
-    "sft.resume_from_checkpoint": "leave it out",
-    "sft.group_by_length": "sft.packing=true",
-    "sft.push_to_hub": "registration.hub=",
-}
-
-
-@pytest.mark.parametrize("key", KEYS)
-def test_key_of_a_library_that_does_harm(key: str) -> None:
-    """Guard: its line in problems.REFUSED."""
-    problem = refused(f"+{key}=true")[key]
-    assert problem.what not in ("", "unknown key")
-    cures(problem, KEYS[key], [])
-
-
-VALUES = {
-    "model.attn_implementation": dict.fromkeys(
-        ("flash_attention_2", "flash_attention_3", "paged_attention"), "model.attn_implementation=auto"
-    ),
-    "lora.init_lora_weights": dict.fromkeys(
-        ("pissa", "olora", "orthogonal", "loftq", "eva", "corda", "lora_ga"), "lora.init_lora_weights=gaussian"
-    ),
-}
-
-
-@pytest.mark.parametrize(("key", "value"), [(key, value) for key in VALUES for value in VALUES[key]])
-def test_value_of_a_library_that_does_harm(key: str, value: str) -> None:
-    """Guard: its place in problems.REFUSED_VALUES."""
-    problem = refused(f"{key}={value}")[key]
-    assert problem.what.startswith(f"{value} ")
-    cures(problem, VALUES[key][value], [f"{key}={value}"])
-
-
-def test_no_key_or_value_is_refused_without_a_test() -> None:
-    assert REFUSED.keys() == KEYS.keys()
-    assert {key: set(values) for key, values in REFUSED_VALUES.items()} == {key: set(VALUES[key]) for key in VALUES}
-
-
-def test_names_of_other_kits_lead_to_keys_that_exist() -> None:
-    """Dictionaries take any key below them."""
-    known = {*all_keys(), "sft.gradient_checkpointing_kwargs.use_reentrant"}
-    assert set(ELSEWHERE.values()) <= known
-
-
-def test_keys_beside_no_lora_are_refused() -> None:
-    cures(refused("lora=none", "lora.r=8")["lora"], "lora=experts", ["lora=none", "lora.r=8"])
 
 
 @pytest.mark.parametrize("value", ["a" * 5000, "'~nobody-of-this-name/x'"])

@@ -1,17 +1,11 @@
-"""A whole training run on the small model: what it leaves, whether its loss is right, what interruptions do to it."""
+"""A whole training run on the small model: what it leaves, and whether its loss is right."""
 
 from __future__ import annotations
 
-import errno
-import os
 import re
-import resource
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,31 +13,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers.runs import Run, command, kill_at
+from helpers.runs import Run, command
 from helpers.small_model import save_token_rows, small_run
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from transformers import GptOssForCausalLM
 
-from ftkit.errors import Interrupted, StageError
-from ftkit.training import train as training
-from ftkit.training.checkpoints import MARKER, newest_complete
+from ftkit.errors import StageError
+from ftkit.training.checkpoints import MARKER
 from ftkit.training.train import TrainResult, train
-
-
-@pytest.fixture(scope="module")
-def whole(
-    model_folder: Path, token_file: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Run, TrainResult, list[str]]:
-    """A run that nothing interrupted: 16 rows in batches of 2, 2 epochs, 16 steps, a checkpoint every 3."""
-    run = Run(small_run(model_folder), token_file, tmp_path_factory.mktemp("whole"))
-    return run, *run.train()
-
-
-@pytest.fixture
-def run(model_folder: Path, token_file: Path, tmp_path: Path) -> Run:
-    return Run(small_run(model_folder), token_file, tmp_path / "run")
 
 
 def test_a_run_says_what_it_does_and_what_came_out(
@@ -175,167 +153,6 @@ def test_accumulating_gives_the_same_losses_as_larger_batches(
     assert len(curves[0]) == 8 and curves[0] == pytest.approx(curves[1], rel=1e-4)
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
-    run: Run, whole: tuple[Run, TrainResult, list[str]]
-) -> None:
-    """Killed in the second epoch. Guards: save_only_model and ignore_data_skip in sft_config, and _resume_point."""
-    kill_at(run, "step 11/")
-    shutil.copytree(run.checkpoints / "checkpoint-9", run.checkpoints / "checkpoint-10")
-    (run.checkpoints / "checkpoint-10" / MARKER).unlink()
-    assert not (run.out / "adapter").exists()
-
-    said: list[str] = []
-
-    def say(line: str) -> None:
-        said.append(line)
-        if line.startswith("resuming"):
-            assert not (run.checkpoints / "checkpoint-10").exists(), "it takes room that the next one may need"
-
-    result = train(run.config, tokens=run.tokens, out=run.out, checkpoints=run.checkpoints, say=say)
-    assert f"{run.checkpoints / 'checkpoint-10'} was cut off while it was written; removed" in said
-    assert f"resuming from step 9 of 16 ({run.checkpoints / 'checkpoint-9'})" in said
-    assert (result.resumed_from, result.global_step, result.tokens) == (9, 16, whole[1].tokens)
-    for key in ("step", "loss", "learning_rate", "grad_norm", "tokens", "loss_tokens"):
-        assert [line[key] for line in run.metrics] == [line[key] for line in whole[0].metrics], key
-    expected = whole[0].weights
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in run.weights.items())
-
-
-def test_a_run_that_was_cut_off_before_it_saved_the_adapter_only_saves_it(run: Run, model_folder: Path) -> None:
-    """Guard: ``done >= planned`` in train._to_the_end; else the trainer takes one more step, amid an epoch."""
-    run = replace(run, config=small_run(model_folder, "sft.max_steps=10"))
-    first, _ = run.train()
-    weights, metrics = run.weights, run.metrics
-    shutil.rmtree(run.out)
-    result, said = run.train()
-    assert result.resumed_from == result.global_step == 10 and not any(line.startswith("step") for line in said)
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in run.weights.items())
-    assert (result.last_loss, run.metrics) == (first.last_loss, metrics)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_the_step_and_the_next_run_goes_on_from_there(
-    run: Run, whole: tuple[Run, TrainResult, list[str]], number: signal.Signals
-) -> None:
-    """A stopped run is no finished run. Guards: stop.listening in train._to_the_end, and _Guard.on_step_end."""
-
-    def say(line: str) -> None:
-        if line.startswith("step  4/"):
-            os.kill(os.getpid(), number)
-
-    with pytest.raises(Interrupted, match="stopped after step 5 of 16") as caught:
-        train(run.config, tokens=run.tokens, out=run.out, checkpoints=run.checkpoints, say=say)
-    assert caught.value.exit_status == 128 + number
-    assert not (run.out / "adapter").exists()
-    result, _ = run.train()
-    assert result.resumed_from == 5
-    assert all(torch.equal(tensor, whole[0].weights[name]) for name, tensor in run.weights.items())
-
-
-def test_a_second_ctrl_c_stops_at_once(run: Run) -> None:
-    def say(line: str) -> None:
-        if line.startswith("step  4/"):
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(Interrupted, match="goes on from step 3"):
-        train(run.config, tokens=run.tokens, out=run.out, checkpoints=run.checkpoints, say=say)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_training_that_ends_early_is_no_success(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guard: the comparison of global_step with max_steps in train._to_the_end."""
-    from ftkit.training.methods.sft import SftTrainer
-
-    monkeypatch.setattr(
-        SftTrainer, "before_optimizer_step", lambda self: setattr(self.control, "should_training_stop", True)
-    )
-    with pytest.raises(StageError, match="training ended at step 1 of 16"):
-        run.train()
-    assert not (run.out / "adapter").exists()
-
-
-@contextmanager
-def files_no_larger_than(size: int) -> Iterator[None]:
-    """Writing beyond a size fails, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, before)
-
-
-@pytest.mark.parametrize("size", [20_000, 90_000], ids=["adapter", "optimizer"])
-def test_a_disk_that_fills_up_is_named_and_the_last_good_checkpoint_stays(run: Run, size: int) -> None:
-    """Guards: ``saving``, and that older checkpoints go only after the marker of the new one (keep_newest)."""
-
-    def stop(line: str) -> None:
-        if line.startswith("step  3/"):
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    one = replace(
-        run, config=run.config.model_copy(update={"sft": run.config.sft.model_copy(update={"save_total_limit": 1})})
-    )
-    with pytest.raises(Interrupted):
-        train(one.config, tokens=one.tokens, out=one.out, checkpoints=one.checkpoints, say=stop)
-    newest, _ = newest_complete(one.checkpoints)
-    assert newest is not None
-    with files_no_larger_than(size), pytest.raises(StageError, match=r"no file may grow beyond .* MiB") as caught:
-        one.train()
-    assert "checkpoint-6" in caught.value.where
-    assert newest_complete(one.checkpoints) == (newest, [])
-    result, _ = one.train()
-    assert result.resumed_from == 4
-
-
-def test_the_last_good_checkpoint_stays_until_the_next_one_is_marked(
-    run: Run, model_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Guard: save_total_limit=None in sft_config, with keep_newest after the marker; TRL would delete before it."""
-    from ftkit.training import trainer
-
-    mark = trainer.mark_complete
-
-    def full(checkpoint: Path) -> None:
-        if checkpoint.name == "checkpoint-6":
-            raise OSError(errno.ENOSPC, "No space left on device")
-        mark(checkpoint)
-
-    monkeypatch.setattr(trainer, "mark_complete", full)
-    one = replace(run, config=small_run(model_folder, "sft.save_total_limit=1"))
-    with pytest.raises(StageError, match="the disk is full"):
-        one.train()
-    assert newest_complete(one.checkpoints) == (one.checkpoints / "checkpoint-3", [])
-
-
-def test_an_adapter_that_cannot_be_written_whole_is_not_there(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The disk fills up after the last step. Guards: ``saving`` and ``written_aside`` in train._save."""
-    write = training.write_weights
-
-    def full(model: torch.nn.Module, folder: Path, *arguments: object) -> None:
-        write(model, folder, *arguments)
-        raise SafetensorError(f"I/O error: No space left on device (os error {errno.ENOSPC})")
-
-    monkeypatch.setattr(training, "write_weights", full)
-    with pytest.raises(StageError, match="the disk is full") as caught:
-        run.train()
-    assert caught.value.where == str(run.out / "adapter")
-    assert not [path for path in run.out.iterdir() if "adapter" in path.name]
-    monkeypatch.undo()
-    assert run.train()[0].resumed_from == 16
-
-
-def test_folders_that_cannot_be_written_are_named(run: Run) -> None:
-    run.folder.mkdir()
-    run.out.write_text("a file where a folder should be")
-    with pytest.raises(StageError, match="cannot be written") as caught:
-        run.train()
-    assert str(run.out) in caught.value.where
-
-
 def test_a_loss_that_is_no_number_names_its_rows_and_trains_nothing(
     run: Run, model_folder: Path, tmp_path: Path
 ) -> None:
@@ -357,26 +174,14 @@ def test_a_loss_that_is_no_number_names_its_rows_and_trains_nothing(
         replace(run, config=config, tokens=path).train()
 
 
-def test_new_logging_and_saving_steps_hold_after_resuming(run: Run, model_folder: Path) -> None:
-    """The checkpoint carries its own; they are no reason to begin anew."""
-
-    def stop(line: str) -> None:
-        if line.startswith("step  3/"):
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.raises(Interrupted):
-        train(run.config, tokens=run.tokens, out=run.out, checkpoints=run.checkpoints, say=stop)
-    other = replace(run, config=small_run(model_folder, "sft.logging_steps=4", "sft.save_steps=10"))
-    other.train()
-    assert [line["step"] for line in other.metrics] == [1, 2, 3, 4, 8, 10, 12, 16]
-    assert sorted(p.name for p in other.checkpoints.iterdir()) == ["checkpoint-10", "checkpoint-16"]
-
-
 @pytest.mark.parametrize("base", ["model_folder", "mxfp4_folder"])
 def test_two_processes_train_as_one_with_twice_the_accumulation(
     base: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """With packing and checkpointing, under DDP; only the first process prints and writes; resumed to the last bit."""
+    """With packing and checkpointing, under DDP; only the first process prints and writes; resumed to the last bit.
+
+    What a checkpoint holds is the same for both bases: one of them is resumed.
+    """
     model_folder = request.getfixturevalue(base)
     token_file = save_token_rows(tmp_path / "tokens.parquet", [11, 29] * 8, split=["train"] * 16)
     common = [
@@ -404,6 +209,8 @@ def test_two_processes_train_as_one_with_twice_the_accumulation(
     }
     for name, tensor in two.weights.items():
         torch.testing.assert_close(tensor, one.weights[name], rtol=1e-3, atol=1e-4)
+    if base == "mxfp4_folder":
+        return
 
     rest = replace(two, folder=tmp_path / "rest")
     shutil.copytree(two.checkpoints, rest.checkpoints)
@@ -412,21 +219,6 @@ def test_two_processes_train_as_one_with_twice_the_accumulation(
     assert again.returncode == 0 and again.stdout.count("resuming from step 3 of 4") == 1, again.stderr
     assert all(torch.equal(tensor, two.weights[name]) for name, tensor in rest.weights.items())
     assert [line["loss"] for line in rest.metrics] == [line["loss"] for line in two.metrics]
-
-
-def test_force_trains_anew_what_was_finished_and_goes_on_with_what_was_not(run: Run) -> None:
-    """Guard: ``anew`` in _resume_point."""
-    short = replace(
-        run,
-        config=small_run(Path(run.config.model.pretrained_model_name_or_path), "sft.max_steps=4", "sft.save_steps=2"),
-    )
-    first, _ = short.train()
-    forced = replace(short, config=short.config.model_copy(update={"force": True}))
-    again, said = forced.train()
-    assert again.resumed_from is None and [line["step"] for line in short.metrics] == [1, 2, 3, 4]
-    assert any(line.startswith("force=true trains again") for line in said) and again.last_loss == first.last_loss
-    shutil.rmtree(short.checkpoints / "checkpoint-4")
-    assert forced.train()[0].resumed_from == 2
 
 
 def test_no_stale_adapter_lies_beside_a_model_that_was_trained_whole(run: Run) -> None:
