@@ -20,6 +20,7 @@ from ftkit.config.schema import Invoke
 from ftkit.errors import StageError
 from ftkit.packages import install_command
 from ftkit.serving.response_bodies import of_event, of_response
+from ftkit.serving.servers import SERVERS
 
 if TYPE_CHECKING:
     import httpx
@@ -66,8 +67,8 @@ def build_payload(invoke: Invoke, server: str = "score", system: str = "", *, st
     """The request's body: of ``invoke.prompt``, ``invoke.messages`` or ``invoke.file``, the last as it is.
 
     Args:
-        server: ``score`` or ``vllm``, whose format it is in.
-        system: message that ``vllm`` gets before a prompt; ``score`` knows the training's own.
+        server: one of ``SERVERS``, whose format it is in.
+        system: message that a server gets before a prompt which does not know the training's own.
         stream: the answer is to be streamed.
 
     Raises:
@@ -80,22 +81,20 @@ def build_payload(invoke: Invoke, server: str = "score", system: str = "", *, st
     if invoke.file is not None:
         return _read(Path(invoke.file).expanduser())
     more: dict[str, Any] = {"model": invoke.model} if invoke.model else {}
-    if stream and server == "vllm":
-        more["stream_options"] = {"include_usage": True}
-    if server == "vllm":
-        more["temperature"] = 0  # as score.py has it; the server's own is the model's, which draws
+    asked = SERVERS[server]
+    more |= {**asked.asked, **(asked.asked_to_stream if stream else {})}
     if invoke.prompt is not None:
         return question(invoke.prompt, invoke.max_new_tokens, server, system) | more
-    length = "max_tokens" if server == "vllm" else "max_new_tokens"
-    return {"messages": invoke.messages, length: invoke.max_new_tokens} | more
+    return {"messages": invoke.messages, asked.length: invoke.max_new_tokens} | more
 
 
 def question(prompt: str, max_new_tokens: int, server: str, system: str = "") -> dict[str, Any]:
     """The body of a request with one question in it."""
-    if server != "vllm":
-        return {"prompt": prompt, "max_new_tokens": max_new_tokens}
+    asked = SERVERS[server]
+    if asked.is_own:
+        return {"prompt": prompt, asked.length: max_new_tokens}
     before = [{"role": "system", "content": system}] if system else []
-    return {"messages": [*before, {"role": "user", "content": prompt}], "max_tokens": max_new_tokens}
+    return {"messages": [*before, {"role": "user", "content": prompt}], asked.length: max_new_tokens}
 
 
 def read_answer(body: Mapping[str, Any], server: str, uri: str) -> Answer:
@@ -122,8 +121,7 @@ def read_answer(body: Mapping[str, Any], server: str, uri: str) -> Answer:
         return Answer(thinking, message.get("content") or "", finished, *counts, _calls(message), note)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise StageError(
-            f"the answer is not one of {'an OpenAI-compatible server' if server == 'vllm' else 'score.py'}: "
-            f"{json.dumps(body, ensure_ascii=False)[:80]}",
+            f"the answer is not one of {SERVERS[server].name}: {json.dumps(body, ensure_ascii=False)[:80]}",
             where=uri,
             cure="stage=deploy,invoke",
         ) from error

@@ -7,10 +7,7 @@ import shlex
 from collections.abc import Mapping
 
 from ftkit.config.schema import Config
-
-ENGINE = {"tool_call_parser": "openai", "enable_auto_tool_choice": True}
-"""Arguments of vLLM's own server unless ``deployment.engine_args`` says otherwise: without them a call of a tool stands
-in the answer's text. score.py reads the calls itself."""
+from ftkit.serving.servers import SERVERS
 
 
 def variables_of(config: Config, model: str) -> dict[str, str]:
@@ -20,7 +17,8 @@ def variables_of(config: Config, model: str) -> dict[str, str]:
         model: the name that requests may give the model; score.py takes ``model.name`` as well.
     """
     settings = config.deployment
-    names = [model] if settings.server == "vllm" else list(dict.fromkeys([model, config.model.name]))
+    own_name = [config.model.name] if SERVERS[settings.server].is_own else []
+    names = list(dict.fromkeys([model, *own_name]))
     lists = {"AML_CORS_ORIGINS": settings.cors_origins, "FTKIT_ALLOWED_HOSTS": settings.allowed_hosts}
     own = {
         "FTKIT_MODEL": ",".join(names),
@@ -36,9 +34,9 @@ def variables_of(config: Config, model: str) -> dict[str, str]:
 def engine_arguments(config: Config) -> list[str]:
     """Arguments of ``vllm serve``: true is a flag, false its ``--no-`` form, null leaves one of ours out."""
     settings = config.deployment
-    alone = settings.server == "vllm"
-    given: Mapping[str, str | int | float | bool | None] = (ENGINE if alone else {}) | settings.engine_args
-    if alone and settings.cors_origins:
+    server = SERVERS[settings.server]
+    given: Mapping[str, str | int | float | bool | None] = {**server.arguments, **settings.engine_args}
+    if not server.is_own and settings.cors_origins:
         given = {"allowed_origins": json.dumps(settings.cors_origins)} | given
     arguments: list[str] = []
     for key, value in given.items():

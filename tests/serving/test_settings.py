@@ -7,6 +7,7 @@ import pytest
 from ftkit.config.problems import choices_of
 from ftkit.config.resolve import resolve
 from ftkit.serving.endpoint.engine import ENGINES
+from ftkit.serving.servers import SERVERS
 from ftkit.serving.settings import engine_arguments, variables_of
 
 pytestmark = pytest.mark.usefixtures("in_empty_folder")
@@ -30,6 +31,10 @@ def test_vllms_own_server_reads_calls_of_tools_unless_told_not_to():
     keys = "deployment.engine_args={tool_call_parser:null,enable_auto_tool_choice:false,max_model_len:8,seed:'1 2'}"
     arguments = engine_arguments(resolve([*served, keys]))
     assert arguments == ["--no-enable-auto-tool-choice", "--max-model-len", "8", "--seed", "1 2"]
+
+
+def test_the_servers_that_can_be_asked_for_are_those_that_there_are():
+    assert {*choices_of("deployment.server")} == {*SERVERS}
 
 
 def test_the_engines_that_can_be_asked_for_are_those_that_there_are():

@@ -24,19 +24,21 @@ from azure.ai.ml.entities import (
 from ftkit.config.schema import Config
 from ftkit.files import sha256
 from ftkit.platforms.azureml import environments
-from ftkit.platforms.azureml.endpoints import CHAT_ROUTE, DIGEST, MODEL, SERVER
+from ftkit.platforms.azureml.endpoints import DIGEST, MODEL, SERVER
 from ftkit.platforms.azureml.ownership import Mark
 from ftkit.platforms.azureml.workspace import Workspace
 from ftkit.platforms.base import Say
 from ftkit.serving.endpoint.limits import SPARE_THREADS
+from ftkit.serving.servers import SERVERS
 from ftkit.serving.settings import variables_of
 
 PACKAGE = Path(__file__).parents[2]
 SCORING_SCRIPT = PACKAGE / "serving" / "score.py"
 MODULES = ("serving/endpoint/*.py", "chat/*.py", "families/*.py", "errors.py", "processes.py")
 PORT = 8000
-HEALTH = {"port": PORT, "path": "/health"}
-ROUTES = {"liveness_route": HEALTH, "readiness_route": HEALTH, "scoring_route": {"port": PORT, "path": CHAT_ROUTE}}
+VLLM = SERVERS["vllm"]
+HEALTH = {"port": PORT, "path": VLLM.health}
+ROUTES = {"liveness_route": HEALTH, "readiness_route": HEALTH, "scoring_route": {"port": PORT, "path": VLLM.route}}
 PROBE_PERIOD_S, PROBE_TIMEOUT_S = 10, 10
 
 

@@ -23,10 +23,10 @@ from ftkit.platforms.azureml.errors import is_missing
 from ftkit.platforms.azureml.ownership import Mark, made_by_ftkit, whose
 from ftkit.platforms.azureml.workspace import Workspace
 from ftkit.platforms.base import Say, Target
+from ftkit.serving.servers import SERVERS
 
 SERVING, MODEL, DIGEST, SERVER = "ftkit-serving", "ftkit-model", "ftkit-digest", "ftkit-server"
 """Tags: of the endpoint, the deployment in service; of a deployment, what it serves, of which settings, and how."""
-CHAT_ROUTE = "/v1/chat/completions"
 ENDED_STATES = {"Succeeded": State.DONE, "Failed": State.FAILED, "Canceled": State.FAILED}
 
 
@@ -123,7 +123,8 @@ class Endpoint:
     def uri(self, server: str) -> str:
         """Where requests in a server's format go."""
         parts = urlsplit(self.scoring_uri)
-        return f"{parts.scheme}://{parts.netloc}{CHAT_ROUTE}" if server == "vllm" else self.scoring_uri
+        asked = SERVERS[server]
+        return self.scoring_uri if asked.is_own else f"{parts.scheme}://{parts.netloc}{asked.route}"
 
 
 def find(workspace: Workspace, name: str) -> Endpoint | None:

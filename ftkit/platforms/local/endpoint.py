@@ -32,8 +32,8 @@ from ftkit.platforms.local.server_processes import (
     wait_until_healthy,
 )
 from ftkit.processes import sigterm_as_ctrl_c
-from ftkit.serving.endpoint import paths
 from ftkit.serving.endpoint.loading import check_weights, find_model
+from ftkit.serving.servers import SERVERS
 
 if TYPE_CHECKING:
     pass
@@ -87,16 +87,17 @@ class Endpoint:
 
     @property
     def scoring_uri(self) -> str:
-        return f"http://{HOST}:{self.port}/{'score' if self.server == 'score' else 'v1/chat/completions'}"
+        return f"http://{HOST}:{self.port}{SERVERS[self.server].route}"
 
     @property
     def page_uri(self) -> str:
-        """Address of the page to talk with it; empty with vLLM's own server, which has none."""
-        return f"http://{HOST}:{self.port}{paths.PAGE}" if self.server == "score" else ""
+        """Address of the page to talk with it; empty with a server that has none."""
+        page = SERVERS[self.server].page
+        return f"http://{HOST}:{self.port}{page}" if page else ""
 
     @property
     def health_uri(self) -> str:
-        return f"http://{HOST}:{self.port}/{'' if self.server == 'score' else 'health'}"
+        return f"http://{HOST}:{self.port}{SERVERS[self.server].health}"
 
 
 def start(

@@ -16,6 +16,7 @@ from ftkit.platforms.base import Asset, Deployed, Running, Say, Target
 from ftkit.platforms.local import endpoint as local_endpoint
 from ftkit.platforms.local import store as local_store
 from ftkit.platforms.local.adapters import find_adapters, lay_out
+from ftkit.serving.servers import SERVERS
 from ftkit.serving.settings import engine_arguments, variables_of
 
 
@@ -69,7 +70,7 @@ class Local:
             request_timeout_ms=settings.request_timeout_ms,
             server=settings.server,
             variables=variables_of(self._config, self._config.model.name if settings.adapters else model["name"]),
-            engine_args=engine_arguments(self._config) if settings.server == "vllm" else (),
+            engine_args=() if SERVERS[settings.server].is_own else engine_arguments(self._config),
             instance_count=settings.instance_count,
             max_concurrent_requests=settings.max_concurrent_requests_per_instance,
             model=served,
