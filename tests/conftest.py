@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,32 @@ from helpers.browser import chromium  # noqa: F401
 from helpers.command import FinishedRun, run_ftkit
 from helpers.llama_cpp import Converter, install_converter
 
+from ftkit.file_locks import take
+from ftkit.files import written_aside
+
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and all they start, ignore it
 os.environ.update(
     OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", COLUMNS="200", LC_ALL="C.UTF-8"
 )
+
+LONGEST = (
+    *(
+        "models/gpt_oss/test_fused.py",
+        "azure/test_endpoints.py",
+        "azure/test_jobs.py",
+        "azure/test_azure_life_cycle.py",
+    ),
+    *("stages/test_interruptions.py", "training/test_train.py", "azure/test_two_clients.py", "azure/test_faults.py"),
+    *("platforms/test_slurm.py", "training/test_interrupted_runs.py", "training/test_sharding.py", "test_released.py"),
+    *("serving/test_vllm_engine.py", "stages/test_gguf_conversion.py", "training/test_checkpoint_writer.py"),
+    *("training/test_grpo.py", "training/test_heldout.py", "training/test_dpo.py", "evaluation/test_comparison.py"),
+)
+"""Files of a minute and more, begun first: else one process is still at them when the others have ended."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tests = Path(__file__).parent
+    items.sort(key=lambda item: LONGEST.index(name) if (name := str(item.path.relative_to(tests))) in LONGEST else 99)
 
 
 @pytest.fixture
@@ -40,15 +63,37 @@ def workspace_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory):
-    """The eight stages of ``experiment=tiny`` and its evaluation, run once: folder, and what the command printed."""
+    """The eight stages of ``experiment=tiny`` and its evaluation, served: folder, and what the commands printed.
+
+    Run once, by the first of pytest's processes that needs it; the others serve a copy of their own.
+    """
     folder = tmp_path_factory.mktemp("life-cycle")
     tiny = ("experiment=tiny", "deployment.port=0")
+    kept = of_all_processes(tmp_path_factory) / "life-cycle"
     try:
-        done = run_ftkit(*tiny, "stage=all,evaluate", cwd=folder)
-        assert done.status == 0, done
+        with kept.with_suffix(".lock").open("w") as lock:
+            take(lock, wait=True)
+            if made_here := not kept.exists():
+                done = run_ftkit(*tiny, "stage=all,evaluate", cwd=folder, timeout=500)
+                assert done.status == 0, done
+                with written_aside(kept) as aside:
+                    shutil.copytree(folder / "outputs", aside / "outputs", ignore=shutil.ignore_patterns("endpoints"))
+                    (aside / "printed").write_text(done.out, encoding="utf-8")
+        if not made_here:
+            shutil.copytree(kept / "outputs", folder / "outputs")
+            (folder / "outputs" / "tiny" / "deploy" / "record.json").unlink()
+            served = run_ftkit(*tiny, "stage=deploy", cwd=folder)
+            assert served.status == 0, served
+            done = replace(served, out=(kept / "printed").read_text(encoding="utf-8") + served.out)
         yield FinishedRun(folder, done)
     finally:
         run_ftkit(*tiny, "stage=teardown", "yes=true", cwd=folder)
+
+
+def of_all_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of this call of pytest, in which each of its processes has one of its own."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from ftkit.assets import asset_path
 
 pytestmark = pytest.mark.slow
 
-SHORT = ("sft.max_steps=6", "sft.save_steps=2", "run.base=tiny-azure")
+ONE_NODE = ("compute.nodes=1", "sft.eval_strategy=no")
+SHORT = (*ONE_NODE, "sft.max_steps=6", "sft.save_steps=2", "run.base=tiny-azure")
 CHECKPOINT = "*/checkpoints/*/checkpoint-{}/complete.json"
 
 
@@ -64,7 +65,7 @@ def test_another_machine_attaches_by_name(azure: StandIn, project: Project, tmp_
     process.communicate(timeout=60)
     job = jobs_of(azure, project)[0]
 
-    elsewhere = Project(tmp_path, azure, project.name, "sft.max_steps=30", "sft.save_steps=2")
+    elsewhere = Project(tmp_path, azure, project.name, *ONE_NODE, "sft.max_steps=30", "sft.save_steps=2")
     assert elsewhere.ftkit("stage=prepare,publish").status == 0
     wrong = elsewhere.ftkit("stage=train,merge", f"attach={job.name}")
     assert wrong.status == 1 and f"job {job.name} runs train" in wrong.err
@@ -77,7 +78,7 @@ def test_another_machine_attaches_by_name(azure: StandIn, project: Project, tmp_
 
 def test_an_evicted_spot_job_goes_on_from_its_checkpoint(azure: StandIn, project: Project):
     azure.faults.job_evicted(once_written=CHECKPOINT.format(4))
-    done = project.ftkit("stage=train", "compute.spot=true", "sft.max_steps=30")
+    done = project.ftkit("stage=train", "compute.spot=true", "compute.nodes=2", "sft.max_steps=30")
     assert done.status == 0, str(done)
     (job,) = jobs_of(azure, project)
     assert job.attempts == 2
@@ -170,7 +171,7 @@ def test_a_missing_secret_stops_the_job_before_it_trains(azure: StandIn, project
 
 
 def test_a_sweep_is_a_job_for_each_combination(azure: StandIn, project: Project):
-    swept = ("lora.r=4,8", "hydra/launcher=azureml", "compute.nodes=1", "sft.max_steps=2", "-m")
+    swept = ("lora.r=4,8", "hydra/launcher=azureml", "sft.max_steps=2", "-m")
     done = project.ftkit("stage=train", *swept)
     assert done.status == 0, str(done)
     jobs = jobs_of(azure, project)
@@ -184,7 +185,7 @@ def test_a_sweep_is_a_job_for_each_combination(azure: StandIn, project: Project)
 def test_the_base_may_be_a_registered_model(azure: StandIn, sdk, tmp_path: Path):
     sdk("register", "tiny-base", asset_path("package:tiny-gpt-oss"))
     base = ("model.pretrained_model_name_or_path=azureml:tiny-base:1", "model.tokenizer=package:tiny-gpt-oss")
-    project = Project(tmp_path, azure, "registered-base", *base, "sft.max_steps=2")
+    project = Project(tmp_path, azure, "registered-base", *base, *ONE_NODE, "sft.max_steps=2")
     done = project.ftkit("stage=prepare,publish,train,merge")
     assert done.status == 0, str(done)
     (job,) = jobs_of(azure, project)
@@ -197,7 +198,7 @@ def test_the_base_may_be_a_folder_which_is_sent_once(azure: StandIn, folder: Pat
     shutil.copytree(asset_path("package:tiny-gpt-oss"), tmp_path / "base")
     (tmp_path / "base" / ".gitignore").write_text("*.safetensors\n")
     (tmp_path / "base" / ".amlignore").write_text("*.json\n*.jinja\n")
-    own = (f"model.pretrained_model_name_or_path={tmp_path / 'base'}", "sft.max_steps=2")
+    own = (f"model.pretrained_model_name_or_path={tmp_path / 'base'}", *ONE_NODE, "sft.max_steps=2")
     project = Project(tmp_path, azure, "base-in-a-folder", *own)
     done = project.ftkit("stage=prepare,publish,train")
     assert done.status == 0 and "all is sent but .amlignore, .gitignore" in done.out, str(done)
@@ -231,7 +232,7 @@ def test_a_registered_base_needs_a_tokenizer_here(azure: StandIn, tmp_path: Path
 
 
 def test_a_native_sweep_is_one_job_with_a_trial_for_each_combination(azure: StandIn, project: Project):
-    swept = ("lora.r=4,8", "compute.sweep=native", "compute.nodes=1", "sft.max_steps=2", "-m")
+    swept = ("lora.r=4,8", "compute.sweep=native", "sft.max_steps=2", "-m")
     done = project.ftkit("stage=train", *swept)
     assert done.status == 0, str(done)
     assert "2 trials finished" in done.out

@@ -18,6 +18,8 @@ from helpers.command import FinishedRun, read_until
 from ftkit.training.checkpoints import MARKER, step_of
 
 TINY = ("experiment=tiny", "deployment.port=0")
+QUICK = "sft.eval_strategy=no"
+"""Else a short training looks at its held-out rows after each step."""
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def sealed(outputs: Path) -> set[Path]:
 
 
 def test_a_killed_training_goes_on_from_its_last_checkpoint_and_says_so(prepared: FinishedRun):
-    short = ("stage=train", "sft.max_steps=12", "sft.save_steps=4")
+    short = ("stage=train", "sft.max_steps=12", "sft.save_steps=4", QUICK)
     others = sealed(prepared.outputs)
     process = start(prepared.folder, *short)
     read_until(process, "step  9/12")  # the checkpoint of step 8 is begun, so that of step 4 is whole
@@ -85,7 +87,8 @@ except KeyboardInterrupt:
 def test_ctrl_c_ends_a_stage_in_one_line_and_the_same_command_completes(
     prepared: FinishedRun, stage: str, trigger: str
 ):
-    arguments = (f"stage={stage}", "force=true", *(["lora.r=2", "sft.max_steps=6"] if stage == "train" else []))
+    short = {"train": ["lora.r=2", "sft.max_steps=6", QUICK], "evaluate": ["evaluation.questions=8"]}
+    arguments = (f"stage={stage}", "force=true", *short.get(stage, []))
     process = start(prepared.folder, *arguments)
     out = read_until(process, trigger)
     process.send_signal(signal.SIGINT)
@@ -114,7 +117,7 @@ def test_a_disk_that_fills_up_is_reported_and_leaves_nothing_half_written(prepar
 
 
 def test_a_sweep_leaves_its_runs_side_by_side(prepared: FinishedRun):
-    done = prepared.ftkit("stage=train", "lora.r=4,8,16", "sft.max_steps=2", "-m")
+    done = prepared.ftkit("stage=train", "lora.r=4,8,16", "sft.max_steps=2", QUICK, "-m")
     assert done.status == 0, done.err
     for rank in (4, 8, 16):
         folder = prepared.folder / "outputs" / f"tiny-lora.r={rank}" / "train"
@@ -138,7 +141,7 @@ def test_two_processes_train_together_and_one_that_crashes_as_it_ends_fails_noth
     (tmp_path / "sitecustomize.py").write_text(
         "import atexit, os\nif 'TORCHELASTIC_RUN_ID' in os.environ: atexit.register(os.abort)"
     )
-    two = ("compute.gpus_per_node=2", "sft.max_steps=2", "sft.per_device_train_batch_size=8")
+    two = ("compute.gpus_per_node=2", "sft.max_steps=2", "sft.per_device_train_batch_size=8", QUICK)
     done = prepared.ftkit("stage=train", *two, PYTHONPATH=str(tmp_path))
     assert done.status == 0, str(done)
     assert done.out.count("step 2/2") == 1
@@ -155,7 +158,7 @@ def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
 def test_sigterm_saves_on_every_rank_and_ends_with_143(prepared: FinishedRun, who: str):
     """Guards: passing_on_sigterm in processes, and the status that a worker reports, in platforms.local_processes."""
     two = ("stage=train", "compute.gpus_per_node=2", "sft.max_steps=30", "sft.per_device_train_batch_size=8")
-    process = start(prepared.folder, *two)
+    process = start(prepared.folder, *two, QUICK)
     out = read_until(process, "step  2/30")
     workers = workers_of(process)
     assert len(workers) == 2

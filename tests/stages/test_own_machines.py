@@ -12,7 +12,7 @@ import sys
 import pytest
 from helpers.command import FinishedRun
 
-NODES = ("sft.max_steps=2", "sft.per_device_train_batch_size=8", "compute.nodes=2")
+NODES = ("sft.max_steps=2", "sft.eval_strategy=no", "sft.per_device_train_batch_size=8", "compute.nodes=2")
 
 
 def test_plan_says_how_processes_are_started(ftkit):
