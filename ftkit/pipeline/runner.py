@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -102,6 +104,15 @@ def _run_here(config: Config, stages: list[Stage], report: Report) -> None:
                 _run_on_another_rank(config, stage)
         except KeyboardInterrupt as error:
             raise Interrupted(f"interrupted in {stage.name}; the same command takes it up again") from error
+        _hand_back_gpu_memory()
+
+
+def _hand_back_gpu_memory() -> None:
+    """What a stage has left are cycles, and torch keeps their memory; a vLLM that deploy starts needs all of it."""
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def _run_on_another_rank(config: Config, stage: Stage) -> None:

@@ -176,7 +176,8 @@ FAILURES = {
     ),
     "less memory free than asked for": (
         "(EngineCore_DP0 pid=71) ValueError: Free memory on device cuda:0 (3.1/79.2 GiB) on startup is less than "
-        "desired GPU memory utilization.\n(APIServer pid=1) RuntimeError: Engine core initialization failed.",
+        "desired GPU memory utilization.\n(APIServer pid=1)     raise RuntimeError(\n(APIServer pid=1) RuntimeError: "
+        "Engine core initialization failed. See root cause above.",
         "ValueError: Free memory on device cuda:0 (3.1/79.2 GiB) on startup is less than desired GPU memory "
         "utilization.",
     ),

@@ -34,6 +34,8 @@ PREFIX = re.compile(r"^\(\w+ pid=\d+\)")
 ERROR = re.compile(r"(?:\b[a-z_]\w*\.)*\b[A-Z]\w*(?:Error|Exception)\b.*")
 ELSEWHERE = re.compile(r"(?i)see (?:the )?(?:root cause|stack trace)|engine core initialization failed")
 """Said by the process whose engine has failed in another one, after that."""
+SOURCE = re.compile(r"\braise [\w.]+\(")
+"""A line of the program in a traceback: the error itself follows it."""
 COUNTED = re.compile(r"\d+ validation errors? for \w+$")
 PORT_TAKEN = re.compile(r"(?i)address already in use")
 STARTS = 3
@@ -51,7 +53,9 @@ def reason_in(lines: Sequence[str]) -> str:
     """The last error that a log tells of and that says more than that there was one, or else its last line."""
     said = [text for line in lines if (text := PREFIX.sub("", line).strip())]
     for number in reversed(range(len(said))):
-        if (found := ERROR.search(said[number])) and not ELSEWHERE.search(said[number]):
+        if SOURCE.search(said[number]) or ELSEWHERE.search(said[number]):
+            continue
+        if found := ERROR.search(said[number]):
             more = said[number + 1 : number + 2] if COUNTED.search(found[0]) else []  # of pydantic: what, a line below
             return " ".join([found[0], *(line.partition(" [type=")[0] for line in more)])[:LONGEST]
     return said[-1][:LONGEST] if said else "it says nothing"
