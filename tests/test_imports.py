@@ -72,6 +72,7 @@ NAME_THE_FAMILY = {
     "families/gpt_oss.py",  # its description
     "models/experts.py",
     "models/kernels/experts.py",
+    "models/kernels/glu.py",
 }
 """Modules that name gpt-oss beside its own, its chat format and the files that ship."""
 

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from ftkit.models.gpt_oss.fused_experts import Factors, Layer, a_of, b_of, in_backward
 from ftkit.models.kernels import experts as kernels
-from ftkit.models.kernels import fp8
+from ftkit.models.kernels import fp8, glu
 from ftkit.models.kernels.routing import gather_sum, sort_by_expert
 from ftkit.models.mxfp4 import BLOCK
 
@@ -140,7 +140,7 @@ class Fp8Experts(torch.autograd.Function):
         assert largest is not None
         down = layer.down.factors(down_a, down_b, layer.down_bias)
         rank = 0 if down_a is None else down_a.shape[0] // experts
-        act, thin = kernels.glu_project_quantized(
+        act, thin = glu.glu_project_quantized(
             h, largest, down.columns, ends, layer.down_scale, rank, layer.limit, layer.alpha
         )
         y, _ = layer.down.forward(act, thin, ends, down)
@@ -163,7 +163,7 @@ class Fp8Experts(torch.autograd.Function):
         act, largest_dact = layer.down.backward(g, g_thin, ends, down, bounded=True)
         del g
         weight = weights.reshape(-1).float()[order]
-        dh8, dthin, act_thin, dweight = kernels.glu_backward_quantized(
+        dh8, dthin, act_thin, dweight = glu.glu_backward_quantized(
             h, act, (largest, largest_dact), weight, g_thin[:, down_rank], down.columns, up.rows.mT, ends,
             layer.down_scale, layer.up_scale, up_rank, layer.limit, layer.alpha,
         )  # fmt: skip

@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import grouped_mm
 
 from ftkit.models.kernels import experts as kernels
+from ftkit.models.kernels import glu
 from ftkit.models.kernels.layer import unpack_mxfp4
 from ftkit.models.kernels.routing import gather_sum, sort_by_expert
 
@@ -211,7 +212,7 @@ class FusedExperts(torch.autograd.Function):
             return torch.empty_like(hidden)
         down = layer.down.factors(down_a, down_b, layer.down_bias)
         rank = 0 if down_a is None else down_a.shape[0] // experts
-        act = kernels.glu_project(pieces, down.columns, ends, layer.down_scale, rank, layer.limit, layer.alpha)
+        act = glu.glu_project(pieces, down.columns, ends, layer.down_scale, rank, layer.limit, layer.alpha)
         result, start = torch.empty_like(hidden), 0
         for y in layer.down.forward(act, ends, down):
             part = result[:, start : start + y.shape[1]]
@@ -234,7 +235,7 @@ class FusedExperts(torch.autograd.Function):
         ]
         g_thin = g[0][:, hidden:].contiguous()
         weight = weights.reshape(-1).float()[order]
-        act, act_thin, dweight = kernels.glu_backward(
+        act, act_thin, dweight = glu.glu_backward(
             pieces, layer.down.backward_by_input(g, ends, down), weight, g_thin[:, down_rank], down.columns,
             up.rows.transpose(1, 2), ends, layer.down_scale, layer.up_scale, up_rank, layer.limit, layer.alpha,
         )  # fmt: skip
