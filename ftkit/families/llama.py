@@ -10,4 +10,5 @@ FAMILY = Family(
     layer_class="LlamaDecoderLayer",
     attention=("ftkit_varlen", "sdpa", "eager"),
     linear=(*ATTENTION, *MLP),
+    implementation="ftkit.models.swiglu",
 )

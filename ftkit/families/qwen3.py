@@ -11,4 +11,5 @@ FAMILY = Family(
     attention=("ftkit_varlen", "sdpa", "eager"),
     linear=(*ATTENTION, *MLP),
     biases=lambda a: 2 * a.head_dim,
+    implementation="ftkit.models.swiglu",
 )

@@ -18,4 +18,5 @@ FAMILY = Family(
         "intermediate_size": ("moe_intermediate_size",),
     },
     biases=lambda a: 2 * a.head_dim,
+    implementation="ftkit.models.swiglu",
 )

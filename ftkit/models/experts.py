@@ -27,6 +27,18 @@ class LowRankWrapper(ParamWrapper):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return self.base_layer(x, *args, **kwargs)
 
+    @property
+    def rank(self) -> int:
+        """Of the one adapter."""
+        (name,) = self.active_adapters
+        return self.r[name]
+
+    @property
+    def scale(self) -> float:
+        """Of the one adapter."""
+        (name,) = self.active_adapters
+        return self.scaling[name]
+
     def factors(self) -> tuple[Tensor, Tensor, float] | None:
         """A (r · E, in), B (out, r · E) and the scale; None where the adapter is switched off or merged."""
         if self.disable_adapters or self.merged:

@@ -57,14 +57,14 @@ class Norm(torch.autograd.Function):
 class Projection(torch.autograd.Function):
     """``apply(x, weight, bias, A, B)`` → x · weightᵀ + bias + (x · Aᵀ) · Bᵀ; weight and bias are frozen.
 
-    x is (tokens, in), A (r, in) and B (out, r), scale included, all of the same dtype; A and B may be None.
+    x is (tokens, in), A (r, in) and B (out, r), scale included, all of the same dtype; bias, or A and B, may be None.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, a: Tensor | None, b: Tensor | None
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor | None, b: Tensor | None
     ) -> Tensor:  # fmt: skip
-        y = torch.addmm(bias, x, weight.t())
+        y = x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
         thin = None
         if a is not None and b is not None:
             thin = x @ a.t()
@@ -95,22 +95,26 @@ class JoinedProjection:
     def __init__(self, modules: list[Any]):
         self._modules = modules
         bases: list[Any] = [module.get_base_layer() if isinstance(module, LoraLinear) else module for module in modules]
-        self.weight, self.bias = bases[0].weight.data, bases[0].bias.data
+        self.weight, self.bias = bases[0].weight.data, None if bases[0].bias is None else bases[0].bias.data
         self._sizes = [base.weight.shape[0] for base in bases]
         if len(bases) > 1:
-            self.weight, self.bias = (torch.cat([getattr(base, n).data for base in bases]) for n in ("weight", "bias"))
-            for base, weight, bias in zip(
-                bases, self.weight.split(self._sizes), self.bias.split(self._sizes), strict=True
-            ):
-                base.weight.data, base.bias.data = weight, bias
+            self.weight = self._joined([base.weight for base in bases])
+            self.bias = None if self.bias is None else self._joined([base.bias for base in bases])
+
+    def _joined(self, parameters: list[Tensor]) -> Tensor:
+        """All of them in one, of which they become views."""
+        whole = torch.cat([parameter.data for parameter in parameters])
+        for parameter, part in zip(parameters, whole.split(self._sizes), strict=True):
+            parameter.data = part
+        return whole
 
     def __call__(self, x: Tensor) -> Tensor:
         """(tokens, in) → (tokens, all outputs)."""
-        result = Projection.apply(x, self.weight, self.bias, *self._factors(x.dtype))
+        result = Projection.apply(x, self.weight, self.bias, *self.factors(x.dtype))
         assert isinstance(result, Tensor)
         return result
 
-    def _factors(self, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+    def factors(self, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
         """A of all modules one below the other, and the scaled B of each beside zeros."""
         a, b = [], []
         for module, size in zip(self._modules, self._sizes, strict=True):
@@ -120,7 +124,12 @@ class JoinedProjection:
                 a.append(module.lora_A[name].weight)
                 b.append(module.lora_B[name].weight * module.scaling[name])
             else:
-                b.append(self.bias.new_zeros(size, 0, dtype=torch.float32))
+                b.append(self.weight.new_zeros(size, 0, dtype=torch.float32))
         if not a:
             return None, None
         return torch.cat(a).to(dtype), torch.block_diag(*b).to(dtype)
+
+
+def in_backward() -> bool:
+    """Whether autograd computes gradients: a forward pass in it is a replay for checkpointing."""
+    return torch._C._current_graph_task_id() != -1

@@ -62,6 +62,11 @@ def checks() -> None:
     check.experts("FP8, few tokens, no adapter", tokens=9, ranks=(0, 0), shape=shape, fp8=True)
     for window, lengths in itertools.product((None, 8), ([10, 3, 21, 1], [17])):
         check.attention(lengths, window, shape=(4, 2, 16), repeats=1)
+    check.rotary([10, 3, 21, 1], normed=False, shape=(4, 2, 16))
+    check.rotary([10, 3, 21, 1], normed=True, shape=(4, 2, 16))
+    for ranks in ((8, 4), (0, 4), (8, 0), (0, 0)):
+        check.swiglu_mlp(f"ranks {ranks}", tokens=9, ranks=ranks, shape=(96, 64))
+        check.swiglu_experts(f"ranks {ranks}", tokens=33, ranks=ranks, shape=shape)
     check.norms(tokens=5, width=96)
     check.projection(tokens=33, width=96, out=64, rank=4)
     loss_head._loss_and_gradient = layer_kernels.loss_and_gradient

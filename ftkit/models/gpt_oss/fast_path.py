@@ -1,13 +1,10 @@
-"""What of the fast path this machine can run, and putting it into a model."""
+"""Putting the fast path into a gpt-oss."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ftkit.config.schema import Config
 from ftkit.models.experts import LowRankWrapper, keep_low_rank
@@ -15,40 +12,11 @@ from ftkit.models.lora import bare_model
 from ftkit.models.mxfp4 import BLOCK
 
 if TYPE_CHECKING:
+    from ftkit.models.fused_experts import DenseWeight, FusedLayer, PackedWeight
     from ftkit.models.gpt_oss.fp8_experts import Fp8Weight
-    from ftkit.models.gpt_oss.fused_experts import DenseWeight, Layer, PackedWeight
 
 PARTS = 2
 """Parts in which an MXFP4 tensor is unpacked: more of them need less memory and more time."""
-
-
-def why_plain(config: Config, device: torch.device) -> str | None:
-    """Why ``ftkit_sinks`` and ``ftkit_lora`` run in plain torch here; None where they run fused."""
-    a = config.model.architecture
-    if device.type != "cuda":
-        return "there is no CUDA GPU"
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return f"{torch.cuda.get_device_name(device)} is older than Ampere"
-    if config.model.products == "fp8" and torch.cuda.get_device_capability(device) < (8, 9):
-        return f"{torch.cuda.get_device_name(device)} has no FP8"
-    if find_spec("triton") is None:
-        return "triton is not installed"
-    if config.model.dtype != "bfloat16" or not config.sft.bf16:
-        return "it is not in bfloat16"
-    if config.lora is None:
-        return "all weights are trained (lora=none)"
-    if config.sft.fsdp:
-        return "weights are sharded (sft.fsdp)"
-    if config.lora.lora_dropout:
-        return f"lora.lora_dropout is {config.lora.lora_dropout}"
-    if (
-        a.hidden_size % 32
-        or a.intermediate_size % 32
-        or (a.num_local_experts or 0) > 255
-        or a.head_dim & (a.head_dim - 1)
-    ):
-        return "of the model's shape"
-    return None
 
 
 def speed_up(model: nn.Module, config: Config, *, fused: bool) -> None:
@@ -69,19 +37,6 @@ def speed_up(model: nn.Module, config: Config, *, fused: bool) -> None:
         from ftkit.models.gpt_oss.fused_layer import fuse_layers
 
         fuse_layers(model)
-
-
-@dataclass(frozen=True)
-class FusedLayer:
-    """A layer's experts as one function of (hidden, top_k_weights, top_k_index, up A, up B, down A, down B)."""
-
-    function: type[torch.autograd.Function]
-    layer: Layer[Any]
-
-    def __call__(self, *given: Tensor | None) -> Tensor:
-        result = self.function.apply(*given, self.layer)
-        assert isinstance(result, Tensor)
-        return result
 
 
 def fuse_experts(model: nn.Module, *, fp8: bool) -> None:
@@ -105,11 +60,12 @@ def rounded_share(model: nn.Module) -> float:
 
 
 def _fused_layer(experts: Any, fp8: bool) -> FusedLayer:
+    from ftkit.models.fused_experts import DenseWeight, FusedExperts, FusedLayer, Layer, PackedWeight, extra_columns
     from ftkit.models.gpt_oss.fp8_experts import DenseFp8Weight, Fp8Experts, PackedFp8Weight
-    from ftkit.models.gpt_oss.fused_experts import DenseWeight, FusedExperts, Layer, PackedWeight, extra_columns
+    from ftkit.models.kernels.glu import Glu
 
     adapters: dict[str, LowRankWrapper] = experts.__dict__.get("adapters", {})
-    extra = extra_columns(*(wrapper.r[wrapper.active_adapters[0]] for wrapper in adapters.values()))
+    extra = extra_columns(*(wrapper.rank for wrapper in adapters.values()))
     parts = PARTS if experts.intermediate_size % (BLOCK * PARTS) == 0 else 1
 
     def weight(name: str) -> DenseWeight | PackedWeight | Fp8Weight:
@@ -119,7 +75,7 @@ def _fused_layer(experts: Any, fp8: bool) -> FusedLayer:
         return (DenseFp8Weight if fp8 else DenseWeight)(getattr(experts, name), extra)
 
     def scale(name: str) -> float:
-        return adapters[name].scaling[adapters[name].active_adapters[0]] if name in adapters else 0.0
+        return adapters[name].scale if name in adapters else 0.0
 
     layer = Layer(
         up=weight("gate_up_proj"),
@@ -128,7 +84,6 @@ def _fused_layer(experts: Any, fp8: bool) -> FusedLayer:
         down_bias=experts.down_proj_bias,
         up_scale=scale("gate_up_proj"),
         down_scale=scale("down_proj"),
-        limit=experts.limit,
-        alpha=experts.alpha,
+        glu=Glu(limit=experts.limit, alpha=experts.alpha, offset=1.0, halves=False),
     )
     return FusedLayer(Fp8Experts if fp8 else FusedExperts, layer)

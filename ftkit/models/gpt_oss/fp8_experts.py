@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ftkit.models.gpt_oss.fused_experts import Factors, Layer, a_of, b_of, in_backward
+from ftkit.models.fused_experts import Factors, Layer, a_of, b_of, in_backward
 from ftkit.models.kernels import experts as kernels
 from ftkit.models.kernels import fp8, glu
 from ftkit.models.kernels.routing import gather_sum, sort_by_expert
@@ -140,9 +140,7 @@ class Fp8Experts(torch.autograd.Function):
         assert largest is not None
         down = layer.down.factors(down_a, down_b, layer.down_bias)
         rank = 0 if down_a is None else down_a.shape[0] // experts
-        act, thin = glu.glu_project_quantized(
-            h, largest, down.columns, ends, layer.down_scale, rank, layer.limit, layer.alpha
-        )
+        act, thin = glu.glu_project_quantized(h, largest, down.columns, ends, layer.down_scale, rank, layer.glu)
         y, _ = layer.down.forward(act, thin, ends, down)
         result = torch.empty_like(hidden)
         gather_sum(y, place, top_k, result, weight=weights.contiguous())
@@ -165,7 +163,7 @@ class Fp8Experts(torch.autograd.Function):
         weight = weights.reshape(-1).float()[order]
         dh8, dthin, act_thin, dweight = glu.glu_backward_quantized(
             h, act, (largest, largest_dact), weight, g_thin[:, down_rank], down.columns, up.rows.mT, ends,
-            layer.down_scale, layer.up_scale, up_rank, layer.limit, layer.alpha,
+            layer.down_scale, layer.up_scale, up_rank, layer.glu,
         )  # fmt: skip
         dweights = dweight[place].view_as(weights).to(weights.dtype) if needs[1] else None
         grads = dict.fromkeys(("up_a", "up_b", "down_a", "down_b"))

@@ -4,7 +4,7 @@ Routed rows are the tokens' copies for each expert that they visit, sorted by ex
 ``ends[e - 1]`` to ``ends[e]``. A program of the kernels by ``tile_of`` works on rows of one expert. Nothing is summed
 with atomics, so results repeat bit for bit.
 
-``R`` is the number of extra columns (see ``ftkit.models.gpt_oss.fused_experts``), ``r`` the rank. Where a kernel also
+``R`` is the number of extra columns (see ``ftkit.models.fused_experts``), ``r`` the rank. Where a kernel also
 writes in E4M3, each row has a scale; it comes from a bound of what the row may hold, known before it is made: numbers
 of E4M3 are as exact at a hundredth of the largest as at the largest.
 """

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -23,6 +24,24 @@ LAUNCH: dict[str, dict[str, int]] = {
     "glu_backward": {"BM": 32, "BC": 32, "num_warps": 2, "num_stages": 4},
 }
 """Block sizes and warps, chosen by measurement: those of ``glu_project`` on an H100, of ``glu_backward`` on an H200."""
+
+
+@dataclass(frozen=True)
+class Glu:
+    """(up + offset) · gate · σ(alpha · gate), of gate below ``limit`` and up between it and −limit.
+
+    Attributes:
+        halves: all gates come before all ups; else they take turns.
+    """
+
+    limit: float
+    alpha: float
+    offset: float
+    halves: bool
+
+
+SWIGLU = Glu(limit=float("inf"), alpha=1.0, offset=0.0, halves=True)
+"""up · silu(gate)."""
 
 
 def _tiles(kernel: str, rows: int, experts: int) -> tuple[int]:
@@ -48,9 +67,9 @@ def _glu_input(largest, limit, alpha):
 @triton.jit
 def _glu_project(
     h, A, ends, largest, out, out_scales, thin, sums_buffer, columns, first, h_row, a_expert, a_in, a_out, out_row,
-    thin_row, scale, rank, limit, alpha,
-    QUANTIZED: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
-    E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    thin_row, scale, rank, limit, alpha, offset,
+    HALVES: tl.constexpr, QUANTIZED: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, R: tl.constexpr,
+    RP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     expert, row, end = tile_of(tl.program_id(0), ends, E, EP, BM)
     if expert < E:
@@ -60,7 +79,7 @@ def _glu_project(
         target = out + rows.to(tl.int64)[:, None] * out_row
         if QUANTIZED:
             most = _glu_input(tl.load(largest + rows, mask=live, other=0.0), limit, alpha)
-            up_scale, down_scale = scale_below((most + 1.0) * most)
+            up_scale, down_scale = scale_below((most + offset) * most)
             tl.store(out_scales + rows, down_scale, mask=live)
         j = tl.arange(0, RP)
         factor = A + expert.to(tl.int64) * a_expert + j[None, :] * a_out
@@ -70,14 +89,19 @@ def _glu_project(
         else:
             sums = tl.load(kept, mask=live[:, None], other=0.0)
         for c0 in range(0, columns, BC):
-            c2 = 2 * c0 + tl.arange(0, 2 * BC)
-            both = tl.load(source + c2[None, :], mask=live[:, None] & (c2[None, :] < 2 * columns), other=0.0)
-            gate, up = tl.split(tl.reshape(both, (BM, BC, 2)))
-            gate, up, sigmoid = _glu(gate.to(tl.float32), up.to(tl.float32), limit, alpha)
-            exact = (up + 1.0) * gate * sigmoid
-            act = exact.to(h.dtype.element_ty)
             c = c0 + tl.arange(0, BC)
             inside = c < columns
+            if HALVES:
+                here = live[:, None] & inside[None, :]
+                gate = tl.load(source + c[None, :], mask=here, other=0.0)
+                up = tl.load(source + columns + c[None, :], mask=here, other=0.0)
+            else:
+                c2 = 2 * c0 + tl.arange(0, 2 * BC)
+                both = tl.load(source + c2[None, :], mask=live[:, None] & (c2[None, :] < 2 * columns), other=0.0)
+                gate, up = tl.split(tl.reshape(both, (BM, BC, 2)))
+            gate, up, sigmoid = _glu(gate.to(tl.float32), up.to(tl.float32), limit, alpha)
+            exact = (up + offset) * gate * sigmoid
+            act = exact.to(h.dtype.element_ty)
             stored = (exact * up_scale[:, None]).to(out.dtype.element_ty) if QUANTIZED else act
             tl.store(target + first + c[None, :], stored, mask=live[:, None] & inside[None, :])
             a = tl.load(factor + (first + c)[:, None] * a_in, mask=inside[:, None] & (j[None, :] < R), other=0.0)
@@ -92,18 +116,18 @@ def _glu_project(
             tl.store(kept, sums, mask=live[:, None])
 
 
-def glu_project(
-    pieces: list[Tensor], factor: Tensor, ends: Tensor, scale: float, rank: int, limit: float, alpha: float
-) -> Tensor:
-    """gpt-oss's clamped GLU of interleaved gate and up, with its thin product beside it.
+def glu_project(pieces: list[Tensor], factor: Tensor, ends: Tensor, scale: float, rank: int, glu: Glu) -> Tensor:
+    """The gated unit of gates and ups, with its thin product beside it.
 
     Args:
-        pieces: (S, ≥ 2 · I / pieces) each: gate and up of consecutive columns of the result.
+        pieces: (S, ≥ 2 · I / pieces) each: gate and up of consecutive columns of the result; one, where they come in
+            halves.
         factor: (E, I, R).
 
     Returns:
-        (S, I + R): [a, scale · a · factor, 1, 0 …] with a = (up + 1) · gate · σ(alpha · gate).
+        (S, I + R): [a, scale · a · factor, 1, 0 …] with a as ``Glu`` says.
     """
+    assert len(pieces) == 1 or not glu.halves
     (experts, width, extra), rows = factor.shape, pieces[0].shape[0]
     out = torch.empty(rows, width + extra, dtype=pieces[0].dtype, device=factor.device)
     columns, padded = width // len(pieces), _power(extra)
@@ -111,14 +135,15 @@ def glu_project(
     for i, piece in enumerate(pieces):
         _glu_project[_tiles("glu_project", rows, experts)](
             piece, factor, ends, None, out, None, out[:, width:], sums, columns, i * columns, piece.stride(0),
-            *factor.stride(), out.stride(0), out.stride(0), scale, rank, limit, alpha, QUANTIZED=False, FIRST=i == 0,
-            LAST=i == len(pieces) - 1, R=extra, RP=padded, E=experts, EP=_power(experts), **LAUNCH["glu_project"],
+            *factor.stride(), out.stride(0), out.stride(0), scale, rank, **_settings(glu), QUANTIZED=False,
+            FIRST=i == 0, LAST=i == len(pieces) - 1, R=extra, RP=padded, E=experts, EP=_power(experts),
+            **LAUNCH["glu_project"],
         )  # fmt: skip
     return out
 
 
 def glu_project_quantized(
-    h: Tensor, largest: Tensor, factor: Tensor, ends: Tensor, scale: float, rank: int, limit: float, alpha: float
+    h: Tensor, largest: Tensor, factor: Tensor, ends: Tensor, scale: float, rank: int, glu: Glu
 ) -> tuple[Quantized, Tensor]:
     """``glu_project`` into E4M3.
 
@@ -134,8 +159,8 @@ def glu_project_quantized(
     thin = torch.empty(rows, extra, dtype=h.dtype, device=h.device)
     _glu_project[_tiles("glu_project", rows, experts)](
         h, factor, ends, largest, out.values, out.scales, thin, thin, width, 0, h.stride(0), *factor.stride(), width,
-        extra, scale, rank, limit, alpha, QUANTIZED=True, FIRST=True, LAST=True, R=extra, RP=_power(extra), E=experts,
-        EP=_power(experts), **LAUNCH["glu_project"],
+        extra, scale, rank, **_settings(glu), QUANTIZED=True, FIRST=True, LAST=True, R=extra, RP=_power(extra),
+        E=experts, EP=_power(experts), **LAUNCH["glu_project"],
     )  # fmt: skip
     return out, thin
 
@@ -144,9 +169,9 @@ def glu_project_quantized(
 def _glu_backward(
     h, v, weight, bias_dot, A, B, ends, largest_h, largest_v, out, out_scales, thin, dthin, dweight, t_sums, dt_sums,
     columns, first, h_row, v_row, bias_row, a_expert, a_in, a_out, b_expert, b_in, b_out, dthin_row,
-    a_scale, b_scale, b_rank, limit, alpha,
-    QUANTIZED: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
-    E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    a_scale, b_scale, b_rank, limit, alpha, offset,
+    HALVES: tl.constexpr, QUANTIZED: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, R: tl.constexpr,
+    RP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     expert, row, end = tile_of(tl.program_id(0), ends, E, EP, BM)
     if expert < E:
@@ -162,7 +187,7 @@ def _glu_backward(
             most = _glu_input(tl.load(largest_h + rows, mask=live, other=0.0), limit, alpha)
             dmost = tl.load(largest_v + rows, mask=live, other=0.0) * tl.abs(w)
             # The derivative of x · σ(alpha · x) is below 1.1.
-            up_scale, down_scale = scale_below(1.1 * (most + 1.0) * dmost)
+            up_scale, down_scale = scale_below(1.1 * (most + offset) * dmost)
             tl.store(out_scales + rows, down_scale, mask=live)
         if FIRST:
             t = tl.zeros((BM, RP), tl.float32)
@@ -173,38 +198,52 @@ def _glu_backward(
             dt = tl.load(dt_kept, mask=live[:, None], other=0.0)
             dw = tl.load(dweight + rows, mask=live, other=0.0)
         for c0 in range(0, columns, BC):
-            c2 = 2 * c0 + tl.arange(0, 2 * BC)
-            both_live = live[:, None] & (c2[None, :] < 2 * columns)
-            both = tl.load(h + wide * h_row + c2[None, :], mask=both_live, other=0.0)
-            gate, up = tl.split(tl.reshape(both, (BM, BC, 2)))
-            gate, up = gate.to(tl.float32), up.to(tl.float32)
-            gate_passes, up_passes = gate <= limit, (up <= limit) & (up >= -limit)
-            gate, up, sigmoid = _glu(gate, up, limit, alpha)
             c = c0 + tl.arange(0, BC)
             inside = c < columns
             here = live[:, None] & inside[None, :]
+            c2 = 2 * c0 + tl.arange(0, 2 * BC)
+            both_live = live[:, None] & (c2[None, :] < 2 * columns)
+            if HALVES:
+                gate = tl.load(h + wide * h_row + c[None, :], mask=here, other=0.0)
+                up = tl.load(h + wide * h_row + columns + c[None, :], mask=here, other=0.0)
+            else:
+                both = tl.load(h + wide * h_row + c2[None, :], mask=both_live, other=0.0)
+                gate, up = tl.split(tl.reshape(both, (BM, BC, 2)))
+            gate, up = gate.to(tl.float32), up.to(tl.float32)
+            gate_passes, up_passes = gate <= limit, (up <= limit) & (up >= -limit)
+            gate, up, sigmoid = _glu(gate, up, limit, alpha)
             dact = tl.load(v + wide * v_row + c[None, :], mask=here, other=0.0).to(tl.float32)
-            act = (up + 1.0) * gate * sigmoid
+            act = (up + offset) * gate * sigmoid
             dw += tl.sum(dact * act, 1)
             act = act.to(v.dtype.element_ty)
             tl.store(v + wide * v_row + c[None, :], act, mask=here)
             a = tl.load(a_factor + (first + c)[:, None] * a_in, mask=inside[:, None] & (j[None, :] < R), other=0.0)
             t = tl.dot(act, a.to(act.dtype), t)
             dact = dact * w[:, None]
-            dgate = dact * (up + 1.0) * sigmoid * (1.0 + alpha * gate * (1.0 - sigmoid))
+            dgate = dact * (up + offset) * sigmoid * (1.0 + alpha * gate * (1.0 - sigmoid))
             dgate = tl.where(gate_passes, dgate, 0.0)
             dup = tl.where(up_passes, dact * gate * sigmoid, 0.0)
-            dh = tl.reshape(tl.join(dgate, dup), (BM, 2 * BC))
-            if QUANTIZED:
-                stored = (dh * up_scale[:, None]).to(out.dtype.element_ty)
-                tl.store(out + wide * 2 * columns + c2[None, :], stored, mask=both_live)
-            dh = dh.to(h.dtype.element_ty)
-            tl.store(h + wide * h_row + c2[None, :], dh, mask=both_live)
-            b = tl.load(
-                b_factor + (2 * first + c2)[:, None] * b_in,
-                mask=(c2[:, None] < 2 * columns) & (j[None, :] < b_rank), other=0.0,
-            )  # fmt: skip
-            dt = tl.dot(dh, b.to(dh.dtype), dt)
+            if HALVES:
+                dgate, dup = dgate.to(h.dtype.element_ty), dup.to(h.dtype.element_ty)
+                tl.store(h + wide * h_row + c[None, :], dgate, mask=here)
+                tl.store(h + wide * h_row + columns + c[None, :], dup, mask=here)
+                adapted = inside[:, None] & (j[None, :] < b_rank)
+                b = tl.load(b_factor + c[:, None] * b_in, mask=adapted, other=0.0)
+                dt = tl.dot(dgate, b.to(dgate.dtype), dt)
+                b = tl.load(b_factor + (columns + c)[:, None] * b_in, mask=adapted, other=0.0)
+                dt = tl.dot(dup, b.to(dup.dtype), dt)
+            else:
+                dh = tl.reshape(tl.join(dgate, dup), (BM, 2 * BC))
+                if QUANTIZED:
+                    stored = (dh * up_scale[:, None]).to(out.dtype.element_ty)
+                    tl.store(out + wide * 2 * columns + c2[None, :], stored, mask=both_live)
+                dh = dh.to(h.dtype.element_ty)
+                tl.store(h + wide * h_row + c2[None, :], dh, mask=both_live)
+                b = tl.load(
+                    b_factor + (2 * first + c2)[:, None] * b_in,
+                    mask=(c2[:, None] < 2 * columns) & (j[None, :] < b_rank), other=0.0,
+                )  # fmt: skip
+                dt = tl.dot(dh, b.to(dh.dtype), dt)
         tl.store(dweight + rows, dw, mask=live)
         if LAST:
             narrow = live[:, None] & (j[None, :] < R)
@@ -217,7 +256,7 @@ def _glu_backward(
 
 def glu_backward(
     pieces: list[Tensor], gradients: Iterable[Tensor], weight: Tensor, bias_dot: Tensor, A: Tensor, B: Tensor,
-    ends: Tensor, a_scale: float, b_scale: float, b_rank: int, limit: float, alpha: float,
+    ends: Tensor, a_scale: float, b_scale: float, b_rank: int, glu: Glu,
 ) -> tuple[list[Tensor], Tensor, Tensor]:  # fmt: skip
     """Backward of ``glu_project`` and of the routing weight that multiplies what comes of it.
 
@@ -246,7 +285,7 @@ def glu_backward(
         _glu_backward[_tiles("glu_backward", rows, experts)](
             piece, v, weight, bias_dot, A, B, ends, None, None, None, None, thin, piece[:, 2 * columns :], dweight, t,
             dt, columns, i * columns, piece.stride(0), v.stride(0), bias_dot.stride(0), *A.stride(), *B.stride(),
-            piece.stride(0), a_scale, b_scale, b_rank, limit, alpha, QUANTIZED=False,
+            piece.stride(0), a_scale, b_scale, b_rank, **_settings(glu), QUANTIZED=False,
             FIRST=i == 0, LAST=i == last, R=extra, RP=padded, E=experts, EP=_power(experts),
             **LAUNCH["glu_backward"],
         )  # fmt: skip
@@ -255,7 +294,7 @@ def glu_backward(
 
 def glu_backward_quantized(
     h: Tensor, gradient: Tensor, largest: tuple[Tensor, Tensor], weight: Tensor, bias_dot: Tensor, A: Tensor,
-    B: Tensor, ends: Tensor, a_scale: float, b_scale: float, b_rank: int, limit: float, alpha: float,
+    B: Tensor, ends: Tensor, a_scale: float, b_scale: float, b_rank: int, glu: Glu,
 ) -> tuple[Quantized, Tensor, Tensor, Tensor]:  # fmt: skip
     """``glu_backward`` whose gradient is in E4M3 as well; ``gradient`` becomes the activation, h its gradient.
 
@@ -275,10 +314,14 @@ def glu_backward_quantized(
     _glu_backward[_tiles("glu_backward", rows, experts)](
         h, gradient, weight, bias_dot, A, B, ends, *largest, out.values, out.scales, thin, dthin, dweight, thin, thin,
         width, 0, h.stride(0), gradient.stride(0), bias_dot.stride(0), *A.stride(), *B.stride(), extra,
-        a_scale, b_scale, b_rank, limit, alpha, QUANTIZED=True, FIRST=True, LAST=True, R=extra, RP=_power(extra),
+        a_scale, b_scale, b_rank, **_settings(glu), QUANTIZED=True, FIRST=True, LAST=True, R=extra, RP=_power(extra),
         E=experts, EP=_power(experts), **LAUNCH["glu_backward"],
     )  # fmt: skip
     return out, dthin, thin, dweight
+
+
+def _settings(glu: Glu) -> dict[str, float | bool]:
+    return {"limit": glu.limit, "alpha": glu.alpha, "offset": glu.offset, "HALVES": glu.halves}
 
 
 def _power(n: int) -> int:

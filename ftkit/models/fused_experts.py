@@ -1,4 +1,4 @@
-"""gpt-oss's experts with LoRA as few grouped products, for CUDA GPUs; ``lora_experts`` holds the plain version.
+"""Experts with LoRA as few grouped products, for CUDA GPUs; ``lora_experts`` holds the plain version.
 
 A base weight W (in, out), its bias b and its adapter A (in, r), B (r, out) with scale s are one matrix that has R more
 rows and columns, R ≥ r + 1:
@@ -24,8 +24,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import grouped_mm
 
+from ftkit.models.fused import in_backward
 from ftkit.models.kernels import experts as kernels
 from ftkit.models.kernels import glu
+from ftkit.models.kernels.glu import Glu
 from ftkit.models.kernels.layer import unpack_mxfp4
 from ftkit.models.kernels.routing import gather_sum, sort_by_expert
 
@@ -71,16 +73,18 @@ class DenseWeight:
     """Ŵ of all experts in bfloat16.
 
     Args:
-        weight: (E, in, out) parameter; becomes a view of Ŵ.
+        weight: (E, in, out) parameter, (E, out, in) with ``transposed``; becomes a view of Ŵ.
         extra: R.
     """
 
-    def __init__(self, weight: torch.nn.Parameter, extra: int):
-        self.experts, self.width, self.out = weight.shape
-        self.extended = weight.new_zeros(self.experts, self.width + extra, self.out + extra)
-        inside = self.extended[:, : self.width, : self.out]
+    def __init__(self, weight: torch.nn.Parameter, extra: int, *, transposed: bool = False):
+        experts, *sides = weight.shape
+        extended = weight.new_zeros(experts, *(side + extra for side in sides))
+        inside = extended[:, : sides[0], : sides[1]]
         inside.copy_(weight.detach())
         weight.data = inside
+        self.experts, (self.width, self.out) = experts, reversed(sides) if transposed else sides
+        self.extended = extended.mT if transposed else extended
         self._held: tuple[int, int] | None = None
         self._factors = Factors(self.extended[:, self.width :, : self.out], self.extended[:, : self.width, self.out :])
 
@@ -172,7 +176,7 @@ class Layer(Generic[Weight]):
         up, down: first and second projection.
         up_bias, down_bias: (E, 2 · I) and (E, hidden).
         up_scale, down_scale: of the adapters.
-        limit, alpha: of the clamped GLU.
+        glu: what stands between both projections.
     """
 
     up: Weight
@@ -181,8 +185,7 @@ class Layer(Generic[Weight]):
     down_bias: Tensor
     up_scale: float
     down_scale: float
-    limit: float
-    alpha: float
+    glu: Glu
 
 
 class FusedExperts(torch.autograd.Function):
@@ -212,7 +215,7 @@ class FusedExperts(torch.autograd.Function):
             return torch.empty_like(hidden)
         down = layer.down.factors(down_a, down_b, layer.down_bias)
         rank = 0 if down_a is None else down_a.shape[0] // experts
-        act = glu.glu_project(pieces, down.columns, ends, layer.down_scale, rank, layer.limit, layer.alpha)
+        act = glu.glu_project(pieces, down.columns, ends, layer.down_scale, rank, layer.glu)
         result, start = torch.empty_like(hidden), 0
         for y in layer.down.forward(act, ends, down):
             part = result[:, start : start + y.shape[1]]
@@ -237,7 +240,7 @@ class FusedExperts(torch.autograd.Function):
         weight = weights.reshape(-1).float()[order]
         act, act_thin, dweight = glu.glu_backward(
             pieces, layer.down.backward_by_input(g, ends, down), weight, g_thin[:, down_rank], down.columns,
-            up.rows.transpose(1, 2), ends, layer.down_scale, layer.up_scale, up_rank, layer.limit, layer.alpha,
+            up.rows.transpose(1, 2), ends, layer.down_scale, layer.up_scale, up_rank, layer.glu,
         )  # fmt: skip
         dweights = dweight[place].view_as(weights).to(weights.dtype) if needs[1] else None
         grads = dict.fromkeys(("up_a", "up_b", "down_a", "down_b"))
@@ -264,9 +267,17 @@ class FusedExperts(torch.autograd.Function):
         return dx, dweights, None, *grads.values(), None
 
 
-def in_backward() -> bool:
-    """Whether autograd computes gradients: a forward pass in it is a replay for checkpointing."""
-    return torch._C._current_graph_task_id() != -1
+@dataclass(frozen=True)
+class FusedLayer:
+    """A layer's experts as one function of (hidden, top_k_weights, top_k_index, up A, up B, down A, down B)."""
+
+    function: type[torch.autograd.Function]
+    layer: Layer[Any]
+
+    def __call__(self, *given: Tensor | None) -> Tensor:
+        result = self.function.apply(*given, self.layer)
+        assert isinstance(result, Tensor)
+        return result
 
 
 def a_of(gradient: Tensor, experts: int) -> Tensor:

@@ -1,0 +1,45 @@
+"""Llama, Qwen3 and Qwen3-MoE: fused layers of RMS norms, rotary attention and SwiGLU.
+
+``register``, ``prepare``, ``flash_runs`` and ``why_plain`` are what ``ftkit.models.plain`` has for any other family.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ftkit.families import family_of
+from ftkit.models import plain
+from ftkit.models.plain import flash_runs, register
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from ftkit.config.schema import Config
+
+__all__ = ["flash_runs", "prepare", "register", "why_plain"]
+
+
+def prepare(model: nn.Module, config: Config, *, fused: bool) -> str | None:
+    """Make a model with its adapters compute as ``model.*`` says."""
+    remark = plain.prepare(model, config, fused=fused)
+    if fused:
+        from ftkit.models.swiglu.experts import fuse_experts
+        from ftkit.models.swiglu.fused_layer import fuse_layers
+
+        fuse_experts(model)
+        layer_class = family_of(config.model.architecture.model_type).layer_class
+        assert layer_class is not None
+        fuse_layers(model, layer_class)
+    return remark
+
+
+def why_plain(config: Config, device: torch.device) -> str | None:
+    """Why the layers are not fused here; None where they are."""
+    from ftkit.models.fusing import why_not_fused
+
+    if config.model.products == "fp8":
+        return f"only gpt-oss has them, and this is {config.model.architecture.model_type}"
+    if config.model.attn_implementation != "ftkit_varlen":
+        return f"model.attn_implementation is {config.model.attn_implementation}"
+    return why_not_fused(config, device)
