@@ -71,8 +71,6 @@ NAME_THE_FAMILY = {
     "families/__init__.py",  # the registry
     "families/gpt_oss.py",  # its description
     "models/experts.py",
-    "models/kernels/experts.py",
-    "models/kernels/glu.py",
 }
 """Modules that name gpt-oss beside its own, its chat format and the files that ship."""
 

@@ -16,6 +16,7 @@ COMMON_SHAPE = (
     *("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size"),
     "max_position_embeddings",
 )
+PLAIN = "ftkit.models.plain"
 EXPERTS_SHAPE = ("num_local_experts", "num_experts_per_tok")
 
 
@@ -59,8 +60,13 @@ class Family:
     chat: str | None = None
     renamed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     biases: Callable[[Any], int] = lambda architecture: 0
-    implementation: str = "ftkit.models.plain"
+    implementation: str = PLAIN
     why_not: str = ""
+
+    @property
+    def fused(self) -> bool:
+        """Whether ftkit has fused layers for it."""
+        return self.implementation != PLAIN
 
     @property
     def training(self) -> Any:

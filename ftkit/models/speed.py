@@ -1,7 +1,7 @@
 """How many tokens a second a GPU trains on, from the products and the memory traffic of a step; imports no torch.
 
-The efficiencies by GPU in ``gpu_rates.json`` were fitted to what ``scripts/bench_train`` measured. They hold for
-``ftkit_lora`` experts and ``ftkit_sinks`` attention on GPUs; for anything else there is no prediction.
+The efficiencies by GPU in ``gpu_rates.json`` were fitted to what ``scripts/bench_train`` measured. They hold for fused
+layers; for anything else there is no prediction.
 """
 
 from __future__ import annotations
@@ -83,14 +83,6 @@ def gpu_of(config: Config) -> str | None:
         return next((known for known in sorted(_known(), key=len, reverse=True) if known in name), None)
     gpus = gpus_of(config.compute.instance_type)
     return gpus.kind if gpus and gpus.kind in _known() else None
-
-
-def fused(config: Config) -> bool:
-    """Whether ftkit's kernels will compute it, as far as the configuration says."""
-    model, sft = config.model, config.sft
-    ours = (model.attn_implementation, model.experts_implementation) == ("ftkit_sinks", "ftkit_lora")
-    on_gpu = config.compute.gib_per_gpu is not None and model.dtype == "bfloat16" and sft.bf16
-    return ours and on_gpu and config.lora is not None and not config.lora.lora_dropout and not sft.fsdp
 
 
 def seconds_per_step(config: Config, rates: Rates, *, document: int | None = None) -> float:

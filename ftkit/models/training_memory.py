@@ -122,23 +122,30 @@ def adapted_expert_tensors(config: Config) -> list[str]:
     return [n for n in expert_parameters(config) if any(n == t or n.endswith("." + t) for t in targets)]
 
 
+def fused(config: Config) -> bool:
+    """Whether ftkit's fused layers will compute it, as far as the configuration says."""
+    model, sft = config.model, config.sft
+    family = family_of(model.architecture.model_type)
+    ours = (model.attn_implementation, model.experts_implementation) == (family.attention[0], family.experts[0])
+    on_gpu = config.compute.gib_per_gpu is not None and model.dtype == "bfloat16" and sft.bf16
+    adapters = config.lora is not None and not config.lora.lora_dropout
+    return family.fused and ours and on_gpu and adapters and not sft.fsdp
+
+
 def footprint(config: Config) -> Footprint:
     """Predicted peak of one GPU, in a training step or while the model is loaded."""
     sft = config.sft
     tokens = config.method.answers * sft.rows_at_a_time * sft.max_length
     shards = config.processes if sft.fsdp else 1
     replicated = 4 if config.processes > shards else 0  # DDP's buckets hold the gradients once more
-    low_rank = config.model.experts_implementation == "ftkit_lora" and config.lora is not None
-    own = family_of(config.model.architecture.model_type).implementation != "ftkit.models.plain"
-    fused = low_rank and own and config.compute.gib_per_gpu is not None and not sft.fsdp
     if config.lora is None:
         parameters = model_parameters(config.model.architecture)
         weights, optimiser = 4 * parameters, parameters * (ADAPTER_BYTES - 4 + replicated)
     else:
-        weights, optimiser = _weights(config, fused), adapter_parameters(config).total * (ADAPTER_BYTES + replicated)
+        weights, optimiser = _weights(config), adapter_parameters(config).total * (ADAPTER_BYTES + replicated)
     weights, optimiser = weights / shards, optimiser / shards
-    saved = _fused_saved(config, tokens) if fused else _saved(config, tokens)
-    working_set = (_fused_working_set if fused else _working_set)(config, tokens)
+    saved = (_fused_saved if fused(config) else _saved)(config, tokens)
+    working_set = (_fused_working_set if fused(config) else _working_set)(config, tokens)
     working_set += _for_computing(config)
     if config.model.weights != "mxfp4" and not sft.fsdp:
         a, width = config.model.architecture, BYTES[config.model.dtype]
@@ -164,17 +171,17 @@ def _gathered(config: Config) -> tuple[float, float]:
     return (3 if config.lora is None else 2) * layer * width, vocabulary * width
 
 
-def _weights(config: Config, fused: bool) -> float:
+def _weights(config: Config) -> float:
     a, width = config.model.architecture, BYTES[config.model.dtype]
     experts = a.num_hidden_layers * _expert_weights(a)
     if config.model.weights == "mxfp4":
-        on_host = a.vocab_size * a.hidden_size if fused else 0
+        on_host = a.vocab_size * a.hidden_size if fused(config) else 0
         return (model_parameters(a) - experts - on_host) * width + experts * MXFP4_BYTES
     extra = _extra_columns(config)
     up = (a.hidden_size + extra) * (2 * a.intermediate_size + extra)
     down = (a.intermediate_size + extra) * (a.hidden_size + extra)
-    wider = a.num_hidden_layers * (a.num_local_experts or 1) * (up + down) - experts if fused else 0
-    if config.model.products == "fp8":  # twice one byte
+    wider = a.num_hidden_layers * (a.num_local_experts or 0) * (up + down) - experts
+    if not fused(config) or not a.num_local_experts or config.model.products == "fp8":  # in FP8 twice one byte
         wider = 0
     return (model_parameters(a) + wider) * width
 

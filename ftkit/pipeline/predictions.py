@@ -17,8 +17,8 @@ from ftkit.config.stages import BY_NAME
 from ftkit.errors import FtkitError
 from ftkit.families import family_of
 from ftkit.models import serving_memory
-from ftkit.models.speed import fused, gpu_of, rates_of, tokens_per_second
-from ftkit.models.training_memory import CHECKPOINT_BYTES, GIB, adapter_parameters, footprint, model_parameters
+from ftkit.models.speed import gpu_of, rates_of, tokens_per_second
+from ftkit.models.training_memory import CHECKPOINT_BYTES, GIB, adapter_parameters, footprint, fused, model_parameters
 from ftkit.models.vm_gpus import gpus_of
 from ftkit.pipeline.lineage import find, folder_of
 from ftkit.training.choice import Choice, choices, is_open, runner_up, settle

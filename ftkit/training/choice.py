@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ftkit.config.schema import Config
-from ftkit.models.speed import Rates, fused, rates_of, reference_rates, tokens_per_second
-from ftkit.models.training_memory import GIB, footprint
+from ftkit.models.speed import Rates, rates_of, reference_rates, tokens_per_second
+from ftkit.models.training_memory import GIB, footprint, fused
 
 USABLE = 0.92
 """Share of the GPU's memory that a prediction may fill: predictions were up to 3 % below what was measured, and the

@@ -79,10 +79,10 @@ def checks() -> None:
 
 def train_fused(config: Path, tokens: Path, out: Path, checkpoints: Path) -> None:
     from ftkit.config.resolve import load_frozen
-    from ftkit.models import gpt_oss
+    from ftkit.models import gpt_oss, swiglu
     from ftkit.training.train import train
 
-    gpt_oss.why_plain = lambda *_: None
+    gpt_oss.why_plain = swiglu.why_plain = lambda *_: None
     train(load_frozen(config), tokens=tokens, out=out, checkpoints=checkpoints)
 
 

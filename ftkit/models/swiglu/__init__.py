@@ -39,7 +39,7 @@ def why_plain(config: Config, device: torch.device) -> str | None:
     from ftkit.models.fusing import why_not_fused
 
     if config.model.products == "fp8":
-        return f"only gpt-oss has them, and this is {config.model.architecture.model_type}"
+        return f"{family_of(config.model.architecture.model_type).title}'s layers have none"
     if config.model.attn_implementation != "ftkit_varlen":
         return f"model.attn_implementation is {config.model.attn_implementation}"
     return why_not_fused(config, device)

@@ -5,15 +5,10 @@ What only a GPU shows, how the compiler and bfloat16 treat them, is ``scripts/ch
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from helpers.command import REPOSITORY
+from helpers.interpreter import Interpreted
 from helpers.runs import Run
 from helpers.small_model import save_mxfp4_copy, save_small_model, save_token_rows, small_run
 
@@ -24,30 +19,9 @@ from ftkit.serving.endpoint.adapter_effect import Effect
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-TRITON = "triton==3.7.1"
 WIDE = {"hidden_size": 64, "intermediate_size": BLOCK * PARTS, "num_local_experts": 3}
 """Experts that are unpacked in parts."""
 REENTRANT = "sft.gradient_checkpointing_kwargs.use_reentrant=true"
-
-Interpreted = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture(scope="module")
-def interpreted() -> Iterator[Interpreted]:
-    """Runs ``interpreted.py`` with a Triton of its own, which torch for CPUs has not and other tests must not see."""
-    with tempfile.TemporaryDirectory() as folder:
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        subprocess.run([*pip, "--target", folder, TRITON], check=True)
-        path = [str(REPOSITORY), str(REPOSITORY / "tests"), folder, os.environ.get("PYTHONPATH", "")]
-        environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, path))}
-
-        def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-            script = [sys.executable, REPOSITORY / "tests" / "helpers" / "interpreted.py"]
-            return subprocess.run(
-                [*script, *map(str, arguments)], env=environment, capture_output=True, text=True, check=False
-            )
-
-        yield run
 
 
 def test_kernels_and_every_gradient_are_those_of_eager_float32(interpreted: Interpreted) -> None:
