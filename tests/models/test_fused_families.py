@@ -28,8 +28,8 @@ def test_a_fused_training_has_the_losses_and_gradients_of_eager_float32(
 ) -> None:
     """In bfloat16 and packed; the second loss is that of adapters that have been trained."""
     model = save_small(family, tmp_path / family)
-    tokens = save_token_rows(tmp_path / "tokens.parquet", [25, 17, 10, 12], split=["train"] * 4)
-    shared = ["experiment=tiny", f"model.pretrained_model_name_or_path={model}", "sft.max_length=64",
+    tokens = save_token_rows(tmp_path / "tokens.parquet", [9, 5, 10, 4], split=["train"] * 4)
+    shared = ["experiment=tiny", f"model.pretrained_model_name_or_path={model}", "sft.max_length=16",
               "sft.learning_rate=1e-2", "sft.eval_strategy=no", "sft.packing=true", "sft.max_steps=2",
               "sft.warmup_steps=0", "sft.per_device_train_batch_size=1", "sft.gradient_accumulation_steps=1",
               "sft.verify_packing=false", *overrides]  # fmt: skip
