@@ -67,12 +67,16 @@ def checks() -> None:
     for ranks in ((8, 4), (0, 4), (8, 0), (0, 0)):
         check.swiglu_mlp(f"ranks {ranks}", tokens=9, ranks=ranks, shape=(96, 64))
         check.swiglu_experts(f"ranks {ranks}", tokens=33, ranks=ranks, shape=shape)
+    for family in ("llama", "qwen3"):
+        check.whole_model(family, [5, 3], width=32, heads=(4, 2, 16))
     check.norms(tokens=5, width=96)
     check.projection(tokens=33, width=96, out=64, rank=4)
     loss_head._loss_and_gradient = layer_kernels.loss_and_gradient
     check.loss(tokens=12, rows=7, width=96, vocabulary=9000)
     check.unpacking()
     check.embedding(width=96)
+    check.DTYPE, check.LIMIT = torch.bfloat16, 2e-2  # experts are fused in it alone
+    check.whole_model("qwen3_moe", [5, 3], width=32, heads=(4, 2, 16))
     if check.failed:
         sys.exit(f"{len(check.failed)} too far off: {', '.join(check.failed)}")
 

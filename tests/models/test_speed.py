@@ -33,6 +33,13 @@ H200 = {
     "sft.max_length=65536 sft.gradient_checkpointing=true model.weights=mxfp4": 7_131,
     "sft.max_length=131072 sft.gradient_checkpointing=true model.weights=mxfp4": 4_227,
 }
+TWELVE = "model.architecture.num_hidden_layers=12"
+OTHER_FAMILIES = {
+    f"model=qwen3-8b {TWELVE} {FOUR} sft.gradient_checkpointing=true": 31_771,
+    f"model=qwen3-8b {TWELVE} {FOUR} sft.gradient_checkpointing=false": 40_637,
+    f"model=qwen3-30b-a3b {TWELVE} {FOUR} sft.gradient_checkpointing=true": 53_816,
+    f"model=qwen3-30b-a3b {TWELVE} {FOUR} sft.gradient_checkpointing=false": 71_157,
+}
 H100 = {
     f"{FOUR} sft.gradient_checkpointing=true": 20_529,
     f"{FOUR} sft.gradient_checkpointing=true model.weights=mxfp4": 18_021,
@@ -53,6 +60,14 @@ def test_prediction_is_within_15_percent_of_what_was_measured(instance: str, ove
     config = resolve([*DEFAULTS.split(), f"compute.instance_type={instance}", *overrides.split()])
     rates = rates_of(config)
     assert rates and tokens_per_second(config, rates) == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize(("overrides", "measured"), OTHER_FAMILIES.items())
+def test_prediction_for_other_families_is_within_20_percent(overrides: str, measured: int) -> None:
+    """By rates that were fitted to gpt-oss alone."""
+    config = resolve([*DEFAULTS.split(), "compute.instance_type=Standard_ND96isr_H200_v5", *overrides.split()])
+    rates = rates_of(config)
+    assert rates and tokens_per_second(config, rates) == pytest.approx(measured, rel=0.2)
 
 
 def test_long_rows_of_short_documents_are_not_charged_for_scores_they_have_not() -> None:

@@ -8,6 +8,7 @@ from ftkit.config.resolve import resolve
 from ftkit.models.training_memory import GIB, adapter_parameters, footprint, model_parameters
 
 SIX_LAYERS = "model.architecture.num_hidden_layers=6"
+QWEN3 = "model.architecture.num_hidden_layers=12 sft.max_length=2048 sft.per_device_train_batch_size=4 model"
 PEFT = "model.attn_implementation=flex_attention model.experts_implementation=grouped_mm"
 MEASURED_ON_H100S = {
     f"{SIX_LAYERS} {PEFT} lora=attention sft.max_length=2048 sft.per_device_train_batch_size=4": 14.5,
@@ -34,6 +35,10 @@ MEASURED_ON_H100S = {
     f"{SIX_LAYERS} sft.max_length=2048 sft.per_device_train_batch_size=4": 15.1,
     f"{SIX_LAYERS} sft.max_length=2048 sft.per_device_train_batch_size=4 sft=fsdp compute=h100x2": 11.9,
     f"{SIX_LAYERS} sft.max_length=2048 sft.per_device_train_batch_size=4 sft=fsdp compute=h100x2 lora=none": 50.0,
+    f"{QWEN3}=qwen3-8b sft.gradient_checkpointing=true": 8.6,
+    f"{QWEN3}=qwen3-8b sft.gradient_checkpointing=false": 17.0,
+    f"{QWEN3}=qwen3-30b-a3b sft.gradient_checkpointing=true": 17.6,
+    f"{QWEN3}=qwen3-30b-a3b sft.gradient_checkpointing=false": 22.6,
 }
 """Peaks in GiB of torch.cuda.max_memory_allocated, of one GPU, by overrides."""
 
