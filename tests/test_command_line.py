@@ -75,9 +75,12 @@ def test_plan_shows_the_arithmetic(ftkit):
     assert "2 processes × 2 rows × 8 accumulated = 32 rows a step" in out
     assert "chosen       2 rows at a time, no layer recomputed, dense weights" in out and "; next best " in out
     assert "tokens/s predicted for 2 × H100 NVL" in out
+    assert "; with model.products=fp8, which rounds tokens and gradients, " in out
     assert "92,454,912 trained parameters" in out and "20,914,757,184" in out
     assert "of 94 GiB a GPU" in out and "2 × Standard_NC40ads_H100_v5" in out
     assert out.rstrip().endswith("no problems")
+    assert "products=fp8" not in ftkit("stage=plan", "compute=h100x2", "model=qwen3-30b-a3b").out
+    assert "products=fp8" not in ftkit("stage=plan", "compute=h100x2", "model=qwen3-8b").out
 
 
 def test_plan_says_what_would_fit_when_it_does_not(ftkit):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ftkit import records
 from ftkit.config import schedules
 from ftkit.config.checkpoint import can_be_read
+from ftkit.config.checks.training import fp8_products_have_what_they_need
 from ftkit.config.dataset import Dataset
 from ftkit.config.methods import DpoMethod, GrpoMethod
 from ftkit.config.schema import Config
@@ -126,7 +127,17 @@ def _chosen(config: Config, found: list[Choice]) -> str:
     if config.compute.gib_per_gpu is None:
         return f"{found[0]}; on a machine with a GPU train chooses by its memory"
     other = runner_up(found)
-    return f"{shown(found[0])}" + (f"; next best {shown(other)}" if other else "")
+    return f"{shown(found[0])}" + (f"; next best {shown(other)}" if other else "") + _in_fp8(config, shown)
+
+
+def _in_fp8(config: Config, shown: Callable[[Choice], str]) -> str:
+    """What the experts' products in FP8 would give, where they can be had and are not asked for."""
+    rates = rates_of(config)
+    model = config.model.model_copy(update={"products": "fp8"})
+    asked = config.model_copy(update={"model": model})
+    if config.model.products == "fp8" or not (rates and rates.fp8) or any(fp8_products_have_what_they_need(asked)):
+        return ""
+    return f"; with model.products=fp8, which rounds tokens and gradients, {shown(choices(asked)[0])}"
 
 
 def _rate(tokens_per_s: float, gpu: str | None) -> str:

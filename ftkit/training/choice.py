@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ftkit.config.schema import Config
+from ftkit.families import family_of
 from ftkit.models.speed import Rates, rates_of, reference_rates, tokens_per_second
 from ftkit.models.training_memory import GIB, footprint, fused
 
@@ -120,7 +121,7 @@ def _settlements(config: Config, dense: bool, known: bool) -> list[Config]:
         rows = [n for n in range(1, sft.gradient_accumulation_steps + 1) if sft.gradient_accumulation_steps % n == 0]
     if known and sft.gradient_checkpointing == "auto":
         recomputed = sorted({layers * part // STEPS for part in range(STEPS + 1)})
-    if known and model.weights == "auto" and not dense:
+    if known and model.weights == "auto" and not dense and family_of(model.architecture.model_type).mxfp4:
         weights = ["dense", "mxfp4"]
     return [_settled(config, n, count, kind) for n in rows for count in recomputed for kind in weights]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ftkit.config.schema import Config
 from ftkit.errors import StageError
+from ftkit.families import family_of
 from ftkit.models.training_memory import GIB, footprint
 
 ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"
@@ -55,9 +56,9 @@ def out_of_memory(config: Config, step: int, longest: int) -> OutOfMemory:
 
 def _cheaper(config: Config, longest: int | None) -> Iterator[tuple[str, str, Config]]:
     sft, lora, model = config.sft, config.lora, config.model
-    if model.attn_implementation == "eager":
-        changed = _with(config, "model", attn_implementation="ftkit_sinks")
-        yield "model.attn_implementation=ftkit_sinks", "faster as well", changed
+    family = family_of(model.architecture.model_type)
+    if model.attn_implementation == "eager" and (best := family.attention[0]) != "eager":
+        yield f"model.attn_implementation={best}", "faster as well", _with(config, "model", attn_implementation=best)
     rows = sft.rows_at_a_time
     if rows > 1:
         accumulated = sft.gradient_accumulation_steps * rows
@@ -69,7 +70,7 @@ def _cheaper(config: Config, longest: int | None) -> Iterator[tuple[str, str, Co
         )
     if config.processes > 1 and not sft.fsdp:
         yield "sft.fsdp=true", "weights travel between the GPUs", _with(config, "sft", fsdp=True)
-    if model.experts_implementation == "ftkit_lora" and lora and not sft.fsdp:
+    if family.mxfp4 and model.experts_implementation == "ftkit_lora" and lora and not sft.fsdp:
         yield "model.weights=mxfp4", "about an eighth slower", _with(config, "model", weights="mxfp4")
     yield (
         "sft.gradient_checkpointing=true",

@@ -43,6 +43,15 @@ def test_a_card_gets_its_own(gib: int, weights: str, recomputed: int) -> None:
     assert (settled.model.weights, settled.sft.recomputed_layers(24)) == (weights, recomputed)
 
 
+@pytest.mark.parametrize(
+    ("model", "gib", "recomputed"), [("qwen3-8b", 24, 24), ("qwen3-8b", 80, 0), ("qwen3-30b-a3b", 94, 0)]
+)
+def test_other_families_with_fused_layers_choose_among_dense_weights(model: str, gib: int, recomputed: int) -> None:
+    found = choices(plan(f"model={model}", f"compute.gib_per_gpu={gib}"))
+    assert {choice.config.model.weights for choice in found} == {"dense"}
+    assert found[0].gib <= USABLE * gib and found[0].config.sft.recomputed_layers(36) == recomputed
+
+
 def test_what_is_typed_stands() -> None:
     typed = ("sft.per_device_train_batch_size=4", "sft.gradient_checkpointing=12", "model.weights=mxfp4")
     assert not is_open(plan(*typed)) and settle(plan(*typed)) == plan(*typed)

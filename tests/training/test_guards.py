@@ -177,6 +177,13 @@ def test_each_saving_is_what_the_prediction_says_of_its_override() -> None:
     assert resolve([*LARGE.split(), *found[1].override.split()]).rows_per_step == config.rows_per_step
 
 
+@pytest.mark.parametrize("model", ["qwen3-8b", "qwen3-30b-a3b", "olmo-2-1b"])
+def test_every_saving_can_be_typed_for_other_families(model: str) -> None:
+    large = [f"model={model}", *LARGE.split(), "model.attn_implementation=eager"]
+    found = savings(resolve(large), longest=1800)
+    assert found and all(resolve([*large, *saving.override.split()]) for saving in found)
+
+
 def test_full_fine_tuning_saves_by_sharding_and_needs_sixteen_bytes_a_parameter() -> None:
     config = resolve(["lora=none", "compute=h100x8", "stage=plan"])
     assert savings(config)[0].override == "sft.fsdp=true"
