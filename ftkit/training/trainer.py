@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from accelerate.utils import gather, gather_object
+from peft import PeftModel
 from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
@@ -23,7 +24,13 @@ from ftkit.training.checkpoints import keep_newest, mark_complete, removed_on_fa
 from ftkit.training.heldout import best_step, stops_early
 from ftkit.training.schedule import rate_scheduler
 from ftkit.training.stop import StopRequest
-from ftkit.training.weights import named_weights, write_weights
+from ftkit.training.weights import (
+    adapter_tensors,
+    named_weights,
+    write_adapter,
+    write_adapter_config,
+    write_weights,
+)
 from ftkit.training.window import News, Window, peak_gib
 
 clock = time.monotonic
@@ -151,7 +158,12 @@ class TrustworthyTrainer(Trainer):
         """Have a checkpoint's weights written; where they are sharded, TRL writes them with the optimiser."""
         if self.args.should_save and output_dir and not self.is_fsdp_enabled:
             Path(output_dir).mkdir(parents=True, exist_ok=True)
-            self._weights, self._states["weights"] = named_weights(cast(torch.nn.Module, self.model))
+            model = cast(torch.nn.Module, self.model)
+            if isinstance(model, PeftModel):
+                write_adapter_config(model, Path(output_dir))
+                self._states["weights"] = adapter_tensors(model)
+            else:
+                self._weights, self._states["weights"] = named_weights(model)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Write the schedule's state and have the optimiser's written; sharded, each process writes its part here."""
@@ -196,7 +208,10 @@ class TrustworthyTrainer(Trainer):
         def complete(states: dict[str, Any]) -> None:
             with removed_on_failure(checkpoint), saving(checkpoint):
                 if "weights" in states:
-                    write_weights(bare, checkpoint, weights | states["weights"])
+                    if isinstance(bare, PeftModel):
+                        write_adapter(states["weights"], checkpoint)
+                    else:
+                        write_weights(bare, checkpoint, weights | states["weights"])
                     torch.save(states["optimizer"], checkpoint / OPTIMIZER_NAME)
                 mark_complete(checkpoint)
             with saving(folder):

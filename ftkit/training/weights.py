@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
@@ -27,6 +30,29 @@ def named_weights(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, 
     """All weights by their names in ``state_dict``, and those of them that are trained; none is copied."""
     state = dict(model.state_dict(keep_vars=True))
     return state, {name: weight.detach() for name, weight in state.items() if weight.requires_grad}
+
+
+def adapter_tensors(model: PeftModel) -> dict[str, torch.Tensor]:
+    """What the adapter's file holds, by its names there; none is copied.
+
+    PEFT finds the names by a walk through the model's modules, which its own experts change in each forward pass: not
+    for another thread.
+    """
+    found = get_peft_model_state_dict(model, model.state_dict(keep_vars=True), save_embedding_layers=False)
+    return {name: tensor.detach() for name, tensor in found.items()}
+
+
+def write_adapter_config(model: PeftModel, folder: Path) -> None:
+    """Write the adapter's configuration as PEFT does beside its weights."""
+    config = copy(model.peft_config["default"])
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+
+
+def write_adapter(tensors: dict[str, torch.Tensor], folder: Path) -> None:
+    """Write the adapter's file, of what ``adapter_tensors`` gives."""
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
 
 
 def write_weights(model: nn.Module, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:

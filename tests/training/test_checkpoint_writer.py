@@ -97,6 +97,19 @@ def test_a_second_ctrl_c_waits_for_what_is_being_written_which_is_what_was_there
     same(run, whole)
 
 
+def test_the_writer_walks_through_no_model(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PEFT's experts change their modules in each forward pass, beside which the checkpoint is written."""
+    walk, here = torch.nn.Module.named_modules, []
+
+    def named_modules(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        here.append(threading.current_thread() is threading.main_thread())
+        return walk(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.Module, "named_modules", named_modules)
+    run.train()
+    assert here and all(here)
+
+
 def test_training_ends_at_the_step_after_an_error_of_the_writer(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guard: ``failed`` in trainer._note; else it goes on to the next checkpoint."""
     goes_on, said = threading.Event(), []
