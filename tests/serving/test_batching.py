@@ -16,7 +16,8 @@ from ftkit.serving.endpoint.limits import Limits
 from ftkit.serving.endpoint.requests import Request
 from ftkit.serving.endpoint.service import Served
 
-LATER = time.monotonic() + 3600
+LATER = time.monotonic() + 10**6
+"""In seconds from the import, which is at the start of a whole run: after any run's end."""
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import psutil
 import pytest
 import torch
 from helpers.command import REPOSITORY
+from helpers.processes import running_below
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from transformers.utils.quantization_config import Mxfp4Config
@@ -349,13 +351,14 @@ def test_behind_the_real_server_it_is_asked_and_goes_with_it(path: Path, model_d
 
 
 def doubles(process: psutil.Process) -> list[psutil.Process]:
-    return [child for child in process.children(recursive=True) if "vllm_double.py" in " ".join(child.cmdline())]
+    return running_below(process, "vllm_double.py")
 
 
 def gone(process: psutil.Process) -> None:
     until = time.monotonic() + 60
-    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < until
+    with suppress(psutil.NoSuchProcess):
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < until
 
 
 def test_it_ends_with_its_owner(served: Served):

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from helpers.command import FinishedRun, read_until
+from helpers.processes import running_below
 
 from ftkit.training.checkpoints import MARKER, step_of
 
@@ -150,8 +151,8 @@ def test_two_processes_train_together_and_one_that_crashes_as_it_ends_fails_noth
 
 def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """The training processes below a command, not torchrun's own."""
-    below = psutil.Process(process.pid).children(recursive=True)
-    return [p for p in below if "ftkit.training.worker" in p.cmdline() and "torch.distributed.run" not in p.cmdline()]
+    launchers = running_below(psutil.Process(process.pid), "torch.distributed.run")
+    return [p for p in running_below(psutil.Process(process.pid), "ftkit.training.worker") if p not in launchers]
 
 
 @pytest.mark.parametrize("who", ["command", "one worker", "all workers"])

@@ -19,6 +19,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 from helpers.command import REPOSITORY, Command
+from helpers.processes import running_below
 
 from ftkit.data import sample
 
@@ -311,8 +312,7 @@ def workers(process: subprocess.Popen) -> list[psutil.Process]:
     """Wait until the processes that prepare rows have been started, and import what they need."""
     deadline = time.monotonic() + 100
     while time.monotonic() < deadline and process.poll() is None:
-        children = psutil.Process(process.pid).children()
-        found = [c for c in children if any("spawn_main" in word for word in c.cmdline())]
+        found = running_below(psutil.Process(process.pid), "spawn_main")
         if found and any("numpy" in mapped.path for mapped in found[-1].memory_maps()):
             return found
         time.sleep(0.005)
