@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ftkit.models.kernels.layer import gather_rows
+from ftkit.models.kernels.vocabulary import gather_rows
 
 
 class HostEmbedding(nn.Module):

@@ -52,9 +52,9 @@ class ProjectedLoss(torch.autograd.Function):
 def _loss_and_gradient(logits: Tensor, targets: Tensor, loss: Tensor) -> None:
     """Write the rows' cross entropy to ``loss``, and softmax − one-hot over the logits."""
     if logits.is_cuda:
-        from ftkit.models.kernels import layer as kernels
+        from ftkit.models.kernels.vocabulary import loss_and_gradient
 
-        return kernels.loss_and_gradient(logits, targets, loss)
+        return loss_and_gradient(logits, targets, loss)
     shares = logits.float().log_softmax(-1)
     loss.copy_(-shares.gather(1, targets[:, None])[:, 0])
     shares.exp_()[torch.arange(len(targets)), targets] -= 1

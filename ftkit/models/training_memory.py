@@ -244,7 +244,7 @@ def _attention_row(a: Architecture) -> int:
 
 
 def _extra_columns(config: Config) -> int:
-    """As in ``fused_experts.extra_columns``."""
+    """As in ``fused.experts.extra_columns``."""
     rank = config.lora.r if config.lora and adapted_expert_tensors(config) else 0
     return -(-(rank + 1) // 16) * 16
 

@@ -37,7 +37,7 @@ def checks() -> None:
     """Raises SystemExit, naming the checks that are too far off."""
     from ftkit.models import loss_head
     from ftkit.models.kernels import fp8 as kernels_fp8
-    from ftkit.models.kernels import layer as layer_kernels
+    from ftkit.models.kernels import vocabulary
 
     check = load_script("check_gpu")
     check.DTYPE, check.LIMIT = torch.float32, LIMIT
@@ -71,7 +71,7 @@ def checks() -> None:
         check.whole_model(family, [5, 3], width=32, heads=(4, 2, 16))
     check.norms(tokens=5, width=96)
     check.projection(tokens=33, width=96, out=64, rank=4)
-    loss_head._loss_and_gradient = layer_kernels.loss_and_gradient
+    loss_head._loss_and_gradient = vocabulary.loss_and_gradient
     check.loss(tokens=12, rows=7, width=96, vocabulary=9000)
     check.unpacking()
     check.embedding(width=96)

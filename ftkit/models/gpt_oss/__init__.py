@@ -47,6 +47,6 @@ def flash_runs(device: torch.device, head_dim: int) -> bool:
 
 def why_plain(config: Config, device: torch.device) -> str | None:
     """Why the layers are not fused here; None where they are."""
-    from ftkit.models.fusing import why_not_fused
+    from ftkit.models.fused.availability import why_not_fused
 
     return why_not_fused(config, device)

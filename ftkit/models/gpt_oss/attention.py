@@ -37,7 +37,7 @@ class SinkAttention(torch.autograd.Function):
         ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, sinks: Tensor, bounds: Tensor, longest: int,
         window: int | None, heads: tuple[int, int],
     ) -> Tensor:  # fmt: skip
-        from ftkit.models.kernels import layer as kernels
+        from ftkit.models.kernels import attention as kernels
 
         queries, keys = heads
         rotated, both = torch.empty_like(qkv), queries + keys
@@ -54,7 +54,7 @@ class SinkAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        from ftkit.models.kernels import layer as kernels
+        from ftkit.models.kernels import attention as kernels
 
         rotated, cos, sin, sinks, bounds, o, lse, *random = ctx.saved_tensors
         (queries, keys), *settings = ctx.settings
@@ -81,7 +81,7 @@ class RotatedSinkAttention(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, bounds: Tensor, longest: int, window: int | None,
         scale: float,
     ) -> Tensor:  # fmt: skip
-        from ftkit.models.kernels import layer as kernels
+        from ftkit.models.kernels import attention as kernels
 
         o, lse, *random = FlashCall(bounds, longest, window, scale).forward(q, k, v)
         o, lse = kernels.apply_sinks(o, lse, sinks)

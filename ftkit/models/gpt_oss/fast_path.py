@@ -12,7 +12,7 @@ from ftkit.models.lora import bare_model
 from ftkit.models.mxfp4 import BLOCK
 
 if TYPE_CHECKING:
-    from ftkit.models.fused_experts import DenseWeight, FusedLayer, PackedWeight
+    from ftkit.models.fused.experts import DenseWeight, FusedLayer, PackedWeight
     from ftkit.models.gpt_oss.fp8_experts import Fp8Weight
 
 PARTS = 2
@@ -60,7 +60,7 @@ def rounded_share(model: nn.Module) -> float:
 
 
 def _fused_layer(experts: Any, fp8: bool) -> FusedLayer:
-    from ftkit.models.fused_experts import DenseWeight, FusedExperts, FusedLayer, Layer, PackedWeight, extra_columns
+    from ftkit.models.fused.experts import DenseWeight, FusedExperts, FusedLayer, Layer, PackedWeight, extra_columns
     from ftkit.models.gpt_oss.fp8_experts import DenseFp8Weight, Fp8Experts, PackedFp8Weight
     from ftkit.models.kernels.glu import Glu
 

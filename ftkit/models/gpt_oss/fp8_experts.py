@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ftkit.models.fused_experts import Factors, Layer, a_of, b_of, in_backward
+from ftkit.models.fused.experts import Factors, Layer, a_of, b_of, in_backward
 from ftkit.models.kernels import experts as kernels
 from ftkit.models.kernels import fp8, glu
 from ftkit.models.kernels.routing import gather_sum, sort_by_expert

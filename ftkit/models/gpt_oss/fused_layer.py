@@ -19,7 +19,7 @@ from transformers.models.gpt_oss.modeling_gpt_oss import (
     GptOssRMSNorm,
 )
 
-from ftkit.models.fused import CHECKPOINTS_IN_CALL, AddNorm, JoinedProjection, Norm
+from ftkit.models.fused.layers import CHECKPOINTS_IN_CALL, AddNorm, JoinedProjection, Norm
 from ftkit.models.gpt_oss.attention import SinkAttention
 
 

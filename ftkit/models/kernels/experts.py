@@ -4,7 +4,7 @@ Routed rows are the tokens' copies for each expert that they visit, sorted by ex
 ``ends[e - 1]`` to ``ends[e]``. A program of the kernels by ``tile_of`` works on rows of one expert. Nothing is summed
 with atomics, so results repeat bit for bit.
 
-``R`` is the number of extra columns (see ``ftkit.models.fused_experts``), ``r`` the rank. Where a kernel also
+``R`` is the number of extra columns (see ``ftkit.models.fused.experts``), ``r`` the rank. Where a kernel also
 writes in E4M3, each row has a scale; it comes from a bound of what the row may hold, known before it is made: numbers
 of E4M3 are as exact at a hundredth of the largest as at the largest.
 """
@@ -19,6 +19,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton import next_power_of_2
 
 from ftkit.models.kernels.fp8 import Quantized, tile_of
 
@@ -119,7 +120,7 @@ def _launch_gather_project(
     _gather_project[_tiles("gather_project", order.numel(), experts)](
         x, order, factor, ends, source, source_scales, out, out_scales, thin, top_k, width, x.stride(0),
         *factor.stride(), out.stride(0), thin.stride(0), scale, rank, ONE=float(one),
-        QUANTIZED=out_scales is not None, R=extra, RP=_power(extra), E=experts, EP=_power(experts),
+        QUANTIZED=out_scales is not None, R=extra, RP=next_power_of_2(extra), E=experts, EP=next_power_of_2(experts),
         **LAUNCH["gather_project"],
     )  # fmt: skip
 
@@ -164,9 +165,6 @@ def thin_gradient(
     experts, width, rank = out.shape
     _thin_gradient[(triton.cdiv(width, LAUNCH["thin_gradient"]["BD"]), experts)](
         x, t, order, weight, ends, out, top_k, width, x.stride(0), t.stride(0), *out.stride(), rank,
-        GATHERED=order is not None, WEIGHTED=weight is not None, RP=max(16, _power(rank)), **LAUNCH["thin_gradient"],
+        GATHERED=order is not None, WEIGHTED=weight is not None, RP=max(16, next_power_of_2(rank)),
+        **LAUNCH["thin_gradient"],
     )  # fmt: skip
-
-
-def _power(n: int) -> int:
-    return triton.next_power_of_2(n)

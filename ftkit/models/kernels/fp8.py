@@ -16,9 +16,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton import next_power_of_2
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ftkit.models.kernels.layer import numbers_of
+from ftkit.models.kernels.mxfp4 import numbers_of
 
 E4M3 = torch.float8_e4m3fn
 LARGEST = 448.0
@@ -81,7 +82,7 @@ def quantize_rows(x: Tensor) -> Quantized:
     """A contiguous (rows, D) matrix, its largest entry of each row exact."""
     rows, width = x.shape
     out = Quantized.empty(rows, width, x.device)
-    _quantize_rows[(rows,)](x, out.values, out.scales, width, BD=triton.next_power_of_2(width), num_warps=4)
+    _quantize_rows[(rows,)](x, out.values, out.scales, width, BD=next_power_of_2(width), num_warps=4)
     return out
 
 
@@ -195,7 +196,7 @@ def grouped_product(
         TensorDescriptor.from_tensor(a.values, [launch["BM"], launch["BK"]]),
         TensorDescriptor.from_tensor(weight.values.flatten(0, 1), [launch["BN"], launch["BK"]]),
         a.scales, weight.scales, thin, factor, ends, result, largest, out, width, thin.stride(0), *factor.stride(),
-        BOUNDED=bounded, R=extra, RP=triton.next_power_of_2(extra), E=experts, EP=triton.next_power_of_2(experts),
+        BOUNDED=bounded, R=extra, RP=next_power_of_2(extra), E=experts, EP=next_power_of_2(experts),
         **launch,
     )  # fmt: skip
     return result, largest

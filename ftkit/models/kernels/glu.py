@@ -16,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton import next_power_of_2
 
 from ftkit.models.kernels.fp8 import Quantized, scale_below, tile_of
 
@@ -130,13 +131,13 @@ def glu_project(pieces: list[Tensor], factor: Tensor, ends: Tensor, scale: float
     assert len(pieces) == 1 or not glu.halves
     (experts, width, extra), rows = factor.shape, pieces[0].shape[0]
     out = torch.empty(rows, width + extra, dtype=pieces[0].dtype, device=factor.device)
-    columns, padded = width // len(pieces), _power(extra)
+    columns, padded = width // len(pieces), next_power_of_2(extra)
     sums = torch.empty(rows if len(pieces) > 1 else 0, padded, dtype=torch.float32, device=factor.device)
     for i, piece in enumerate(pieces):
         _glu_project[_tiles("glu_project", rows, experts)](
             piece, factor, ends, None, out, None, out[:, width:], sums, columns, i * columns, piece.stride(0),
             *factor.stride(), out.stride(0), out.stride(0), scale, rank, **_settings(glu), QUANTIZED=False,
-            FIRST=i == 0, LAST=i == len(pieces) - 1, R=extra, RP=padded, E=experts, EP=_power(experts),
+            FIRST=i == 0, LAST=i == len(pieces) - 1, R=extra, RP=padded, E=experts, EP=next_power_of_2(experts),
             **LAUNCH["glu_project"],
         )  # fmt: skip
     return out
@@ -159,8 +160,8 @@ def glu_project_quantized(
     thin = torch.empty(rows, extra, dtype=h.dtype, device=h.device)
     _glu_project[_tiles("glu_project", rows, experts)](
         h, factor, ends, largest, out.values, out.scales, thin, thin, width, 0, h.stride(0), *factor.stride(), width,
-        extra, scale, rank, **_settings(glu), QUANTIZED=True, FIRST=True, LAST=True, R=extra, RP=_power(extra),
-        E=experts, EP=_power(experts), **LAUNCH["glu_project"],
+        extra, scale, rank, **_settings(glu), QUANTIZED=True, FIRST=True, LAST=True, R=extra, RP=next_power_of_2(extra),
+        E=experts, EP=next_power_of_2(experts), **LAUNCH["glu_project"],
     )  # fmt: skip
     return out, thin
 
@@ -277,7 +278,7 @@ def glu_backward(
     (experts, width, extra), rows, device = A.shape, weight.shape[0], weight.device
     thin = torch.empty(rows, extra, dtype=pieces[0].dtype, device=device)
     dweight = torch.empty(rows, dtype=torch.float32, device=device)
-    columns, padded, last = width // len(pieces), _power(extra), len(pieces) - 1
+    columns, padded, last = width // len(pieces), next_power_of_2(extra), len(pieces) - 1
     t, dt = torch.empty(2, rows if last else 0, padded, dtype=torch.float32, device=device)
     activations, gradients = [], iter(gradients)
     for i, piece in enumerate(pieces):
@@ -286,7 +287,7 @@ def glu_backward(
             piece, v, weight, bias_dot, A, B, ends, None, None, None, None, thin, piece[:, 2 * columns :], dweight, t,
             dt, columns, i * columns, piece.stride(0), v.stride(0), bias_dot.stride(0), *A.stride(), *B.stride(),
             piece.stride(0), a_scale, b_scale, b_rank, **_settings(glu), QUANTIZED=False,
-            FIRST=i == 0, LAST=i == last, R=extra, RP=padded, E=experts, EP=_power(experts),
+            FIRST=i == 0, LAST=i == last, R=extra, RP=padded, E=experts, EP=next_power_of_2(experts),
             **LAUNCH["glu_backward"],
         )  # fmt: skip
     return activations, thin, dweight
@@ -314,15 +315,11 @@ def glu_backward_quantized(
     _glu_backward[_tiles("glu_backward", rows, experts)](
         h, gradient, weight, bias_dot, A, B, ends, *largest, out.values, out.scales, thin, dthin, dweight, thin, thin,
         width, 0, h.stride(0), gradient.stride(0), bias_dot.stride(0), *A.stride(), *B.stride(), extra,
-        a_scale, b_scale, b_rank, **_settings(glu), QUANTIZED=True, FIRST=True, LAST=True, R=extra, RP=_power(extra),
-        E=experts, EP=_power(experts), **LAUNCH["glu_backward"],
+        a_scale, b_scale, b_rank, **_settings(glu), QUANTIZED=True, FIRST=True, LAST=True, R=extra,
+        RP=next_power_of_2(extra), E=experts, EP=next_power_of_2(experts), **LAUNCH["glu_backward"],
     )  # fmt: skip
     return out, dthin, thin, dweight
 
 
 def _settings(glu: Glu) -> dict[str, float | bool]:
     return {"limit": glu.limit, "alpha": glu.alpha, "offset": glu.offset, "HALVES": glu.halves}
-
-
-def _power(n: int) -> int:
-    return triton.next_power_of_2(n)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton import next_power_of_2
 
 
 @triton.jit
@@ -89,5 +90,5 @@ def turn_backward(
 
 
 def _sizes(heads: int, width: int, weight: Tensor | None) -> dict[str, int | bool]:
-    padded = triton.next_power_of_2(heads)
+    padded = next_power_of_2(heads)
     return {"HEADS": heads, "HP": padded, "HALF": width // 2, "NORM": weight is not None, "num_warps": 4}

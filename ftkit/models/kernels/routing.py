@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton import next_power_of_2
 
 LAUNCH: dict[str, dict[str, int]] = {"gather_sum": {"BD": 1024, "num_warps": 4}}
 """Block size and warps, chosen by measurement on an H100."""
@@ -60,7 +61,7 @@ def sort_by_expert(index: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]
         order (S,), routed row → token × top_k + choice; place (S,), its inverse; ends (E,), all int32.
     """
     ids, blocks, step = index.reshape(-1), 128, 64
-    size, padded, new = ids.numel(), triton.next_power_of_2(experts), {"dtype": torch.int32, "device": index.device}
+    size, padded, new = ids.numel(), next_power_of_2(experts), {"dtype": torch.int32, "device": index.device}
     counts = torch.empty(blocks, padded, **new)
     order, place, ends = (torch.empty(n, **new) for n in (size, size, experts))
     span = triton.cdiv(size, blocks * step) * step

@@ -36,7 +36,7 @@ def prepare(model: nn.Module, config: Config, *, fused: bool) -> str | None:
 
 def why_plain(config: Config, device: torch.device) -> str | None:
     """Why the layers are not fused here; None where they are."""
-    from ftkit.models.fusing import why_not_fused
+    from ftkit.models.fused.availability import why_not_fused
 
     if config.model.products == "fp8":
         return f"{family_of(config.model.architecture.model_type).title}'s layers have none"

@@ -1,4 +1,4 @@
-"""Experts with SwiGLU and no biases, by the kernels of ``ftkit.models.fused_experts``."""
+"""Experts with SwiGLU and no biases, by the kernels of ``ftkit.models.fused.experts``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from ftkit.models.experts import TENSORS, LowRankWrapper
-from ftkit.models.fused_experts import DenseWeight, FusedExperts, FusedLayer, Layer, extra_columns
+from ftkit.models.fused.experts import DenseWeight, FusedExperts, FusedLayer, Layer, extra_columns
 from ftkit.models.kernels.glu import SWIGLU
 
 

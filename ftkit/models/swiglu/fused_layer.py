@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ftkit.models.fused import CHECKPOINTS_IN_CALL, AddNorm, JoinedProjection, Norm
+from ftkit.models.fused.layers import CHECKPOINTS_IN_CALL, AddNorm, JoinedProjection, Norm
 from ftkit.models.lora import bare_model
 from ftkit.models.swiglu.attention import RotaryAttention
 from ftkit.models.swiglu.mlp import FusedMlp

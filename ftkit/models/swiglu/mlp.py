@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ftkit.models.fused import JoinedProjection, in_backward
+from ftkit.models.fused.layers import JoinedProjection, in_backward
 from ftkit.models.kernels.swiglu import swiglu, swiglu_backward
 
 

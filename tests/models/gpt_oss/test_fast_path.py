@@ -16,8 +16,8 @@ from ftkit.chat.serving_defaults import ServingDefaults
 from ftkit.config.resolve import resolve
 from ftkit.errors import StageError
 from ftkit.export.merge import merge
-from ftkit.models import fusing
 from ftkit.models.experts import keep_low_rank
+from ftkit.models.fused import availability
 from ftkit.models.gpt_oss import attention as sink_attention
 from ftkit.models.gpt_oss.document_masks import isolate_documents
 from ftkit.models.loading import load_base
@@ -244,5 +244,5 @@ def test_a_gpu_that_cannot_run_fused_says_why(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
-    monkeypatch.setattr(fusing, "find_spec", lambda name: object() if triton else None)
-    assert fusing.why_not_fused(resolve([*overrides, "stage=plan"]), torch.device("cuda")) == why
+    monkeypatch.setattr(availability, "find_spec", lambda name: object() if triton else None)
+    assert availability.why_not_fused(resolve([*overrides, "stage=plan"]), torch.device("cuda")) == why

@@ -1,4 +1,4 @@
-"""What fused layers of any family are made of, for CUDA GPUs: norms beside the residual sum, adapted projections."""
+"""Norms beside the residual sum and adapted projections, for fused layers of any family."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ftkit.models.kernels import layer as kernels
+from ftkit.models.kernels.norms import add_rms_norm, rms_norm, rms_norm_backward
 
 CHECKPOINTS_IN_CALL = "__call__" in GradientCheckpointingLayer.__dict__
 """Whether transformers checkpoints around a layer's forward (5.17) or inside that of its class (5.23), which an
@@ -22,7 +22,7 @@ class AddNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        total, y = kernels.add_rms_norm(x.contiguous(), delta.contiguous(), weight, eps)
+        total, y = add_rms_norm(x.contiguous(), delta.contiguous(), weight, eps)
         ctx.save_for_backward(total, weight)
         ctx.eps = eps
         return total, y
@@ -32,7 +32,7 @@ class AddNorm(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         dtotal, dy = (gradient.contiguous() for gradient in gradients)
         total, weight = ctx.saved_tensors
-        dx = kernels.rms_norm_backward(total, weight, dy, dtotal, ctx.eps)
+        dx = rms_norm_backward(total, weight, dy, dtotal, ctx.eps)
         return dx, dx, None, None
 
 
@@ -44,14 +44,14 @@ class Norm(torch.autograd.Function):
         x = x.contiguous()
         ctx.save_for_backward(x, weight)
         ctx.eps = eps
-        return x.view_as(x), kernels.rms_norm(x, weight, eps)
+        return x.view_as(x), rms_norm(x, weight, eps)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         dx, dy = (gradient.contiguous() for gradient in gradients)
         x, weight = ctx.saved_tensors
-        return kernels.rms_norm_backward(x, weight, dy, dx, ctx.eps), None, None
+        return rms_norm_backward(x, weight, dy, dx, ctx.eps), None, None
 
 
 class Projection(torch.autograd.Function):

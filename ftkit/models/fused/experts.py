@@ -24,11 +24,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import grouped_mm
 
-from ftkit.models.fused import in_backward
+from ftkit.models.fused.layers import in_backward
 from ftkit.models.kernels import experts as kernels
 from ftkit.models.kernels import glu
 from ftkit.models.kernels.glu import Glu
-from ftkit.models.kernels.layer import unpack_mxfp4
+from ftkit.models.kernels.mxfp4 import unpack_mxfp4
 from ftkit.models.kernels.routing import gather_sum, sort_by_expert
 
 

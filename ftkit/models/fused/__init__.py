@@ -1,0 +1,1 @@
+"""Fused layers for CUDA GPUs: what the layers of all families that have them are made of."""
