@@ -243,28 +243,21 @@ class FusedExperts(torch.autograd.Function):
             up.rows.transpose(1, 2), ends, layer.down_scale, layer.up_scale, up_rank, layer.glu,
         )  # fmt: skip
         dweights = dweight[place].view_as(weights).to(weights.dtype) if needs[1] else None
-        grads = dict.fromkeys(("up_a", "up_b", "down_a", "down_b"))
-        gathered = {"order": order, "top_k": top_k}
-        if down_a is not None:
-            grads["down_a"], grads["down_b"] = torch.empty_like(down_a), torch.empty_like(down_b)
-            parts = a_of(grads["down_a"], experts).chunk(len(act), 1)
-            for piece, part in zip(act, parts, strict=True):
-                kernels.thin_gradient(piece, g_thin, ends, part, weight=weight)
-            kernels.thin_gradient(gradient, act_thin, ends, b_of(grads["down_b"], experts), weight=weight, **gathered)
+        routed = Routed(order, ends, top_k)
+        of_down = adapter_gradients(
+            down_a, down_b, routed, Side(act, g_thin), Side([gradient], act_thin, gathered=True), weight
+        )
         del act
-        if up_a is not None:
-            grads["up_a"], grads["up_b"] = torch.empty_like(up_a), torch.empty_like(up_b)
-            width = layer.up.out // len(pieces)
-            parts = b_of(grads["up_b"], experts).split(width, 1)
-            for piece, part in zip(pieces, parts, strict=True):
-                kernels.thin_gradient(piece, up_thin, ends, part)
-            kernels.thin_gradient(x, pieces[-1][:, width:], ends, a_of(grads["up_a"], experts), **gathered)
+        width = layer.up.out // len(pieces)
+        of_up = adapter_gradients(
+            up_a, up_b, routed, Side([x], pieces[-1][:, width:], gathered=True), Side(pieces, up_thin)
+        )
         dx = None
         if needs[0]:
             dx = torch.empty_like(gradient)
             for i, part in enumerate(layer.up.backward(pieces, ends, up)):
                 gather_sum(part, place, top_k, dx, add=i > 0)
-        return dx, dweights, None, *grads.values(), None
+        return dx, dweights, None, *of_up, *of_down, None
 
 
 @dataclass(frozen=True)
@@ -280,11 +273,55 @@ class FusedLayer:
         return result
 
 
-def a_of(gradient: Tensor, experts: int) -> Tensor:
-    """PEFT's A (r · E, in) as (E, in, r)."""
-    return gradient.view(experts, -1, gradient.shape[1]).transpose(1, 2)
+@dataclass(frozen=True)
+class Routed:
+    """How tokens lie in the experts' order.
+
+    Attributes:
+        order: (S,), of tokens · top_k.
+        ends: (E,), where the rows of each expert end.
+        top_k: of the router.
+    """
+
+    order: Tensor
+    ends: Tensor
+    top_k: int
 
 
-def b_of(gradient: Tensor, experts: int) -> Tensor:
-    """PEFT's B (out, r · E) as (E, out, r)."""
-    return gradient.view(gradient.shape[0], -1, experts).permute(2, 0, 1)
+@dataclass(frozen=True)
+class Side:
+    """Rows and what they are multiplied by for the gradient of A or B.
+
+    Attributes:
+        rows: (S, width / n) each, n pieces beside each other; or (tokens, width), one that is ``gathered``.
+        thin: (S, ≥ r).
+        gathered: the rows are the tokens', and are read in the experts' order.
+    """
+
+    rows: list[Tensor]
+    thin: Tensor
+    gathered: bool = False
+
+
+def adapter_gradients(
+    a: Tensor | None, b: Tensor | None, routed: Routed, of_a: Side, of_b: Side, weight: Tensor | None = None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of PEFT's A (r · E, in) and B (out, r · E); None of what is not there.
+
+    Args:
+        of_a: the projection's input, and s · gBᵀ for the gradient g of its output.
+        of_b: g, and s · xA for the input x.
+        weight: (S,), of the rows.
+    """
+    if a is None or b is None:
+        return None, None
+    experts, gradients = len(routed.ends), (torch.empty_like(a), torch.empty_like(b))
+    by_expert = (  # (E, in, r) and (E, out, r)
+        gradients[0].view(experts, -1, a.shape[1]).transpose(1, 2),
+        gradients[1].view(b.shape[0], -1, experts).permute(2, 0, 1),
+    )
+    for side, whole in zip((of_a, of_b), by_expert, strict=True):
+        gathered = {"order": routed.order, "top_k": routed.top_k} if side.gathered else {}
+        for rows, part in zip(side.rows, whole.chunk(len(side.rows), 1), strict=True):
+            kernels.thin_gradient(rows, side.thin, routed.ends, part, weight=weight, **gathered)
+    return gradients

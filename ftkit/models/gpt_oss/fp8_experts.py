@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ftkit.models.fused.experts import Factors, Layer, a_of, b_of, in_backward
+from ftkit.models.fused.experts import Factors, Layer, Routed, Side, adapter_gradients, in_backward
 from ftkit.models.kernels import experts as kernels
 from ftkit.models.kernels import fp8, glu
 from ftkit.models.kernels.routing import gather_sum, sort_by_expert
@@ -166,21 +166,16 @@ class Fp8Experts(torch.autograd.Function):
             layer.down_scale, layer.up_scale, up_rank, layer.glu,
         )  # fmt: skip
         dweights = dweight[place].view_as(weights).to(weights.dtype) if needs[1] else None
-        grads = dict.fromkeys(("up_a", "up_b", "down_a", "down_b"))
-        gathered = {"order": order, "top_k": top_k}
-        if down_a is not None:
-            grads["down_a"], grads["down_b"] = torch.empty_like(down_a), torch.empty_like(down_b)
-            kernels.thin_gradient(act, g_thin, ends, a_of(grads["down_a"], experts), weight=weight)
-            kernels.thin_gradient(gradient, act_thin, ends, b_of(grads["down_b"], experts), weight=weight, **gathered)
+        routed = Routed(order, ends, top_k)
+        of_down = adapter_gradients(
+            down_a, down_b, routed, Side([act], g_thin), Side([gradient], act_thin, gathered=True), weight
+        )
         del act
-        if up_a is not None:
-            grads["up_a"], grads["up_b"] = torch.empty_like(up_a), torch.empty_like(up_b)
-            kernels.thin_gradient(h, up_thin, ends, b_of(grads["up_b"], experts))
-            kernels.thin_gradient(hidden, dthin, ends, a_of(grads["up_a"], experts), **gathered)
+        of_up = adapter_gradients(up_a, up_b, routed, Side([hidden], dthin, gathered=True), Side([h], up_thin))
         del h
         dx = None
         if needs[0]:
             rows, _ = layer.up.backward(dh8, dthin, ends, up)
             dx = torch.empty_like(gradient)
             gather_sum(rows, place, top_k, dx)
-        return dx, dweights, None, *grads.values(), None
+        return dx, dweights, None, *of_up, *of_down, None
