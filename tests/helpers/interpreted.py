@@ -77,6 +77,7 @@ def checks() -> None:
     check.embedding(width=96)
     check.DTYPE, check.LIMIT = torch.bfloat16, 2e-2  # experts are fused in it alone
     check.whole_model("qwen3_moe", [5, 3], width=32, heads=(4, 2, 16))
+    check.whole_model("qwen3_moe", [5, 3], width=32, heads=(4, 2, 16), on_experts=False)
     if check.failed:
         sys.exit(f"{len(check.failed)} too far off: {', '.join(check.failed)}")
 

@@ -24,10 +24,12 @@ def prepare(model: nn.Module, config: Config, *, fused: bool) -> str | None:
     """Make a model with its adapters compute as ``model.*`` says."""
     remark = plain.prepare(model, config, fused=fused)
     if fused:
+        from ftkit.models.experts import NAME
         from ftkit.models.swiglu.experts import fuse_experts
         from ftkit.models.swiglu.fused_layer import fuse_layers
 
-        fuse_experts(model)
+        if config.model.experts_implementation == NAME:
+            fuse_experts(model)
         layer_class = family_of(config.model.architecture.model_type).layer_class
         assert layer_class is not None
         fuse_layers(model, layer_class)

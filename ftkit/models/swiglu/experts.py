@@ -12,14 +12,14 @@ from ftkit.models.kernels.glu import SWIGLU
 
 
 def fuse_experts(model: nn.Module) -> None:
-    """Hand all experts that read their adapters themselves to the kernels; their weights move into wider tensors."""
+    """Hand all experts to the kernels, with adapters or without; their weights move into wider tensors."""
     for module in model.modules():
-        if "adapters" in module.__dict__:
+        if set(TENSORS) <= dict(module.named_parameters(recurse=False)).keys():
             module.__dict__["fused"] = _fused_layer(module)
 
 
 def _fused_layer(experts: Any) -> FusedLayer:
-    adapters: dict[str, LowRankWrapper] = experts.__dict__["adapters"]
+    adapters: dict[str, LowRankWrapper] = experts.__dict__.get("adapters", {})
     extra = extra_columns(*(wrapper.rank for wrapper in adapters.values()))
     up, down = (DenseWeight(getattr(experts, name), extra, transposed=True) for name in TENSORS)
     up_scale, down_scale = (adapters[name].scale if name in adapters else 0.0 for name in TENSORS)
