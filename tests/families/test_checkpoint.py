@@ -144,3 +144,7 @@ def test_a_config_that_is_none_of_a_causal_model(written, said: str, tmp_path: P
 )
 def test_what_a_family_does_not_have(overrides: list[str], said: str) -> None:
     assert said in problems(*overrides)
+
+
+def test_a_dense_familys_mxfp4_is_one_problem_with_a_cure_that_is_taken() -> None:
+    assert problems("model=qwen3-8b", "model.weights=mxfp4").count("model.weights=") == 1

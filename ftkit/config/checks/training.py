@@ -125,7 +125,8 @@ def evaluation_has_what_it_needs(config: Config) -> Iterator[Problem]:
 
 def mxfp4_weights_need_low_rank_experts(config: Config) -> Iterator[Problem]:
     model = config.model
-    if model.weights == "mxfp4" and model.experts_implementation != "ftkit_lora":
+    comes_in_it = family_of(model.architecture.model_type).mxfp4
+    if model.weights == "mxfp4" and comes_in_it and model.experts_implementation != "ftkit_lora":
         yield Problem(
             "model.weights",
             f"mxfp4, but {model.experts_implementation} experts compute with dense weights",

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ftkit.serving.endpoint.bodies import EXAMPLE
-from ftkit.serving.endpoint.refusals import VLLM_CAN, Refused, hint, shown
+from ftkit.serving.endpoint.refusals import VLLM_TAKES_IT, Refused, hint, shown
 
 Turn = dict[str, Any]
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -185,7 +185,7 @@ def read_tools(tools: Any, choice: Any, texts: Texts) -> list[dict[str, Any]]:
         Refused: one is no function, or the choice forces a call.
     """
     if choice not in (None, "none", "auto"):
-        said = f'tool_choice is {shown(choice)}; this engine takes "auto" and "none", {VLLM_CAN}'
+        said = f'tool_choice is {shown(choice)}; this server takes "auto" and "none"; {VLLM_TAKES_IT}'
         raise Refused(said, "tool_choice", code="unsupported_value")
     if not isinstance(tools, list) or len(tools) > 128:
         raise Refused(f"tools is {shown(tools)}; send a list of at most 128 functions", "tools")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 
-from ftkit.serving.endpoint.refusals import VLLM_CAN, Refused
+from ftkit.serving.endpoint.refusals import VLLM_TAKES_IT, Refused
 
 SCORE, CHAT, RESPONSES, MODELS = "/score", "/v1/chat/completions", "/v1/responses", "/v1/models"
 PAGE = "/chat"
@@ -38,7 +38,7 @@ def route(method: str, path: str) -> tuple[str, str]:
 
 def _instead(path: str) -> str:
     if path in OF_VLLM:
-        return f"this engine has {CHAT} and {RESPONSES}, {VLLM_CAN}"
+        return f"this server has {CHAT} and {RESPONSES}; {VLLM_TAKES_IT}"
     if path.startswith(f"{RESPONSES}/"):
         return f"this server keeps no responses: POST {RESPONSES} with the whole chat in input"
     near = difflib.get_close_matches(path, [f"/v1{path}", *METHODS], n=1, cutoff=0.75)

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from typing import Any
 
 STARTING = "the engine has ended and is being started again; try again later"
-VLLM_CAN = "a deployment with vLLM can (deployment=vllm)"
-"""Said of what OpenAI's format has and the engine of transformers lacks."""
+VLLM_TAKES_IT = "vLLM's own server takes it (deployment=vllm)"
+"""Said of what OpenAI's format has and ftkit's server refuses, whatever its engine."""
 
 
 class Refused(Exception):

@@ -18,7 +18,7 @@ from ftkit.serving.endpoint.azure_shapes import in_own_format
 from ftkit.serving.endpoint.bodies import read_object
 from ftkit.serving.endpoint.chats import Texts, Turn, read_chat, read_tools
 from ftkit.serving.endpoint.limits import Limits
-from ftkit.serving.endpoint.refusals import VLLM_CAN, Refused, hint, shown
+from ftkit.serving.endpoint.refusals import VLLM_TAKES_IT, Refused, hint, shown
 from ftkit.serving.endpoint.responses import AsChat, is_response
 from ftkit.serving.endpoint.sampling import SETTINGS
 
@@ -44,7 +44,7 @@ OPENAI_HARMLESS: dict[str, tuple[Any, ...]] = {
     **{"structured_outputs": ({},), "guided_json": (), "guided_regex": (), "guided_choice": (), "prediction": ()},
     **{"audio": (), "web_search_options": (), "documents": ([],), "use_beam_search": (False,)},
 }
-"""Fields of OpenAI's format, and of vLLM's, that this engine takes with these values alone."""
+"""Fields of OpenAI's format, and of vLLM's, that this server takes with these values alone."""
 OPENAI_IGNORED = (
     *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
     *("parallel_tool_calls", "verbosity", "request_id", "priority", "cache_salt", "extra_body"),
@@ -221,7 +221,9 @@ def _check_openai_names(body: Mapping[str, Any], passed_on: Sequence[str]) -> No
             if any(_same(value, each) for each in harmless):
                 continue
             only = f"takes {' or '.join(map(shown, harmless))} alone" if harmless else "does not have it"
-            raise Refused(f"{name} is {shown(value)}; this engine {only}, {VLLM_CAN}", name, code="unsupported_value")
+            raise Refused(
+                f"{name} is {shown(value)}; this server {only}; {VLLM_TAKES_IT}", name, code="unsupported_value"
+            )
         known = (*OPENAI_FIELDS, *OPENAI_HARMLESS, *OPENAI_IGNORED)
         said = f"did you mean {OPENAI_MEANT[name]}?" if name in OPENAI_MEANT else hint(name, known, OPENAI_FIELDS)
         raise Refused(f"unknown field {shown(name)}; {said}", name[:64], code="unknown_parameter")
