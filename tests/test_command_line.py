@@ -70,6 +70,19 @@ assert not heavy, heavy
     assert done.returncode == 0, done.stderr
 
 
+def test_a_training_does_not_import_wandb(tmp_path: Path):
+    """TRL does wherever it is installed, as it is here: three seconds of every training's start."""
+    code = """
+import importlib.util, sys
+from types import SimpleNamespace
+from ftkit.training.methods import method_of
+method_of(SimpleNamespace(method=SimpleNamespace(name="sft")))
+assert importlib.util.find_spec("wandb") and "wandb" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_plan_shows_the_arithmetic(ftkit):
     out = ftkit("stage=plan", "compute=h100x2", "sft.packing=false").out
     assert "2 processes × 2 rows × 8 accumulated = 32 rows a step" in out

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -13,4 +15,18 @@ Say = Callable[[str], None]
 
 def method_of(config: Config) -> Any:
     """The module of ``config.method``."""
-    return import_module(f"ftkit.training.methods.{config.method.name}")
+    with _unseen("wandb"):  # TRL imports it where it is installed, for seconds; what ftkit logs there, it logs itself
+        return import_module(f"ftkit.training.methods.{config.method.name}")
+
+
+@contextmanager
+def _unseen(package: str) -> Iterator[None]:
+    """Import as if a package were not installed, unless somebody has imported it."""
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None  # pyright: ignore[reportArgumentType]  # as the import system has it
+    try:
+        yield
+    finally:
+        del sys.modules[package]
