@@ -17,7 +17,13 @@ from standin import StandIn
 
 pytestmark = pytest.mark.slow
 
-MODEL = ("compute.nodes=1", "sft.max_steps=2", "sft.eval_strategy=no", "registration.model_name=served")
+MODEL = (
+    "compute.nodes=1",
+    "sft.max_steps=2",
+    "sft.per_device_train_batch_size=2",
+    "sft.eval_strategy=no",
+    "registration.model_name=served",
+)
 SIZE = "Standard_F4s_v2"
 FAMILY = "standardFSv2Family"
 IDENTITIES = "/subscriptions/s/resourceGroups/g/providers/Microsoft.ManagedIdentity/userAssignedIdentities"

@@ -17,7 +17,7 @@ from ftkit.assets import asset_path
 
 pytestmark = pytest.mark.slow
 
-ONE_NODE = ("compute.nodes=1", "sft.eval_strategy=no")
+ONE_NODE = ("compute.nodes=1", "sft.eval_strategy=no", "sft.per_device_train_batch_size=2")
 SHORT = (*ONE_NODE, "sft.max_steps=6", "sft.save_steps=2", "run.base=tiny-azure")
 CHECKPOINT = "*/checkpoints/*/checkpoint-{}/complete.json"
 
@@ -43,8 +43,8 @@ def jobs_of(azure: StandIn, project: Project) -> list:
 
 
 def test_ctrl_c_leaves_the_job_running_and_the_same_command_follows_it(azure: StandIn, project: Project):
-    process = project.started("stage=train", "sft.max_steps=30")
-    read_until(process, "step  2/30")
+    process = project.started("stage=train", "sft.max_steps=60")
+    read_until(process, "step  2/60")
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     job = jobs_of(azure, project)[0]
@@ -52,20 +52,20 @@ def test_ctrl_c_leaves_the_job_running_and_the_same_command_follows_it(azure: St
     assert f"job {job.name} goes on" in err and f"attach={job.name}" in err and "stage=teardown" in err
     assert not job.ended.is_set()
 
-    done = project.ftkit("stage=train", "sft.max_steps=30")
+    done = project.ftkit("stage=train", "sft.max_steps=60")
     assert done.status == 0, str(done)
     assert f"job {job.name} is under way: following it" in done.out
     assert len(jobs_of(azure, project)) == 1
 
 
 def test_another_machine_attaches_by_name(azure: StandIn, project: Project, tmp_path: Path):
-    process = project.started("stage=train", "sft.max_steps=30")
-    read_until(process, "step  1/30")
+    process = project.started("stage=train", "sft.max_steps=60")
+    read_until(process, "step  1/60")
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     job = jobs_of(azure, project)[0]
 
-    elsewhere = Project(tmp_path, azure, project.name, *ONE_NODE, "sft.max_steps=30", "sft.save_steps=2")
+    elsewhere = Project(tmp_path, azure, project.name, *ONE_NODE, "sft.max_steps=60", "sft.save_steps=2")
     assert elsewhere.ftkit("stage=prepare,publish").status == 0
     wrong = elsewhere.ftkit("stage=train,merge", f"attach={job.name}")
     assert wrong.status == 1 and f"job {job.name} runs train" in wrong.err
@@ -78,7 +78,7 @@ def test_another_machine_attaches_by_name(azure: StandIn, project: Project, tmp_
 
 def test_an_evicted_spot_job_goes_on_from_its_checkpoint(azure: StandIn, project: Project):
     azure.faults.job_evicted(once_written=CHECKPOINT.format(4))
-    done = project.ftkit("stage=train", "compute.spot=true", "compute.nodes=2", "sft.max_steps=30")
+    done = project.ftkit("stage=train", "compute.spot=true", "compute.nodes=2", "sft.max_steps=60")
     assert done.status == 0, str(done)
     (job,) = jobs_of(azure, project)
     assert job.attempts == 2
@@ -86,14 +86,14 @@ def test_an_evicted_spot_job_goes_on_from_its_checkpoint(azure: StandIn, project
 
 
 def test_a_cancelled_job_is_said_to_be_and_the_next_one_takes_its_checkpoint(azure: StandIn, project: Project):
-    process = project.started("stage=train", "sft.max_steps=30")
-    read_until(process, "step  5/30")
+    process = project.started("stage=train", "sft.max_steps=60")
+    read_until(process, "step  5/60")
     (job,) = jobs_of(azure, project)
     job.cancelled.set()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1 and f"job {job.name} (train) was cancelled" in err
 
-    done = project.ftkit("stage=train", "sft.max_steps=30")
+    done = project.ftkit("stage=train", "sft.max_steps=60")
     assert done.status == 0, str(done)
     assert "goes on from where the last one ended" in done.out
     assert project.record("train")["result"]["resumed_from"] >= 2

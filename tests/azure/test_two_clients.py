@@ -13,7 +13,10 @@ from project import Project
 from standin import StandIn, names
 
 pytestmark = pytest.mark.slow
-SHORT = ("compute.nodes=1", "sft.max_steps=2", "dataset.max_rows=40", "deployment=vllm")
+SHORT = (
+    *("compute.nodes=1", "sft.max_steps=2", "sft.per_device_train_batch_size=2"),
+    *("dataset.max_rows=40", "deployment=vllm"),
+)
 IDENTITIES = {"ann": names.CLIENT, "bob": names.COLLEAGUE}
 
 

@@ -41,7 +41,7 @@ def sealed(outputs: Path) -> set[Path]:
 
 
 def test_a_killed_training_goes_on_from_its_last_checkpoint_and_says_so(prepared: FinishedRun):
-    short = ("stage=train", "sft.max_steps=12", "sft.save_steps=4", QUICK)
+    short = ("stage=train", "sft.max_steps=12", "sft.save_steps=4", "sft.per_device_train_batch_size=4", QUICK)
     others = sealed(prepared.outputs)
     process = start(prepared.folder, *short)
     read_until(process, "step  9/12")  # the checkpoint of step 8 is begun, so that of step 4 is whole
@@ -88,7 +88,10 @@ except KeyboardInterrupt:
 def test_ctrl_c_ends_a_stage_in_one_line_and_the_same_command_completes(
     prepared: FinishedRun, stage: str, trigger: str
 ):
-    short = {"train": ["lora.r=2", "sft.max_steps=6", QUICK], "evaluate": ["evaluation.questions=8"]}
+    short = {
+        "train": ["lora.r=2", "sft.max_steps=6", "sft.per_device_train_batch_size=4", QUICK],
+        "evaluate": ["evaluation.questions=8"],
+    }
     arguments = (f"stage={stage}", "force=true", *short.get(stage, []))
     process = start(prepared.folder, *arguments)
     out = read_until(process, trigger)
@@ -118,7 +121,9 @@ def test_a_disk_that_fills_up_is_reported_and_leaves_nothing_half_written(prepar
 
 
 def test_a_sweep_leaves_its_runs_side_by_side(prepared: FinishedRun):
-    done = prepared.ftkit("stage=train", "lora.r=4,8,16", "sft.max_steps=2", QUICK, "-m")
+    done = prepared.ftkit(
+        "stage=train", "lora.r=4,8,16", "sft.max_steps=2", "sft.per_device_train_batch_size=4", QUICK, "-m"
+    )
     assert done.status == 0, done.err
     for rank in (4, 8, 16):
         folder = prepared.folder / "outputs" / f"tiny-lora.r={rank}" / "train"

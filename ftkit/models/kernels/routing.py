@@ -15,8 +15,8 @@ import triton.language as tl
 from torch import Tensor
 from triton import next_power_of_2
 
-LAUNCH: dict[str, dict[str, int]] = {"gather_sum": {"BD": 1024, "num_warps": 4}}
-"""Block size and warps, chosen by measurement on an H100."""
+LAUNCH: dict[str, dict[str, int]] = {"gather_sum": {"BD": 1024, "num_warps": 4}, "sort_by_expert": {"BLOCKS": 128}}
+"""Block sizes and warps, chosen by measurement on an H100."""
 
 
 @triton.jit
@@ -60,7 +60,7 @@ def sort_by_expert(index: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]
     Returns:
         order (S,), routed row → token × top_k + choice; place (S,), its inverse; ends (E,), all int32.
     """
-    ids, blocks, step = index.reshape(-1), 128, 64
+    ids, blocks, step = index.reshape(-1), LAUNCH["sort_by_expert"]["BLOCKS"], 64
     size, padded, new = ids.numel(), next_power_of_2(experts), {"dtype": torch.int32, "device": index.device}
     counts = torch.empty(blocks, padded, **new)
     order, place, ends = (torch.empty(n, **new) for n in (size, size, experts))
