@@ -43,34 +43,39 @@ def jobs_of(azure: StandIn, project: Project) -> list:
 
 
 def test_ctrl_c_leaves_the_job_running_and_the_same_command_follows_it(azure: StandIn, project: Project):
-    process = project.started("stage=train", "sft.max_steps=60")
-    read_until(process, "step  2/60")
+    process = project.started("stage=train", "sft.max_steps=30")
+    read_until(process, "step  2/30")
+    (job,) = jobs_of(azure, project)
+    job.pause()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    job = jobs_of(azure, project)[0]
     assert process.returncode == 130 and "Traceback" not in err
     assert f"job {job.name} goes on" in err and f"attach={job.name}" in err and "stage=teardown" in err
     assert not job.ended.is_set()
 
-    done = project.ftkit("stage=train", "sft.max_steps=60")
-    assert done.status == 0, str(done)
-    assert f"job {job.name} is under way: following it" in done.out
+    following = project.started("stage=train", "sft.max_steps=30")
+    read_until(following, f"job {job.name} is under way: following it")
+    job.go_on()
+    out, err = following.communicate(timeout=120)
+    assert following.returncode == 0, out + err
     assert len(jobs_of(azure, project)) == 1
 
 
 def test_another_machine_attaches_by_name(azure: StandIn, project: Project, tmp_path: Path):
-    process = project.started("stage=train", "sft.max_steps=60")
-    read_until(process, "step  1/60")
+    process = project.started("stage=train", "sft.max_steps=30")
+    read_until(process, "step  1/30")
+    (job,) = jobs_of(azure, project)
+    job.pause()
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
-    job = jobs_of(azure, project)[0]
 
-    elsewhere = Project(tmp_path, azure, project.name, *ONE_NODE, "sft.max_steps=60", "sft.save_steps=2")
+    elsewhere = Project(tmp_path, azure, project.name, *ONE_NODE, "sft.max_steps=30", "sft.save_steps=2")
     assert elsewhere.ftkit("stage=prepare,publish").status == 0
     wrong = elsewhere.ftkit("stage=train,merge", f"attach={job.name}")
     assert wrong.status == 1 and f"job {job.name} runs train" in wrong.err
     missing = elsewhere.ftkit("stage=train", "attach=nobody")
     assert missing.status == 1 and "there is no job nobody" in missing.err
+    job.go_on()
     done = elsewhere.ftkit("stage=train", f"attach={job.name}")
     assert done.status == 0, str(done)
     assert elsewhere.record("train")["result"]["job"] == job.name
@@ -78,7 +83,7 @@ def test_another_machine_attaches_by_name(azure: StandIn, project: Project, tmp_
 
 def test_an_evicted_spot_job_goes_on_from_its_checkpoint(azure: StandIn, project: Project):
     azure.faults.job_evicted(once_written=CHECKPOINT.format(4))
-    done = project.ftkit("stage=train", "compute.spot=true", "compute.nodes=2", "sft.max_steps=60")
+    done = project.ftkit("stage=train", "compute.spot=true", "compute.nodes=2", "sft.max_steps=12")
     assert done.status == 0, str(done)
     (job,) = jobs_of(azure, project)
     assert job.attempts == 2
@@ -86,14 +91,15 @@ def test_an_evicted_spot_job_goes_on_from_its_checkpoint(azure: StandIn, project
 
 
 def test_a_cancelled_job_is_said_to_be_and_the_next_one_takes_its_checkpoint(azure: StandIn, project: Project):
-    process = project.started("stage=train", "sft.max_steps=60")
-    read_until(process, "step  5/60")
+    process = project.started("stage=train", "sft.max_steps=30")
+    read_until(process, "step  5/30")
     (job,) = jobs_of(azure, project)
+    job.pause()
     job.cancelled.set()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1 and f"job {job.name} (train) was cancelled" in err
 
-    done = project.ftkit("stage=train", "sft.max_steps=60")
+    done = project.ftkit("stage=train", "sft.max_steps=30")
     assert done.status == 0, str(done)
     assert "goes on from where the last one ended" in done.out
     assert project.record("train")["result"]["resumed_from"] >= 2

@@ -56,9 +56,10 @@ def test_two_people_train_deploy_and_tear_down_beside_each_other(azure: StandIn,
 
     following = bob.started("stage=train", "sft.max_steps=60")
     read_until(following, "step  1/60")
+    (job,) = azure.jobs.running()
+    azure.jobs[job].pause()
     following.send_signal(signal.SIGINT)
     following.communicate(timeout=60)
-    (job,) = azure.jobs.running()
     bobs = ["deployment ftkit-bob/blue", f"job {job}"]
     assert "ftkit-bob" not in succeeds(ann.ftkit("stage=teardown", "yes=true"))
     assert sorted(azure.costing()) == bobs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import threading
 import time
 import traceback
@@ -70,6 +71,7 @@ class JobRun:
         self.attempts = 0
         self.started, self.ended, self.cancelled = threading.Event(), threading.Event(), threading.Event()
         self._evict = threading.Event()
+        self._processes: list[machines.Process] = []
         self._eviction: EventFault | None = None
         self.logs: dict[str, str] = {}
         self._published: dict[str, int] = {}
@@ -129,6 +131,15 @@ class JobRun:
         if not self.spot:
             raise ValueError(f"{self.name} runs on dedicated machines")
         self._evict.set()
+
+    def pause(self) -> None:
+        """Stop its processes where they are, until ``go_on`` or its end: a job that lasts as long as a test needs."""
+        for process in self._processes:
+            process.signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        for process in self._processes:
+            process.signal(signal.SIGCONT)
 
     def _run(self) -> None:
         try:
@@ -226,7 +237,7 @@ class JobRun:
         self._evict.clear()
         if self.spot and self._eviction is None:
             self._eviction = self._site.faults.of_event("eviction")
-        processes = self._started(command, nodes, paths)
+        processes = self._processes = self._started(command, nodes, paths)
         self._set_status("Running")
         self.started.set()
         ending = self._watch(processes)

@@ -62,9 +62,10 @@ class Process:
 
 
 def stop(processes: Sequence[Process], grace: float = GRACE_SECONDS) -> None:
-    """SIGTERM to all, and SIGKILL to what is left after the grace, in seconds."""
+    """SIGTERM to all, which wakes those that are stopped, and SIGKILL to what is left after the grace, in seconds."""
     for process in processes:
         process.signal(signal.SIGTERM)
+        process.signal(signal.SIGCONT)
     for process in processes:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process._process.wait(grace)
