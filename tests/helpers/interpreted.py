@@ -93,9 +93,10 @@ def train_fused(config: Path, tokens: Path, out: Path, checkpoints: Path) -> Non
 
 def stand_in_for_a_gpu() -> None:
     """What the kernels and their callers need of one; few programs, which run one after another."""
-    from ftkit.models.kernels import routing
+    from ftkit.models.kernels import mxfp4, routing
 
     routing.LAUNCH["sort_by_expert"] = {"BLOCKS": 2}
+    mxfp4.LAUNCH |= {"BM": 64, "BW": 16}
     library = torch.library.Library("aten", "IMPL")
     library.impl("_flash_attention_forward", flash_attention, "CPU")
     library.impl("_flash_attention_backward", flash_attention_backward, "CPU")
