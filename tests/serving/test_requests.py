@@ -83,7 +83,7 @@ BAD = {
     "forced call": (
         {"prompt": "a", "tools": [], "tool_choice": "required"},
         "tool_choice",
-        "vLLM's own server takes it",
+        "deployment=vllm takes it",
     ),
     "two questions": ({"input_data": ["a", "b"]}, "input_data", "one question"),
     "Azure's parameters": (
@@ -143,13 +143,13 @@ BAD = {
     "tokens at least": (
         {"model": "a", "messages": [USER], "min_tokens": 5},
         "min_tokens",
-        "takes 0 alone; vLLM's own server takes it",
+        "takes 0 alone; deployment=vllm takes it",
     ),
     "chat completion with tools": ({"model": "a", "messages": [USER], "tools": [{}]}, "tools[0]", '"name"'),
     "chat completion in JSON": (
         {"model": "a", "messages": [USER], "response_format": {"type": "json_object"}},
         "response_format",
-        "vLLM's own server takes it",
+        "deployment=vllm takes it",
     ),
     "chat completion of our own": (
         {"model": "a", "messages": [USER], "max_new_tokens": 5},

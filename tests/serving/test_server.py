@@ -216,7 +216,7 @@ def test_openais_path_speaks_openais_format_whatever_the_body_says(endpoint: End
     [
         ("POST", "/v1/chat/completion", 404, "did you mean /v1/chat/completions"),
         ("POST", "/chat/completions", 404, "did you mean /v1/chat/completions"),
-        ("POST", "/v1/completions", 404, "vLLM's own server takes it"),
+        ("POST", "/v1/completions", 404, "deployment=vllm takes it"),
         ("GET", "/v1/responses/resp_1", 404, "keeps no responses"),
         ("GET", "/v1/responses", 405, "takes POST, not GET"),
         ("GET", "/v1/models/tinny", 404, "did you mean tiny"),

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 STARTING = "the engine has ended and is being started again; try again later"
-VLLM_TAKES_IT = "vLLM's own server takes it (deployment=vllm)"
+VLLM_TAKES_IT = "deployment=vllm takes it"
 """Said of what OpenAI's format has and ftkit's server refuses, whatever its engine."""
 
 

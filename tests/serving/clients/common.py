@@ -28,6 +28,6 @@ def refused(ask: Callable[[], object], field: str) -> None:
         answer = ask()
     except Exception as error:
         text = str(error)
-        assert f"{field} is " in text and "vLLM's own server takes it" in text, text
+        assert f"{field} is " in text and "deployment=vllm takes it" in text, text
     else:
         raise AssertionError(f"answered with {answer!r}")
