@@ -24,6 +24,7 @@ os.environ.update(
 LONGEST = (
     *(
         "models/gpt_oss/test_fused.py",
+        "models/test_fused_families.py",
         "azure/test_endpoints.py",
         "azure/test_jobs.py",
         "azure/test_azure_life_cycle.py",

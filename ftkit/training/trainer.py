@@ -140,7 +140,7 @@ class TrustworthyTrainer(Trainer):
         return figures
 
     def held_out_figures(self) -> dict[str, float]:
-        """``eval_loss`` and what else the method has to say of the held-out rows."""
+        """``eval_loss`` and what else the method has to say of the held-out rows; each method's trainer has its own."""
         raise NotImplementedError
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

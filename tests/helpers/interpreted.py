@@ -1,7 +1,7 @@
 """The fused path without a GPU: Triton's interpreter in place of its compiler, plain torch in place of flash attention.
 
-    TRITON_INTERPRET=1 python tests/training/interpreted.py checks
-    TRITON_INTERPRET=1 python tests/training/interpreted.py train CONFIG TOKENS OUT CHECKPOINTS
+    TRITON_INTERPRET=1 python tests/helpers/interpreted.py checks
+    TRITON_INTERPRET=1 python tests/helpers/interpreted.py train CONFIG TOKENS OUT CHECKPOINTS
 
 ``checks`` runs those of ``scripts/check_gpu`` in float32 and at small sizes; ``train`` a training with fused=True.
 """

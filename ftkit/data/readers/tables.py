@@ -68,7 +68,7 @@ def saved_tables(folder: Path) -> Batches:
         rows = datasets.Dataset.load_from_disk(str(folder))
     except Exception as error:  # datasets raises many unrelated types on a damaged folder
         raise Unreadable(f"not a data set of save_to_disk: {first_line(error)}") from error
-    yield from numbered(rows.with_format("arrow").iter(BATCH))  # type: ignore[arg-type]
+    yield from numbered(rows.with_format("arrow").iter(BATCH))  # type: ignore[arg-type]  # typed as dicts
 
 
 def numbered(batches: Iterable[pa.RecordBatch | pa.Table]) -> Batches:

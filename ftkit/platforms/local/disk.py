@@ -25,7 +25,6 @@ from ftkit.reports.runs import run_folders
 
 CHECKPOINTS = "checkpoints"
 STORE, ENDPOINTS = "_workspace", "endpoints"
-"""States in which an Azure ML job stays."""
 
 
 @dataclass(frozen=True)
