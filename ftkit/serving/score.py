@@ -30,6 +30,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # at an endpoint the folder of t
 from ftkit.chat.messages import ModelError
 from ftkit.serving.endpoint import paths
 from ftkit.serving.endpoint.answers import body, error_body, events
+from ftkit.serving.endpoint.deadlines import Deadlines
 from ftkit.serving.endpoint.limits import Limits, limit_sending
 from ftkit.serving.endpoint.loading import find_model
 from ftkit.serving.endpoint.openapi import document
@@ -64,6 +66,7 @@ STREAM_HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Con
 
 log = logging.getLogger("azmlinfsrv.print")
 _served: Any = None
+_deadlines = Deadlines()
 
 
 def init() -> None:
@@ -167,12 +170,10 @@ def _content(request: HttpRequest, connection: socket.socket) -> bytes:
     """The body, if all of it comes in time; a late one ends by the end of the connection's reading side."""
     request.max_content_length, seconds = _served.limits.body_bytes, _served.limits.body_timeout_ms / 1000
     is_late = threading.Event()
-    timer = threading.Timer(seconds, _end_reading, [connection, is_late])
-    timer.daemon = True
-    timer.start()
     content = b""
     try:
-        content = request.get_data()
+        with _deadlines.within(seconds, partial(_end_reading, connection, is_late)):
+            content = request.get_data()
     except RequestEntityTooLarge as error:
         raise Refused(f"the body is longer than {_served.limits.body_bytes:,} bytes", status=413) from error
     except (ClientDisconnected, NoMoreData) as error:
@@ -180,8 +181,6 @@ def _content(request: HttpRequest, connection: socket.socket) -> bytes:
             raise Refused("the body broke off") from error
     except ParseException as error:
         raise Refused(f"the body's chunks are broken: {error}") from error
-    finally:
-        timer.cancel()
     if is_late.is_set():
         raise Refused(f"the body did not come whole within {seconds:g} s", status=408)
     return content
