@@ -225,6 +225,9 @@ class Deployment(Group):
     """VM size on Azure ML; null on the local platform."""
     instance_count: PositiveInt
     """Instances behind the endpoint; on the local platform processes behind one port, each with the whole model."""
+    front_processes: Annotated[int, Field(ge=1, le=32)] | Literal["auto"]
+    """Processes of score.py before the one vLLM of an instance, which share its limit of requests: one does HTTP and
+    tokens for about 64 clients. auto: half the CPU cores, 8 at most; with transformers always 1."""
     autoscale: Autoscale
     """Managed endpoints: more and fewer instances by load; deployment.autoscale.max_instances=4 is enough."""
     adapters: dict[AssetName, str]

@@ -14,8 +14,9 @@ Answer    {"output", "thinking", "usage": {"prompt_tokens", "completion_tokens"}
 Adapters  of PEFT in adapters/<name>/ beside the weights are loaded as well; "model" names one, or the model itself.
 Settings  FTKIT_MAX_NEW_TOKENS, FTKIT_MAX_INPUT_TOKENS, FTKIT_MAX_CONCURRENT_REQUESTS, FTKIT_BATCH_SIZE,
           SCORING_TIMEOUT_MS, FTKIT_BODY_TIMEOUT_MS, FTKIT_SEND_TIMEOUT_MS; FTKIT_MODEL, the model's names in requests,
-          commas between; FTKIT_ENGINE (auto, transformers, vllm), FTKIT_ENGINE_ARGS of vllm serve; and
-          FTKIT_HEADER_TIMEOUT_MS on the local platform.
+          commas between; FTKIT_ENGINE (auto, transformers, vllm), FTKIT_ENGINE_ARGS of vllm serve,
+          FTKIT_FRONT_PROCESSES, gunicorn's workers that share one vLLM; and FTKIT_HEADER_TIMEOUT_MS on the local
+          platform.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def init() -> None:
     began, limits, folder = time.monotonic(), Limits.from_environment(os.environ), find_model(Path(root))
     names = [name for name in os.environ.get("FTKIT_MODEL", "").split(",") if name]
     engine, arguments = os.environ.get("FTKIT_ENGINE", "auto"), shlex.split(os.environ.get("FTKIT_ENGINE_ARGS", ""))
-    _served = Served(folder, limits, names, engine, arguments)
+    _served = Served(folder, limits, names, engine, arguments, int(os.environ.get("FTKIT_FRONT_PROCESSES", "1")))
     _answer_probes()
     for note in _served.notes:
         print(note)

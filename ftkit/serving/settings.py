@@ -5,9 +5,18 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
+from typing import Literal
 
 from ftkit.config.schema import Config
 from ftkit.serving.servers import SERVERS
+
+MOST_FRONTS = 8
+"""That ``deployment.front_processes=auto`` starts."""
+
+
+def front_processes(wanted: int | Literal["auto"], cores: int) -> int:
+    """Processes of score.py before one vLLM, on a machine with so many CPU cores: half of them are left to vLLM."""
+    return max(1, min(MOST_FRONTS, cores // 2)) if wanted == "auto" else wanted
 
 
 def variables_of(config: Config, model: str) -> dict[str, str]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.command import REPOSITORY
 
 from ftkit.assets import asset_path
 from ftkit.platforms.local import endpoint as local_endpoint
@@ -60,3 +63,17 @@ def endpoint(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         )
     yield served
     local_endpoint.stop(served)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder on the PATH with the double as ``vllm``."""
+    folder = tmp_path_factory.mktemp("bin")
+    double = REPOSITORY / "tests" / "helpers" / "vllm_double.py"
+    (folder / "vllm").write_text(f'#!/bin/sh\nexec "{sys.executable}" "{double}" "$@"\n')
+    (folder / "vllm").chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+        patch.setenv("PYTHONPATH", str(REPOSITORY))
+        patch.setenv("VLLM_DOUBLE_DIES", str(folder / "dies"))
+        yield folder

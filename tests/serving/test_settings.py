@@ -6,7 +6,10 @@ import pytest
 
 from ftkit.config.problems import choices_of
 from ftkit.config.resolve import resolve
+from ftkit.platforms.azureml import deployment_spec
+from ftkit.platforms.local import server_processes
 from ftkit.serving.endpoint.engine import ENGINES
+from ftkit.serving.endpoint.vllm_engine import VllmEngine
 from ftkit.serving.servers import SERVERS
 from ftkit.serving.settings import engine_arguments, variables_of
 
@@ -39,3 +42,35 @@ def test_the_servers_that_can_be_asked_for_are_those_that_there_are():
 
 def test_the_engines_that_can_be_asked_for_are_those_that_there_are():
     assert {*choices_of("deployment.engine")} == {"auto", *ENGINES}
+
+
+@pytest.mark.parametrize(("cores", "fronts"), [(1, 1), (5, 2), (16, 8), (96, 8)])
+def test_before_a_vllm_here_stand_as_many_processes_as_half_the_cores(
+    cores: int, fronts: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(server_processes, "usable_cores", lambda: cores)
+    vllm, either = {"FTKIT_ENGINE": "vllm"}, {"FTKIT_ENGINE": "auto"}
+    assert server_processes.fronts_of("score", vllm, 1, "auto") == fronts
+    assert server_processes.fronts_of("score", vllm, 1, 3) == 3
+    assert server_processes.fronts_of("score", {"FTKIT_ENGINE": "transformers"}, 1, "auto") == 1
+    assert server_processes.fronts_of("vllm", vllm, 1, "auto") == 1
+    assert server_processes.fronts_of("score", vllm, 2, "auto") == 1
+    for suits in (True, False):
+        monkeypatch.setattr(VllmEngine, "suits", lambda suits=suits: suits)
+        assert server_processes.fronts_of("score", either, 1, "auto") == (fronts if suits else 1)
+
+
+@pytest.mark.usefixtures("workspace_named")
+@pytest.mark.parametrize(
+    ("keys", "fronts"),
+    [
+        (["engine=vllm"], "8"),  # of 40 cores
+        (["engine=vllm", "instance_type=Standard_NC6s_v3"], "3"),
+        (["engine=vllm", "front_processes=2"], "2"),
+        (["engine=auto"], "1"),
+    ],
+)
+def test_a_managed_endpoint_has_as_many_workers_by_its_vms_cores(keys: list[str], fronts: str):
+    config = resolve(["stage=deploy", *(f"deployment.{key}" for key in keys)])
+    variables = deployment_spec.of(config, {"name": "m", "version": "1"}).variables
+    assert variables["WORKER_COUNT"] == variables["FTKIT_FRONT_PROCESSES"] == fronts

@@ -14,6 +14,7 @@ CHECK = """
 import sys
 import score
 from ftkit.chat import harmony_render
+from ftkit.serving.endpoint import vllm_engine, vllm_supervisor
 print(*sorted(m.__file__ for name, m in sys.modules.items() if name.split(".")[0] == "ftkit"), sep="\\n")
 """
 

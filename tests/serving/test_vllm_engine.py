@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import socket
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +14,7 @@ import httpx
 import psutil
 import pytest
 import torch
-from helpers.command import REPOSITORY
-from helpers.processes import running_below
+from helpers.processes import belonging, doubles, gone
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from transformers.utils.quantization_config import Mxfp4Config
@@ -43,20 +39,6 @@ pytestmark = [
 
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 QUESTIONS = [problem.question for problem in sample.problems(3)]
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder on the PATH with the double as ``vllm``."""
-    folder = tmp_path_factory.mktemp("bin")
-    double = REPOSITORY / "tests" / "helpers" / "vllm_double.py"
-    (folder / "vllm").write_text(f'#!/bin/sh\nexec "{sys.executable}" "{double}" "$@"\n')
-    (folder / "vllm").chmod(0o755)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-        patch.setenv("PYTHONPATH", str(REPOSITORY))
-        patch.setenv("VLLM_DOUBLE_DIES", str(folder / "dies"))
-        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -242,13 +224,7 @@ def test_behind_the_real_server_a_start_that_fails_or_takes_too_long_is_told_in_
     monkeypatch.setenv("VLLM_DOUBLE_LOADS", "1")
     late = start(20)
     assert late.what == "not healthy after 20 s" and late.cure.startswith("deployment.startup_timeout_s=40")
-    assert not [each for each in psutil.process_iter(["environ"]) if _belongs(each, tmp_path)]
-
-
-def _belongs(process: psutil.Process, folder: Path) -> bool:
-    """Whether it was started for the endpoint whose state lies in a folder."""
-    environment = process.info["environ"] or {}
-    return str(folder) in environment.get("AML_APP_ROOT", "") and process.status() != psutil.STATUS_ZOMBIE
+    assert not belonging(tmp_path)
 
 
 def test_the_engine_is_transformers_without_a_gpu_and_a_wrong_name_is_refused(path: Path):
@@ -348,17 +324,6 @@ def test_behind_the_real_server_it_is_asked_and_goes_with_it(path: Path, model_d
         local_endpoint.stop(endpoint)
     for each in family:
         gone(each)
-
-
-def doubles(process: psutil.Process) -> list[psutil.Process]:
-    return running_below(process, "vllm_double.py")
-
-
-def gone(process: psutil.Process) -> None:
-    until = time.monotonic() + 60
-    with suppress(psutil.NoSuchProcess):
-        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-            assert time.monotonic() < until
 
 
 def test_it_ends_with_its_owner(served: Served):

@@ -87,6 +87,24 @@ def endpoint_settings_reach_their_engine(config: Config) -> Iterator[Problem]:
             yield Problem(f"deployment.environment_variables.{name}", "is set by ftkit itself", "", cure)
 
 
+def front_processes_have_one_vllm(config: Config) -> Iterator[Problem]:
+    deployment, key = config.deployment, "deployment.front_processes"
+    if deployment.front_processes in ("auto", 1):
+        return
+    if deployment.server != "score" or deployment.engine not in ("vllm", "auto"):
+        of = f"server={deployment.server}" if deployment.server != "score" else f"engine={deployment.engine}"
+        said = f"{deployment.front_processes}, but with deployment.{of} no vLLM stands behind score.py"
+        yield Problem(key, said, "", f"{key}=auto")
+    elif deployment.managed and deployment.engine == "auto":
+        said = f"{deployment.front_processes}, but the image holds no vLLM with deployment.engine=auto"
+        yield Problem(key, said, "", "deployment.engine=vllm")
+    elif deployment.instance_count > 1 and not deployment.managed:
+        said = (
+            f"{deployment.front_processes} before one vLLM, but deployment.instance_count={deployment.instance_count}"
+        )
+        yield Problem(key, said, "", "deployment.instance_count=1")
+
+
 def rollout_ends_at_100(config: Config) -> Iterator[Problem]:
     steps = config.deployment.rollout
     if not steps or steps[-1] != 100 or steps != sorted(set(steps)):
@@ -124,6 +142,7 @@ CHECKS = (
     server_has_its_image,
     adapters_are_served_here,
     endpoint_settings_reach_their_engine,
+    front_processes_have_one_vllm,
     rollout_ends_at_100,
     azure_alone_has_its_options,
     invoke_has_one_request,

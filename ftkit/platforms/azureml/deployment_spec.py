@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -30,16 +31,18 @@ from ftkit.platforms.azureml.workspace import Workspace
 from ftkit.platforms.base import Say
 from ftkit.serving.endpoint.limits import SPARE_THREADS
 from ftkit.serving.servers import SERVERS
-from ftkit.serving.settings import variables_of
+from ftkit.serving.settings import front_processes, variables_of
 
 PACKAGE = Path(__file__).parents[2]
 SCORING_SCRIPT = PACKAGE / "serving" / "score.py"
-MODULES = ("serving/endpoint/*.py", "chat/*.py", "families/*.py", "errors.py", "processes.py")
+MODULES = ("serving/endpoint/*.py", "chat/*.py", "families/*.py", "errors.py", "file_locks.py", "processes.py")
 PORT = 8000
 VLLM = SERVERS["vllm"]
 HEALTH = {"port": PORT, "path": VLLM.health}
 ROUTES = {"liveness_route": HEALTH, "readiness_route": HEALTH, "scoring_route": {"port": PORT, "path": VLLM.route}}
 PROBE_PERIOD_S, PROBE_TIMEOUT_S = 10, 10
+CORES = re.compile(r"Standard_[A-Za-z]+(\d+)")
+"""In the name of a VM size."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ def with_vllm(config: Config) -> bool:
 
 
 def _of_inference_server(config: Config) -> dict[str, str]:
-    settings = config.deployment
+    settings, fronts = config.deployment, _fronts(config)
     options = {
         "worker-class": "gthread",  # one thread would leave / unanswered while the model generates
         "threads": settings.max_concurrent_requests_per_instance + SPARE_THREADS,
@@ -111,11 +114,19 @@ def _of_inference_server(config: Config) -> dict[str, str]:
     }
     return {
         "GUNICORN_CMD_ARGS": " ".join(f"--{name} {value}" for name, value in options.items()),
-        "WORKER_COUNT": "1",
+        "WORKER_COUNT": str(fronts),
+        "FTKIT_FRONT_PROCESSES": str(fronts),
         "WORKER_TIMEOUT": str(settings.startup_timeout_s + 60),  # a loading worker gives no sign of life
         "SCORING_TIMEOUT_MS": str(settings.request_timeout_ms),
         "APP_INSIGHTS_LOG_RESPONSE_ENABLED": "false",  # it would wait for the end of a stream, and keep what was said
     }
+
+
+def _fronts(config: Config) -> int:
+    """Processes of score.py before its vLLM; one with another engine."""
+    settings = config.deployment
+    cores = CORES.match(settings.instance_type or "")
+    return front_processes(settings.front_processes, int(cores[1]) if cores else 1) if with_vllm(config) else 1
 
 
 def _code() -> dict[Path, str]:

@@ -11,11 +11,11 @@ import json
 import secrets
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 
 from ftkit.chat.messages import ModelError
 from ftkit.errors import StageError
@@ -27,6 +27,8 @@ from ftkit.platforms.local.server_processes import (
     HOST,
     NEEDED,
     compared_adapters,
+    end,
+    fronts_of,
     process_of,
     spawn,
     wait_until_healthy,
@@ -34,9 +36,6 @@ from ftkit.platforms.local.server_processes import (
 from ftkit.processes import sigterm_as_ctrl_c
 from ftkit.serving.endpoint.loading import check_weights, find_model
 from ftkit.serving.servers import SERVERS
-
-if TYPE_CHECKING:
-    pass
 
 SERVING, STARTING = "endpoint.json", "starting.json"
 
@@ -56,6 +55,7 @@ class Endpoint:
         request_timeout_ms: milliseconds that a request may take.
         max_concurrent_requests: requests that an instance takes at a time; a further one gets a 429.
         instance_count: processes that serve, each with the whole model.
+        front_processes: of each instance, before one vLLM.
         server: ``score`` or ``vllm``.
         variables: environment variables of its processes.
         engine_args: further arguments of vllm serve.
@@ -76,6 +76,7 @@ class Endpoint:
     request_timeout_ms: int
     max_concurrent_requests: int
     instance_count: int = 1
+    front_processes: int = 1
     server: str = "score"
     variables: Mapping[str, str] = field(default_factory=dict)
     engine_args: Sequence[str] = ()
@@ -84,6 +85,11 @@ class Endpoint:
     log: str = ""
     traffic: Mapping[str, int] = field(default_factory=dict)
     started: str = ""
+
+    @property
+    def workers(self) -> int:
+        """gunicorn's."""
+        return self.instance_count * self.front_processes
 
     @property
     def scoring_uri(self) -> str:
@@ -112,6 +118,7 @@ def start(
     max_concurrent_requests: int,
     model: str,
     instance_count: int = 1,
+    front_processes: int | Literal["auto"] = "auto",
     server: str = "score",
     variables: Mapping[str, str] | None = None,
     engine_args: Sequence[str] = (),
@@ -129,6 +136,7 @@ def start(
         port: on 127.0.0.1; 0 takes a free one.
         model: ``name:version``, for the record.
         instance_count: processes behind the port.
+        front_processes: of score.py before its vLLM; auto: by the cores here, and one with another engine.
         server: ``score``, or ``vllm``, which has to be installed.
         variables: environment variables of its processes.
         engine_args: further arguments of vllm serve.
@@ -156,6 +164,9 @@ def start(
         request_timeout_ms=request_timeout_ms,
         max_concurrent_requests=max_concurrent_requests,
         instance_count=instance_count,
+        front_processes=fronts_of(
+            server, (variables or {}).get("FTKIT_ENGINE", "auto"), instance_count, front_processes
+        ),
         server=server,
         variables=dict(variables or {}),
         engine_args=list(engine_args),
@@ -219,22 +230,11 @@ def stop(endpoint: Endpoint, *, grace_s: float = 10) -> bool:
     Returns:
         Whether it was running. A process that only has its number is left alone.
     """
-    process = process_of(endpoint)
-    if process:
-        import psutil
-
-        with suppress(psutil.NoSuchProcess):
-            family = [process, *process.children(recursive=True)]
-            process.terminate()
-            _, alive = psutil.wait_procs(family, timeout=grace_s)
-            for member in alive:
-                with suppress(psutil.NoSuchProcess):
-                    member.kill()
-            psutil.wait_procs(alive, timeout=10)
+    was_running = end(endpoint, grace_s)
     for path in (Path(endpoint.folder, SERVING), Path(endpoint.folder, STARTING)):
         if (known := _read(path)) and known.token == endpoint.token:
             path.unlink(missing_ok=True)
-    return process is not None
+    return was_running
 
 
 def _replace_in_place(old: Endpoint, wanted: Endpoint, progress: Callable[[str], None]) -> Endpoint:

@@ -72,6 +72,7 @@ class Local:
             variables=variables_of(self._config, self._config.model.name if settings.adapters else model["name"]),
             engine_args=() if SERVERS[settings.server].is_own else engine_arguments(self._config),
             instance_count=settings.instance_count,
+            front_processes=settings.front_processes,
             max_concurrent_requests=settings.max_concurrent_requests_per_instance,
             model=served,
             progress=say,

@@ -10,20 +10,26 @@ from __future__ import annotations
 import math
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ftkit.errors import StageError
 from ftkit.platforms.local import vllm as local_vllm
+from ftkit.processes import usable_cores
 from ftkit.serving import log_files
+from ftkit.serving.endpoint.board import FOLDERS, began
 from ftkit.serving.endpoint.limits import SPARE_THREADS
 from ftkit.serving.endpoint.loading import find_model
 from ftkit.serving.server_log import reason
+from ftkit.serving.settings import front_processes
 
 if TYPE_CHECKING:
     import psutil
@@ -63,7 +69,7 @@ def _spawn_score(endpoint: Endpoint, listener: socket.socket) -> subprocess.Pope
         "name": endpoint.token,
         "bind": f"fd://{listener.fileno()}",
         "pythonpath": str(PACKAGE.parent),
-        "workers": endpoint.instance_count,
+        "workers": endpoint.workers,
         "worker-class": WORKER,
         "threads": endpoint.max_concurrent_requests + SPARE_THREADS,
         "timeout": endpoint.startup_timeout_s + 60,  # a loading worker gives no sign of life
@@ -108,6 +114,7 @@ def _environment(endpoint: Endpoint) -> dict[str, str]:
     return inherited | {
         "FTKIT_MAX_CONCURRENT_REQUESTS": str(endpoint.max_concurrent_requests),
         **endpoint.variables,
+        "FTKIT_FRONT_PROCESSES": str(endpoint.front_processes),
         log_files.VARIABLE: endpoint.log,
         "AML_APP_ROOT": endpoint.folder,  # the server would take a config.json there for its own settings
         "AZUREML_ENTRY_SCRIPT": str(PACKAGE / "serving" / "score.py"),
@@ -134,7 +141,7 @@ def wait_until_healthy(endpoint: Endpoint, process: subprocess.Popen[bytes]) -> 
             if endpoint.server == "score":
                 workers |= {child.pid for child in psutil.Process(process.pid).children()}
         if (
-            process.poll() is not None or len(workers) > endpoint.instance_count
+            process.poll() is not None or len(workers) > endpoint.workers
         ):  # gunicorn ends when init fails, replaces a killed worker
             why = (
                 reason(_said(endpoint)) if endpoint.server == "score" else local_vllm.reason(_said(endpoint))
@@ -142,13 +149,28 @@ def wait_until_healthy(endpoint: Endpoint, process: subprocess.Popen[bytes]) -> 
             raise StageError(f"the server did not start: {why}", where=endpoint.log)
         with suppress(httpx.HTTPError):
             loaded = len(_LOADED.findall(_said(endpoint)))
-            if (endpoint.server == "vllm" or loaded >= endpoint.instance_count) and httpx.get(
+            if (endpoint.server == "vllm" or loaded >= endpoint.workers) and httpx.get(
                 endpoint.health_uri, timeout=1, trust_env=False
             ).status_code == 200:
                 return
         time.sleep(0.1)
     cure = f"deployment.startup_timeout_s={endpoint.startup_timeout_s * 2}, if the log shows that it was still loading"
     raise StageError(f"not healthy after {endpoint.startup_timeout_s} s", where=endpoint.log, cure=cure)
+
+
+def fronts_of(server: str, variables: Mapping[str, str], instance_count: int, wanted: int | Literal["auto"]) -> int:
+    """How many processes of score.py stand before one vLLM here; one with another engine, and where there is no /proc.
+
+    Args:
+        variables: environment variables of the endpoint, which name its engine.
+        wanted: ``deployment.front_processes``.
+    """
+    from ftkit.serving.endpoint.vllm_engine import VllmEngine
+
+    engine = variables.get("FTKIT_ENGINE", "auto")
+    with_vllm = server == "score" and (engine == "vllm" or (engine == "auto" and VllmEngine.suits()))
+    can_share = with_vllm and instance_count == 1 and Path("/proc/self/stat").exists()
+    return front_processes(wanted, usable_cores()) if can_share else 1
 
 
 def compared_adapters(endpoint: Endpoint) -> list[str]:
@@ -172,3 +194,44 @@ def process_of(endpoint: Endpoint) -> psutil.Process | None:
             if endpoint.token in process.cmdline() and os.getsid(pid) == pid:  # the master, not a worker
                 return process
     return None
+
+
+def end(endpoint: Endpoint, grace_s: float) -> bool:
+    """Ask its processes to end, and kill those that are left after so many seconds; whether it was running."""
+    import psutil
+
+    process = process_of(endpoint)
+    pid = process.pid if process else endpoint.pid
+    shared = "" if endpoint.front_processes == 1 or (began(pid) and not process) else f"{FOLDERS}{pid}-"
+    family = _family_of(process, shared)
+    if process:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(family, timeout=grace_s)
+    for member in alive:
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
+    psutil.wait_procs(alive, timeout=10)
+    for folder in Path(tempfile.gettempdir()).glob(f"{shared}*") if shared else ():
+        shutil.rmtree(folder, ignore_errors=True)
+    return process is not None
+
+
+def _family_of(process: psutil.Process | None, shared: str) -> list[psutil.Process]:
+    """A process, what it has started, and what watches a vLLM of several front processes.
+
+    The last has no parent among them any more if the one that started it was replaced.
+
+    Args:
+        shared: how the name of the folder begins that they share; empty if there is none.
+    """
+    import psutil
+
+    family: list[psutil.Process] = []
+    with suppress(psutil.NoSuchProcess):
+        family = [process, *process.children(recursive=True)] if process else []
+    for other in psutil.process_iter(["cmdline"]) if shared else ():
+        if any(shared in word for word in other.info["cmdline"] or ()):
+            with suppress(psutil.NoSuchProcess):
+                family += [each for each in (other, *other.children(recursive=True)) if each not in family]
+    return family

@@ -43,6 +43,7 @@ class Start(NamedTuple):
         limits: of requests; ``concurrent_requests`` are in hand at most.
         probe: token ids of a prompt, for an engine that tries itself.
         arguments: ``deployment.engine_args``, as words of a command line.
+        fronts: processes of gunicorn that share one engine.
     """
 
     folder: Path
@@ -51,6 +52,7 @@ class Start(NamedTuple):
     limits: Limits
     probe: Sequence[int]
     arguments: Sequence[str]
+    fronts: int = 1
 
 
 class Engine(Protocol):
@@ -85,7 +87,7 @@ class Engine(Protocol):
 
     @property
     def in_hand(self) -> int:
-        """Jobs that have not ended, and places that are reserved."""
+        """Jobs that have not ended, and places that are reserved, of all processes that share the engine."""
         ...
 
     @property

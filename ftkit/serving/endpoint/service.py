@@ -38,6 +38,7 @@ class Served:
         names: that requests may give the model; that of ``ftkit.json`` or the folder's if there is none.
         engine: a name of ``ENGINES``, or ``auto``.
         engine_args: of its command line.
+        fronts: processes of gunicorn that share one engine, this one included.
 
     Attributes:
         engine: that answers.
@@ -56,6 +57,7 @@ class Served:
         names: Sequence[str] = (),
         engine: str = "transformers",
         engine_args: Sequence[str] = (),
+        fronts: int = 1,
     ):
         from transformers import AutoTokenizer
 
@@ -77,7 +79,7 @@ class Served:
             raise ModelError(f"FTKIT_MAX_INPUT_TOKENS={limits.max_input_tokens}: {error.message}") from error
         names = list(names) or [defaults.name or folder.name]
         self.engine: Engine = engine_class(choose_engine(engine))(
-            Start(folder, names, self.parser.stop_ids, limits, probe, engine_args)
+            Start(folder, names, self.parser.stop_ids, limits, probe, engine_args, fronts)
         )
         self.rules = self.rules._replace(passed_on=self.engine.passed_on)
         self.context = min(self.context, self.engine.context() or self.context)

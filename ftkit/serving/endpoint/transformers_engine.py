@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ftkit.chat.messages import ModelError
 from ftkit.serving.endpoint.adapters import LoadedAdapters
 from ftkit.serving.endpoint.batching import Scheduler
 from ftkit.serving.endpoint.engine import Start
@@ -12,12 +13,19 @@ from ftkit.serving.endpoint.sampling import SETTINGS
 
 
 class TransformersEngine(Scheduler):
-    """See ``Engine``."""
+    """See ``Engine``.
+
+    Raises:
+        ModelError: several processes are to share it.
+    """
 
     passed_on: Sequence[str] = SETTINGS
     notes: Sequence[str] = ()
 
     def __init__(self, start: Start):
+        if start.fronts > 1:
+            what = f"{start.fronts} processes are to share one vLLM, and the engine here is transformers"
+            raise ModelError(f"{what}: deployment.front_processes=1, or deployment.engine=vllm")
         self.model = load_model(start.folder)
         self.adapters = LoadedAdapters(self.model, start.folder, start.names)
         self.where = f"{self.model.device} in {str(self.model.dtype).removeprefix('torch.')}"

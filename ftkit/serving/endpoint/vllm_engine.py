@@ -8,8 +8,8 @@ from __future__ import annotations
 import http.client
 import json
 import logging
+import os
 import socket
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,9 +22,11 @@ from ftkit.serving.endpoint import adapter_effect
 from ftkit.serving.endpoint.adapter_effect import Effect
 from ftkit.serving.endpoint.adapters import Adapters
 from ftkit.serving.endpoint.batching import Job
+from ftkit.serving.endpoint.board import Board, OwnPlaces, Places, folder_of
 from ftkit.serving.endpoint.engine import Busy, Restarting, Start
 from ftkit.serving.endpoint.refusals import STARTING, Refused
 from ftkit.serving.endpoint.sampling import SETTINGS, Chosen
+from ftkit.serving.endpoint.shared_vllm import SharedVllm
 from ftkit.serving.endpoint.vllm_server import HOST, VllmServer, find_vllm
 
 PASSED_ON = (
@@ -53,23 +55,33 @@ class VllmEngine:
     def __init__(self, start: Start):
         capacity = start.limits.concurrent_requests
         self.adapters = adapters = Adapters(start.folder, start.names)
-        self._stop_ids, self._capacity, self._name = frozenset(start.stop_ids), capacity, adapters.base
-        self._in_hand, self._lock = 0, threading.Lock()
+        self._stop_ids, self._name = frozenset(start.stop_ids), adapters.base
         self._pool = ThreadPoolExecutor(capacity, thread_name_prefix="job")
         own = ["--served-model-name", self._name, "--max-num-seqs", str(capacity), "--generation-config", "vllm"]
         own += lora_arguments(adapters.folders)
-        self._server = VllmServer([str(start.folder), *own, "--disable-uvicorn-access-log", *start.arguments])
-        job = Job(start.probe, 1, time.monotonic() + 600)
+        arguments = [str(start.folder), *own, "--disable-uvicorn-access-log", *start.arguments]
+        self._places: OwnPlaces | Places
+        self._server: VllmServer | SharedVllm
+        if start.fronts > 1:
+            board = Board(folder_of(os.getppid()))
+            self._places = Places(board, capacity, start.fronts)
+            self._server = SharedVllm(arguments, board)
+        else:
+            self._places, self._server = OwnPlaces(capacity), VllmServer(arguments)
+        self.notes: Sequence[str] = self._tried(start.probe) if self._server.is_untried else ()
+        self._server.let_in()
+        self._places.is_here()
+
+    def _tried(self, probe: Sequence[int]) -> list[str]:
+        """What comes out as vLLM is asked for the first time; ends it if that is not as it should be."""
+        job = Job(probe, 1, time.monotonic() + 600)
         self.submit(job)
-        if not list(job.tokens()):
-            self._server.stop()
-            raise ModelError(f"vLLM answers no prompt of token ids: {job.refusal or 'its log says why'}")
         try:
-            self.notes: Sequence[str] = [
-                f"adapter {name}: {self._compared(name, path)}" for name, path in adapters.folders.items()
-            ]
-        except ModelError:
-            self._server.stop()
+            if not list(job.tokens()):
+                raise ModelError(f"vLLM answers no prompt of token ids: {job.refusal or 'its log says why'}")
+            return [f"adapter {name}: {self._compared(name, path)}" for name, path in self.adapters.folders.items()]
+        except ModelError as error:
+            self._server.stop(str(error))
             raise
 
     @classmethod
@@ -95,24 +107,21 @@ class VllmEngine:
 
     @property
     def in_hand(self) -> int:
-        return self._in_hand
+        return self._places.in_hand
 
     @property
     def is_ready(self) -> bool:
-        """Whether vLLM answers; not while it is being started again."""
-        return self._server.is_ready
+        """Whether vLLM answers, which it does not while it is being started again, and all processes that ask it."""
+        return self._server.is_ready and self._places.were_complete
 
     def reserve(self) -> None:
         if not self._server.is_ready:
             raise Restarting
-        with self._lock:
-            if self._in_hand >= self._capacity:
-                raise Busy
-            self._in_hand += 1
+        if not self._places.take():
+            raise Busy
 
     def release(self) -> None:
-        with self._lock:
-            self._in_hand -= 1
+        self._places.give()
 
     def submit(self, job: Job, *, reserved: bool = False) -> None:
         if not reserved:
@@ -122,7 +131,7 @@ class VllmEngine:
 
     def stop(self) -> None:
         """End vLLM."""
-        self._server.stop()
+        self._server.stop("it was stopped")
 
     def _compared(self, name: str, folder: Path) -> str:
         """How it comes out that an adapter's effect here is held against the one that its training has left."""

@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 from ftkit.chat.messages import ModelError
 
@@ -71,6 +72,9 @@ class VllmServer:
         ModelError: vLLM is not installed, or ended before it was healthy.
     """
 
+    is_untried = True
+    """Whether this process is to try it."""
+
     def __init__(self, arguments: Sequence[str]):
         executable = find_vllm()
         if executable is None:
@@ -89,9 +93,13 @@ class VllmServer:
     def is_ready(self) -> bool:
         return self._ready.is_set()
 
-    def stop(self) -> None:
-        """End it, and wait for that."""
+    def let_in(self) -> None:
+        """It was tried; nobody waits to be told."""
+
+    def stop(self, why: str = "") -> None:
+        """End it, and wait for that; whoever asks for it knows why."""
         self._stopping = True
+        self._tell(is_ready=False)
         self._process.terminate()
         try:
             self._process.wait(timeout=10)
@@ -137,7 +145,7 @@ class VllmServer:
                 connection = http.client.HTTPConnection(HOST, self.port, timeout=2)
                 connection.request("GET", "/health")
                 if connection.getresponse().status == 200:
-                    self._ready.set()
+                    self._tell(is_ready=True)
                     return
             time.sleep(0.1)
         raise ModelError(f"vLLM ended as it started (status {self._process.returncode}): {self._reason()}")
@@ -149,7 +157,7 @@ class VllmServer:
     def _watch(self) -> None:
         while True:
             status = self._process.wait()
-            self._ready.clear()
+            self._tell(is_ready=False)
             if self._stopping:
                 return
             now = time.monotonic()
@@ -157,11 +165,21 @@ class VllmServer:
             often = len(self._ended_at) == ENDS and now - self._ended_at[0] < WITHIN_S
             self._ended_at.append(now)
             if often:
-                log.error("that was too often; this process ends")
-                os._exit(1)
+                self._give_up()
             self._start()
             with suppress(ModelError):  # the next turn says so
                 self._wait()
+
+    def _tell(self, *, is_ready: bool) -> None:
+        """Have it known whether it answers."""
+        if is_ready:
+            self._ready.set()
+        else:
+            self._ready.clear()
+
+    def _give_up(self) -> NoReturn:
+        log.error("that was too often; this process ends")
+        os._exit(1)
 
 
 def _free_port() -> int:

@@ -20,11 +20,9 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from helpers.endless import ENDLESS, make_endless
 
 from ftkit.assets import asset_path
-from ftkit.chat.harmony_parse import HarmonyParser
 from ftkit.config.resolve import resolve
 from ftkit.errors import StageError
 from ftkit.packages import install_command
@@ -45,17 +43,6 @@ started = local_endpoint.start(**options, progress=lambda line: print(line, flus
 print(json.dumps(asdict(started)))
 """
 """A command of its own that starts an endpoint and ends."""
-
-
-ENDLESS = {"prompt": "1足す1は？", "max_new_tokens": 3000, "stream": True}
-
-
-def make_endless(folder: Path) -> None:
-    """Take its stop tokens from a model: a request then runs for as many tokens as it asks for."""
-    weights = folder / "model.safetensors"
-    tensors = load_file(weights)
-    tensors["lm_head.weight"][HarmonyParser(AutoTokenizer.from_pretrained(folder)).stop_ids] = 0
-    save_file(tensors, weights, metadata={"format": "pt"})
 
 
 @pytest.fixture(scope="module")
