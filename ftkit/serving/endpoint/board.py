@@ -112,7 +112,7 @@ class Board:
 
     def lock(self, name: str) -> IO[bytes] | None:
         """One of the locks, held as long as the file is open; None if another process holds it."""
-        file = (self.folder / name).open("wb")
+        file = (self.folder / name).open("ab")
         if take(file):
             return file
         file.close()
@@ -125,10 +125,15 @@ class Board:
             file.close()
         return file is None
 
+    def touch(self) -> None:
+        """Let whoever clears up the temporary directory see that it is in use: a lock that is deleted holds nobody."""
+        for path in (self.folder, *self.folder.iterdir()):
+            os.utime(path)
+
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Nobody else, of this process or another one, is in such a block."""
-        with self.threads, (self.folder / "mutex").open("wb") as file:
+        with self.threads, (self.folder / "mutex").open("ab") as file:
             take(file, wait=True)
             yield
 

@@ -33,7 +33,7 @@ log = logging.getLogger("azmlinfsrv.print")
 
 
 class SharedVllm:
-    """See ``VllmServer``; the constructor returns when vLLM is healthy, and was tried unless this process is to do it.
+    """See ``VllmServer``; the constructor returns when vLLM is healthy, and was tried, unless this process is to do so.
 
     Raises:
         ModelError: vLLM did not start; in one of the processes alone, the others wait to be ended.
@@ -52,7 +52,6 @@ class SharedVllm:
                 if os.getppid() != self._master:
                     sys.exit("gunicorn's master is gone")
                 time.sleep(LOOK_S)
-        threading.Thread(target=self._watch, name="vllm", daemon=True).start()
 
     @property
     def port(self) -> int:
@@ -66,8 +65,7 @@ class SharedVllm:
         """It was tried, and answers as it should."""
         if self.is_untried:
             self._board.open()
-            self.is_untried = False
-            threading.Thread(target=self._watch, name="vllm", daemon=True).start()
+        threading.Thread(target=self._watch, name="vllm", daemon=True).start()
 
     def stop(self, why: str = "") -> None:
         """End it for all processes: it is of no use."""
@@ -108,9 +106,7 @@ class SharedVllm:
                 log.error("vLLM is not started again; this process ends")
                 os._exit(1)
             if self._leads() and not self._board.is_held("supervisor"):
-                if self._supervisor and self._supervisor.poll() is not None:  # waited for, so that it is no zombie
-                    self._supervisor = None
-                if self._board.state not in (FAILED, ENDED_TOO_OFTEN):
+                if self._board.state not in (FAILED, ENDED_TOO_OFTEN):  # said meanwhile
                     log.error("the process that watches vLLM has ended; both are started again")
                     self._start()
 

@@ -23,6 +23,7 @@ from ftkit.serving.endpoint.board import ENDED_TOO_OFTEN, FAILED, Board, began
 from ftkit.serving.endpoint.vllm_server import VllmServer
 
 LOOK_S = 0.2
+TOUCH_S = 3600
 ORPHAN_S = 20
 """How long a vLLM whose supervisor was killed may take to end by itself: it holds the GPU's memory until then."""
 
@@ -33,7 +34,7 @@ def main() -> None:
     _log_as_the_server_does()
     signal.signal(signal.SIGTERM, _end)
     board, since = Board(Path(folder)), began(int(master))
-    threading.Thread(target=_end_with, args=[int(master), since], daemon=True).start()
+    threading.Thread(target=_end_with, args=[int(master), since, board], daemon=True).start()
     try:
         _end_orphan(*board.engine)
         _serve(arguments, board)
@@ -80,8 +81,12 @@ def _end(_number: int, _frame: object) -> None:
     sys.exit(0)  # which ends vLLM
 
 
-def _end_with(master: int, since: int) -> None:
+def _end_with(master: int, since: int, board: Board) -> None:
+    due = 0.0
     while since and began(master) == since:
+        if time.monotonic() > due:
+            board.touch()
+            due = time.monotonic() + TOUCH_S
         time.sleep(LOOK_S)
     os.kill(os.getpid(), signal.SIGTERM)
 
