@@ -105,10 +105,10 @@ class SharedVllm:
             if self._board.state in (FAILED, ENDED_TOO_OFTEN):
                 log.error("vLLM is not started again; this process ends")
                 os._exit(1)
-            if self._leads() and not self._board.is_held("supervisor"):
-                if self._board.state not in (FAILED, ENDED_TOO_OFTEN):  # said meanwhile
-                    log.error("the process that watches vLLM has ended; both are started again")
-                    self._start()
+            is_alone = self._leads() and not self._board.is_held("supervisor")
+            if is_alone and self._board.state not in (FAILED, ENDED_TOO_OFTEN):  # not said meanwhile
+                log.error("the process that watches vLLM has ended; both are started again")
+                self._start()
 
     @contextmanager
     def _ending_by_sigterm(self) -> Iterator[None]:
