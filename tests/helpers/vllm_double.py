@@ -1,4 +1,4 @@
-"""Stands for ``vllm serve`` with the tiny model on the CPU: health, and completions of token ids that stream token ids.
+"""Stands for ``vllm serve`` with the tiny model on the CPU: health, and completions of token ids, whole or streamed.
 
 Environment: VLLM_DOUBLE_ERROR is printed and ends it; VLLM_DOUBLE_LOADS is set and it is never ready;
 VLLM_DOUBLE_DIES names a file that kills it, once: before it begins an answer if "early" is in it, else with the next
@@ -45,7 +45,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if "prompt_logprobs" in asked:
             self._reply(200, {"choices": [{"prompt_logprobs": logprobs_of(asked["model"], asked["prompt"])}]})
             return
-        assert self.path == "/v1/completions" and asked.keys() <= TAKEN and asked["return_token_ids"], asked
+        assert self.path == "/v1/completions" and asked.keys() <= TAKEN, asked
+        assert asked.get("return_token_ids") or "stream" not in asked, asked  # as scripts/bench_serve asks for counts
         if asked.get("response_format", {}).get("type") == "json_schema":
             self._reply(400, {"error": {"message": "the double writes no JSON", "code": 400}})
             return
@@ -57,13 +58,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
             asked["max_tokens"],
             time.monotonic() + 600,
             temperature=asked["temperature"],
-            top_p=asked["top_p"],
-            seed=asked["seed"],
+            top_p=asked.get("top_p", 1.0),
+            seed=asked.get("seed"),
             stepwise=True,
             likeliest=asked.get("logprobs"),
             adapter=adapter_named(asked["model"]),
         )
         served.engine.submit(job)
+        if not asked.get("stream"):
+            for _ in job.tokens():
+                die_if_told("")
+            choice = self._choice(job, 0, len(job.ids)) | self._ended(job)
+            self._reply(200, {"choices": [choice], "usage": {"completion_tokens": len(job.ids)}})
+            return
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Connection", "close")
@@ -75,11 +82,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 if number == 0 or number + 1 - sent == most:
                     self._send(self._choice(job, sent, number + 1))
                     sent = number + 1
-            ended = {"finish_reason": "stop" if job.ended == "stop" else "length"}
-            self._send(self._choice(job, sent, len(job.ids)) | ended)
+            self._send(self._choice(job, sent, len(job.ids)) | self._ended(job))
             self.wfile.write(b"data: [DONE]\n\n")
         job.cancel()
         self.close_connection = True
+
+    @staticmethod
+    def _ended(job: Job) -> dict[str, str]:
+        return {"finish_reason": "stop" if job.ended == "stop" else "length"}
 
     @staticmethod
     def _choice(job: Job, begin: int, end: int) -> dict[str, Any]:

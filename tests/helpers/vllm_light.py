@@ -1,7 +1,7 @@
 """Stands for ``vllm serve`` where no model is needed: it is healthy at once, and each answer is one token.
 
-A token's log-probability is -1, and -2 by an adapter; each request for them appends a line to the file that
-VLLM_LIGHT_LOG names.
+VLLM_LIGHT_ERROR is printed and ends it. A token's log-probability is -1, and -2 by an adapter; each request for them
+appends a line to the file that VLLM_LIGHT_LOG names.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             likely = {"logprob": -1.0 if asked["model"] == NAME else -2.0, "rank": 1}
             self._reply({"choices": [{"prompt_logprobs": [None, *({str(i): likely} for i in asked["prompt"][1:])]}]})
             return
-        event = {"choices": [{"index": 0, "text": "", "token_ids": [5], "finish_reason": "length"}]}
-        self._send("text/event-stream", f"data: {json.dumps(event)}\n\ndata: [DONE]\n\n")
+        whole = {"choices": [{"index": 0, "text": "", "token_ids": [5], "finish_reason": "length"}]}
+        if asked["stream"]:
+            self._send("text/event-stream", f"data: {json.dumps(whole)}\n\ndata: [DONE]\n\n")
+        else:
+            self._reply(whole)
 
     def _reply(self, body: Any) -> None:
         self._send("application/json", json.dumps(body))
@@ -46,5 +49,7 @@ def argument(name: str) -> str:
 
 
 if __name__ == "__main__":
+    if error := os.environ.get("VLLM_LIGHT_ERROR"):
+        sys.exit(error)
     NAME = argument("--served-model-name")
     http.server.ThreadingHTTPServer(("127.0.0.1", int(argument("--port"))), Handler).serve_forever()

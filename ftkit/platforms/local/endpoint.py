@@ -164,9 +164,7 @@ def start(
         request_timeout_ms=request_timeout_ms,
         max_concurrent_requests=max_concurrent_requests,
         instance_count=instance_count,
-        front_processes=fronts_of(
-            server, (variables or {}).get("FTKIT_ENGINE", "auto"), instance_count, front_processes
-        ),
+        front_processes=fronts_of(server, variables or {}, instance_count, front_processes),
         server=server,
         variables=dict(variables or {}),
         engine_args=list(engine_args),

@@ -208,6 +208,8 @@ def end(endpoint: Endpoint, grace_s: float) -> bool:
         with suppress(psutil.NoSuchProcess):
             process.terminate()
     _, alive = psutil.wait_procs(family, timeout=grace_s)
+    later = [each for each in _family_of(process, shared) if each not in family]  # in the place of one that was killed
+    alive += [each for each in later if each.is_running()]
     for member in alive:
         with suppress(psutil.NoSuchProcess):
             member.kill()

@@ -25,7 +25,7 @@ FOLDERS = "ftkit-fronts-"
 """How the names of the folders begin."""
 SLOTS = 64
 """Front processes at a time, those that take another's place included."""
-_STATE, _PORT, _IS_OPEN, _ENGINE, _ENGINE_BEGAN, _WERE_COMPLETE, _IN_HAND = range(7)
+_STATE, _PORT, _IS_OPEN, _ENGINE, _ENGINE_BEGAN, _WERE_COMPLETE, _TOLD, _IN_HAND = range(8)
 _HERE = _IN_HAND + SLOTS
 _BYTES = 8 * (_HERE + SLOTS)
 
@@ -37,6 +37,22 @@ def began(pid: int) -> int:
     except OSError:
         return 0
     return 0 if fields[0] in "ZX" else int(fields[19])
+
+
+def own_master() -> int:
+    """gunicorn's master, which has forked this process.
+
+    Raises:
+        ModelError: it is gone, and another process has taken its children on.
+    """
+    parent = os.getppid()
+    try:
+        is_alike = Path(f"/proc/{parent}/exe").readlink() == Path("/proc/self/exe").readlink()
+    except OSError:  # another user's
+        is_alike = False
+    if not is_alike or os.getpgid(parent) != os.getpgrp():
+        raise ModelError("gunicorn's master is gone, or this process was not forked by one")
+    return parent
 
 
 def folder_of(master: int) -> Path:
@@ -93,13 +109,20 @@ class Board:
 
     def begin(self) -> None:
         """vLLM is about to be started."""
-        self.port, self.words[_STATE] = 0, STARTING
+        self.port, self.words[_TOLD] = 0, 0
+        self.words[_STATE] = STARTING
 
     def give_up(self, state: int, reason: str = "") -> None:
         """vLLM is not started again; processes that come now begin as the first ones did."""
         (self.folder / "reason").write_text(reason, encoding="utf-8")
         self.port, self.words[_IS_OPEN] = 0, 0
         self.words[_STATE] = state
+
+    def is_mine_to_tell(self) -> bool:
+        """Whether nobody has told the reason yet: whoever asks first is to do so."""
+        with self.alone():
+            was, self.words[_TOLD] = self.words[_TOLD], 1
+        return not was
 
     @property
     def engine(self) -> tuple[int, int]:

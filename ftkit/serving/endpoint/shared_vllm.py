@@ -24,6 +24,8 @@ from ftkit.serving.endpoint.board import ENDED_TOO_OFTEN, FAILED, Board
 
 LOOK_S = 0.1
 """How often each looks how the others are."""
+PATIENCE_S = 30
+"""How long one waits to be ended for a failure that another one has told; that may have been killed as it did."""
 PROGRAM = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); from ftkit.serving.endpoint.vllm_supervisor import main; main()"
 )
@@ -35,14 +37,20 @@ log = logging.getLogger("azmlinfsrv.print")
 class SharedVllm:
     """See ``VllmServer``; the constructor returns when vLLM is healthy, and was tried, unless this process is to do so.
 
+    Args:
+        arguments: of ``vllm serve``, host and port aside.
+        board: that all of them share.
+        master: gunicorn's.
+
     Raises:
         ModelError: vLLM did not start; in one of the processes alone, the others wait to be ended.
     """
 
-    def __init__(self, arguments: Sequence[str], board: Board):
-        self._arguments, self._board, self._master = arguments, board, os.getppid()
-        self._lead: IO[bytes] | None = None
+    def __init__(self, arguments: Sequence[str], board: Board, master: int):
+        self._arguments, self._board, self._master = arguments, board, master
         self._supervisor: subprocess.Popen[bytes] | None = None
+        self._lead: IO[bytes] | None = None
+        self._patient_until = 0.0
         self.is_untried = False
         with self._ending_by_sigterm():
             while not board.is_open:
@@ -50,7 +58,7 @@ class SharedVllm:
                     self.is_untried = True
                     return
                 if os.getppid() != self._master:
-                    sys.exit("gunicorn's master is gone")
+                    os._exit(1)
                 time.sleep(LOOK_S)
 
     @property
@@ -70,6 +78,7 @@ class SharedVllm:
     def stop(self, why: str = "") -> None:
         """End it for all processes: it is of no use."""
         self._board.give_up(FAILED, why)
+        self._board.is_mine_to_tell()
 
     def _leads(self) -> bool:
         self._lead = self._lead or self._board.lock("lead")
@@ -78,7 +87,10 @@ class SharedVllm:
     def _is_up(self) -> bool:
         """Whether vLLM answers; has it started, once."""
         if self._board.state == FAILED:
-            raise ModelError(self._board.reason)
+            self._patient_until = self._patient_until or time.monotonic() + PATIENCE_S
+            if self._board.is_mine_to_tell() or time.monotonic() > self._patient_until:
+                raise ModelError(self._board.reason)
+            return False
         if not self._board.is_held("supervisor"):
             if self._supervisor:
                 raise ModelError("the process that starts vLLM was killed, for want of memory perhaps")
@@ -112,11 +124,14 @@ class SharedVllm:
 
     @contextmanager
     def _ending_by_sigterm(self) -> Iterator[None]:
-        """gunicorn's workers take SIGTERM only once they serve, which may be minutes from now."""
+        """gunicorn's workers take SIGTERM only once they serve, which may be minutes from now.
+
+        Azure ML's server would take a SystemExit for a failure of the script, and say so.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        before = signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
         try:
             yield
         finally:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import http.client
 import json
 import logging
-import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from ftkit.serving.endpoint import adapter_effect
 from ftkit.serving.endpoint.adapter_effect import Effect
 from ftkit.serving.endpoint.adapters import Adapters
 from ftkit.serving.endpoint.batching import Job
-from ftkit.serving.endpoint.board import Board, OwnPlaces, Places, folder_of
+from ftkit.serving.endpoint.board import Board, OwnPlaces, Places, folder_of, own_master
 from ftkit.serving.endpoint.engine import Busy, Restarting, Start
 from ftkit.serving.endpoint.refusals import STARTING, Refused
 from ftkit.serving.endpoint.sampling import SETTINGS, Chosen
@@ -37,6 +36,11 @@ PASSED_ON = (
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Highest ranks that vLLM can be started for (0.26)."""
+
+AT_ONCE = 1024
+"""Tokens of the longest answer that vLLM hands over whole where nobody reads it piece by piece: each piece is work for
+its server and for this process. A longer answer comes in pieces, so that there is something to give when time is over.
+"""
 
 log = logging.getLogger("azmlinfsrv.print")
 
@@ -63,9 +67,10 @@ class VllmEngine:
         self._places: OwnPlaces | Places
         self._server: VllmServer | SharedVllm
         if start.fronts > 1:
-            board = Board(folder_of(os.getppid()))
+            master = own_master()
+            board = Board(folder_of(master))
             self._places = Places(board, capacity, start.fronts)
-            self._server = SharedVllm(arguments, board)
+            self._server = SharedVllm(arguments, board, master)
         else:
             self._places, self._server = OwnPlaces(capacity), VllmServer(arguments)
         self.notes: Sequence[str] = self._tried(start.probe) if self._server.is_untried else ()
@@ -175,15 +180,19 @@ class VllmEngine:
             sock = connection.sock
             job.on_cancel = lambda: _shut(sock)
             answer = connection.getresponse()
-            if answer.status == 200:
+            if answer.status != 200:
+                job.refusal = _refusal(answer.status, answer.read(65_536))
+            elif _in_pieces(job):
                 self._read(answer, job)
             else:
-                job.refusal = _refusal(answer.status, answer.read(65_536))
+                self._take(json.loads(answer.read()), job)
         except TimeoutError:
             job.deadline = 0
         except (OSError, http.client.HTTPException, ValueError, LookupError) as error:
             if job.still_running():
-                if answer is None:  # a vLLM that has just ended resets what it had not begun to answer
+                if (
+                    answer is None
+                ):  # a vLLM that has just ended resets what it was to answer, and has said nothing of it
                     job.refusal = Refused(STARTING, "", 503)
                 log.error("vLLM broke off an answer: %s", error)
         finally:
@@ -199,7 +208,7 @@ class VllmEngine:
             "temperature": job.temperature,
             "top_p": job.top_p or 1e-6,  # 0 takes the likeliest token here, and is refused there
             "seed": job.seed,
-            "stream": True,
+            "stream": _in_pieces(job),
             "return_token_ids": True,
             "skip_special_tokens": False,
             **job.more,
@@ -217,18 +226,28 @@ class VllmEngine:
             if "error" in event:
                 job.refusal = _refusal(int(event["error"].get("code") or 500), line[6:])
                 return
-            for choice in event["choices"]:
-                tokens = choice.get("token_ids")
-                if tokens is None and choice.get("text"):
-                    job.refusal = Refused("it gives no token_ids, as releases before 0.11 do not", "", 500)
-                    return
-                for token, chosen in zip(tokens or (), _chosen(choice, tokens or (), job.likeliest), strict=True):
-                    if not job.ended:
-                        job.add(token, self._stop_ids, chosen)
-                if (finished := choice.get("finish_reason")) and not job.ended:
-                    job.end("length" if finished == "length" else "stop")
+            self._take(event, job)
             if not job.still_running():
                 return
+
+    def _take(self, event: Mapping[str, Any], job: Job) -> None:
+        """Hand it the tokens of a piece, or of all there are."""
+        for choice in event["choices"]:
+            tokens = choice.get("token_ids")
+            if tokens is None and choice.get("text"):
+                job.refusal = Refused("it gives no token_ids, as releases before 0.11 do not", "", 500)
+                job.end("failed")
+                return
+            for token, chosen in zip(tokens or (), _chosen(choice, tokens or (), job.likeliest), strict=True):
+                if not job.ended:
+                    job.add(token, self._stop_ids, chosen)
+            if (finished := choice.get("finish_reason")) and not job.ended:
+                job.end("length" if finished == "length" else "stop")
+
+
+def _in_pieces(job: Job) -> bool:
+    """Whether vLLM is to hand the answer over as it comes."""
+    return job.stepwise or job.max_new_tokens > AT_ONCE
 
 
 def lora_arguments(folders: Mapping[str, Path]) -> list[str]:
