@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Lock, Thread
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -217,7 +217,15 @@ def listing(*headings: str) -> Table:
 def print_listing(table: Table) -> None:
     """Print a table below a stage's line: indented as the lines are where the terminal is wide enough."""
     out = console()
-    out.print(Padding(table, (0, 0, 0, INDENT if out.width > 80 else 2), expand=False))
+    print_unpadded(out, Padding(table, (0, 0, 0, INDENT if out.width > 80 else 2), expand=False))
+
+
+def print_unpadded(out: Console, shown: RenderableType) -> None:
+    """Print what is laid out in columns without the blanks that fill its lines up."""
+    for segments in out.render_lines(shown, pad=False):
+        line = Text.assemble(*((segment.text, segment.style or "") for segment in segments))
+        line.rstrip()
+        out.print(line, soft_wrap=True)
 
 
 def print_error(error: FtkitError) -> None:
@@ -239,9 +247,9 @@ def _print_problems(out: Console, problems: Sequence[Problem]) -> None:
         for problem in problems:
             out.print(Text(f"  {problem.key}", style="bold"), soft_wrap=True)
             for line in filter(None, (problem.what, problem.where, problem.cure)):
-                out.print(Padding(Text(printable(said(line))), (0, 0, 0, 4), expand=False))
+                print_unpadded(out, Padding(Text(printable(said(line))), (0, 0, 0, 4), expand=False))
         return
-    out.print(_problem_table(problems))
+    print_unpadded(out, _problem_table(problems))
 
 
 def _problem_table(problems: Sequence[Problem]) -> Table:

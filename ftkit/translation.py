@@ -58,7 +58,7 @@ def said(text: str) -> str:
     parts = re.fullmatch(r"([\s;,]*)(.*?)(\s*)", text, re.DOTALL)
     assert parts is not None, "it fits any text"
     start, body, end = parts.groups()
-    turned = _listed(body, "; ") or _listed(body, ", ") or _turn(body)
+    turned = _listed(body, "; ") or ("; " not in body and _listed(body, ", ")) or _turn(body)
     if turned is None:
         turned = _between["; "].join(map(said, body.split("; "))) if "; " in body else body
     return start + turned + end
@@ -75,7 +75,8 @@ def _turn(text: str) -> str | None:
     """A text by the first translation that fits; None if none does."""
     for pattern, there in _turned:
         if found := pattern.fullmatch(text):
-            return there.format(*(said(part) if " " in part else part for part in found.groups()))
+            parts = [said(part) if " " in part else part for part in found.groups()]
+            return "".join(parts[int(text)] if i % 2 else text for i, text in enumerate(FILLED_IN.split(there)))
     return None
 
 

@@ -42,6 +42,14 @@ def test_help_fits_a_terminal_and_cuts_nothing_off(columns: int):
     assert max(cell_len(line) for line in out.splitlines()) <= columns
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["--help", "sft"], ["experiment=tiny", "stage=plan"], ["lora.r=x"]])
+def test_no_line_ends_in_blanks(ftkit, arguments: list[str]):
+    """Guard: console.print_unpadded."""
+    done = ftkit(*arguments)
+    lines = (done.out + done.err).splitlines()
+    assert lines and [line for line in lines if line != line.rstrip()] == []
+
+
 def test_help_of_a_group_documents_its_keys(ftkit):
     out = ftkit("--help", "sft").out
     assert "sft.gradient_accumulation_steps" in out and "before one optimiser step" in out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-import string
+import sys
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -16,7 +16,12 @@ from helpers.command import run_ftkit
 from pydantic_core import PydanticKnownError
 
 import ftkit
-from ftkit.translation import CATALOGUES, LANGUAGES, catalogue, of_environment
+from ftkit.cli.help import documented_keys
+from ftkit.config.option_files import groups, headline, option_file, options
+from ftkit.config.resolve import resolve
+from ftkit.errors import StageError
+from ftkit.training import worker
+from ftkit.translation import CATALOGUES, FILLED_IN, LANGUAGES, catalogue, of_environment, said, speak
 
 OTHERS = [language for language in LANGUAGES if language != "en"]
 BOUNDS = {"greater_than": "gt", "greater_than_equal": "ge", "less_than": "lt", "less_than_equal": "le"}
@@ -28,8 +33,12 @@ COMMAND = re.compile(
 """What can be typed: a command, key=value, a flag, a key."""
 
 
+def typed_in(text: str) -> list[str]:
+    return sorted(found.rstrip(".") for found in COMMAND.findall(text))
+
+
 def holes(text: str) -> list[str]:
-    return [name for _, name, _, _ in string.Formatter().parse(text) if name is not None]
+    return FILLED_IN.findall(text)
 
 
 def in_source() -> frozenset[str]:
@@ -41,6 +50,10 @@ def in_source() -> frozenset[str]:
     for path in Path(ftkit.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             found |= texts(node) - {"{}"}
+    for _, takes, doc in documented_keys():
+        found |= {takes, doc}
+    found |= {headline(path) for g in groups() for name in options(g) if (path := option_file(g, name))}
+    found |= {line for text in found for line in text.split("\n")}
     return frozenset(numbered(text).strip("; ,\n") for text in found)
 
 
@@ -57,6 +70,8 @@ def texts(node: ast.AST) -> set[str]:
             return texts(value)
         case ast.JoinedStr(values=parts):
             return {"".join(found) for found in product(*map(texts, parts))}
+        case ast.Call(func=ast.Name(id="refused"), args=[_, what, *_]):
+            return {f"{{}} {text}" for text in texts(what)}
         case ast.Call(func=ast.Attribute(value=ast.Constant(value=str(sign)), attr="join")):
             return {f"{{}}{sign}{{}}"}
     return {"{}"}
@@ -76,7 +91,7 @@ def stands(text: str, source: frozenset[str]) -> bool:
 def _stands(text: str, source: frozenset[str]) -> bool:
     if text in source or not text or re.fullmatch(r"(\{\d\})+", text):
         return True
-    for any_text in ("(.*?)", "(.*)"):
+    for any_text in ("(.*?)", "(.*)", r"(\{\d\}|.*)"):
         for pattern in patterns(any_text, source):
             if (found := pattern.fullmatch(text)) and all(stands(part, source) for part in found.groups()):
                 return True
@@ -104,7 +119,7 @@ def test_each_text_of_a_catalogue_stands_in_the_source(language: str, source: fr
 def test_a_translation_fills_in_the_same_and_leaves_what_can_be_typed(language: str):
     for text, there in catalogue(language).items():
         assert sorted(holes(text)) == sorted(set(holes(there))) == [str(i) for i in range(len(holes(text)))], text
-        assert sorted(COMMAND.findall(text)) == sorted(COMMAND.findall(there)), text
+        assert typed_in(text) == typed_in(there), text
 
 
 @pytest.mark.parametrize("language", OTHERS)
@@ -156,6 +171,63 @@ def test_errors_are_japanese_and_their_cures_still_work(tmp_path: Path):
     assert early.status == 1 and early.err.startswith("エラー"), early
     (cure,) = re.findall(r"対処 +(stage=[\w,]+)", early.err)
     assert cure == "stage=prepare,publish,train"
+
+
+def test_a_training_process_speaks_the_language_of_its_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Guard: worker.main's speak."""
+    heard: list[str] = []
+
+    def train(*_: object, **__: object) -> None:
+        heard.append(said("no problems"))
+        raise StageError("enough")
+
+    monkeypatch.setattr(worker, "load_frozen", lambda path: resolve(["experiment=tiny", "stage=train"]))
+    monkeypatch.setattr(worker, "train", train)
+    monkeypatch.setattr(sys, "argv", ["worker", "", "", str(tmp_path), "", str(tmp_path / "result")])
+    monkeypatch.setenv("LC_ALL", "ja_JP.UTF-8")
+    try:
+        worker.main()
+    finally:
+        speak("en")
+    assert heard == ["問題はありません"]
+
+
+@pytest.mark.parametrize(
+    ("line", "japanese"),
+    [
+        (
+            "step  2/56  loss 0.6597  lr 8.57e-04  306 tokens/s  peak 1.10 GiB  10:41 left",
+            "ステップ  2/56  損失 0.6597  lr 8.57e-04  306 トークン/秒  ピーク 1.10 GiB  残り 10:41",
+        ),
+        (
+            "out of GPU memory at step 4; going on from the last checkpoint with 1 row at a time, "
+            "all layers recomputed, dense weights",
+            "ステップ 4 で GPU のメモリーが足りなくなりました。次の設定で最後のチェックポイントから続けます："
+            "1 回に 1 行、全層を再計算、密な重み",
+        ),
+        ("messages[1].content is empty", "messages[1].content が空です"),
+        (
+            "cannot make the endpoint mine: after 30 minutes it is still creating",
+            "エンドポイント mine を作れません：30 分たっても creating のままです",
+        ),
+        (
+            "Tags of all that is made in Azure, beside ftkit's own: {cost-center: a17}.",
+            "Azure に作るものすべてにつけるタグ（ftkit のタグに加えて）：{cost-center: a17}。",
+        ),
+    ],
+)
+def test_lines_of_many_parts_are_turned_whole(line: str, japanese: str):
+    speak("ja")
+    try:
+        assert said(line) == japanese
+    finally:
+        speak("en")
+
+
+def test_help_is_japanese_down_to_the_keys(tmp_path: Path):
+    out = run_ftkit("--help", "lora", cwd=tmp_path, LC_ALL="ja_JP.UTF-8").out
+    lines = [line for line in out.splitlines()[1:] if line]
+    assert len(lines) > 15 and [line for line in lines if not JAPANESE.search(line)] == []
 
 
 def test_what_a_failure_leaves_is_english(tmp_path: Path):

@@ -17,7 +17,7 @@ from ftkit.config.overrides import PLUGINS
 from ftkit.config.problems import HIDDEN, all_fields, expected, groups_of
 from ftkit.config.stages import BY_NAME, STAGES, Stage
 from ftkit.config.words import ON_THE_COMMAND_LINE
-from ftkit.console import console
+from ftkit.console import console, print_unpadded
 from ftkit.errors import ConfigError, Problem, nearest
 from ftkit.translation import said
 
@@ -107,8 +107,9 @@ def _print_topic(topic: str) -> None:
     values = _defaults(name, option or _first_choice(name))
     for key, kind, doc in rows:
         default = _shown(values, key)
-        out.print(Text.assemble((key, "bold"), "  ", (kind, "dim"), (f"  {default}" if default else "", "dim")))
-        out.print(Padding(Text(doc), (0, 0, 0, 4), expand=False))
+        takes = Text.assemble((key, "bold"), "  ", (said(kind), "dim"), (f"  {default}" if default else "", "dim"))
+        print_unpadded(out, takes)
+        print_unpadded(out, Padding(Text(said(doc)), (0, 0, 0, 4), expand=False))
 
 
 def _print_stages(out: Console) -> None:
@@ -153,7 +154,7 @@ def _shown(values: dict[str, Any], key: str) -> str:
 
 
 def _print_options(out: Console, group: str) -> None:
-    rows = [(f"{group}={name}", headline(path)) for name in options(group) if (path := option_file(group, name))]
+    rows = [(f"{group}={name}", said(headline(path))) for name in options(group) if (path := option_file(group, name))]
     _print_rows(out, group, rows)
 
 
@@ -180,5 +181,5 @@ def _print_rows(out: Console, title: str, rows: Sequence[tuple[str, str]]) -> No
     table.add_column(overflow="fold")
     for name, text in rows:
         table.add_row(Text(name), Text(text))
-    out.print(table)
+    print_unpadded(out, table)
     out.print()

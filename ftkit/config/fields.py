@@ -27,11 +27,11 @@ SOURCE_NAME = r"^[A-Za-z][A-Za-z0-9_]{0,63}$"
 DATE = r"^\d{4}-\d{2}-\d{2}$"
 SHM_SIZE = r"^\d+[kmg]$"
 PATTERNS = {
-    RUN_NAME: "a name of letters, digits and . _ = , + -",
-    ASSET_NAME: "a name of letters, digits and . _ -",
+    RUN_NAME: "a name of letters a to z, digits and . _ = , + -",
+    ASSET_NAME: "a name of letters a to z, digits and . _ -",
     ENDPOINT_NAME: "a name of 3 to 32 letters, digits and hyphens that begins with a letter",
     SBATCH_WORD: "a name of Slurm's: letters, digits, and _ . , -",
-    SBATCH_OPTION: "options of sbatch, --constraint=h100 for instance",
+    SBATCH_OPTION: "an option of sbatch, --constraint=h100 for instance",
     ENGINE_ARGUMENT: "the name of an argument of vllm serve without dashes before it, max_model_len for instance",
     VARIABLE_NAME: "the name of an environment variable: letters, digits and _",
     ORIGIN: "an origin of the form https://example.com:8443, without a path, or *",

@@ -91,8 +91,11 @@ class Texts:
         if _UNUSUAL.search(value):
             self._check_characters(value, name)
         if self._refuses_special and (found := SPECIAL_TOKEN.search(value)):
-            what = f"holds the special token {found.group()}, which would end or forge a message"
-            raise refused(name, what, "dataset.special_tokens=neutralise keeps it as plain characters")
+            raise refused(
+                name,
+                f"holds the special token {found.group()}, which would end or forge a message",
+                "dataset.special_tokens=neutralise keeps it as plain characters",
+            )
         if "\r" in value:
             self._remarks.add(LINE_ENDS)
             return unix_lines(value)

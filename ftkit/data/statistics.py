@@ -172,7 +172,7 @@ class Statistics:
         share = self.split.largest / max(1, self.kept)
         if dataset.holds_out and share > LARGE and self.kept > 1:
             why, cure = JOINED[self.split.joins]
-            yield f"{share:.0%} of the rows share a side of the split, for {why}; {cure}"
+            yield f"{share:.0%} of the rows have to be on the same side of the split: {why}; {cure}"
         asked = "of the sources" if self.sources else f"dataset.heldout={dataset.heldout:g}"
         if self.split.moved and self.heldout:
             yield (

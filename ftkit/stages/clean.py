@@ -18,6 +18,7 @@ from ftkit.pipeline.stage import Context, Made
 from ftkit.platforms.local import disk
 from ftkit.platforms.local.disk import Disk, Kept
 from ftkit.reports.index import write_index
+from ftkit.translation import said
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def run(context: Context) -> Made:
 
 
 def _print_table(found: Disk) -> None:
-    table = listing("what", "takes", "its checkpoints", "needed by")
+    table = listing(*map(said, ("what", "takes", "its checkpoints", "needed by")))
     rows = [(kept, found.needs_run(name)) for name, kept in found.runs.items()]
     rows += [(kept, found.needs_version(kept)) for same in found.versions.values() for kept in same]
     words = {"run": "run", "data": "data", "models": "model"}

@@ -16,6 +16,7 @@ from ftkit.errors import StageError
 from ftkit.packages import install_command, requirements, version_of
 from ftkit.pipeline.stage import Context, Made
 from ftkit.platforms.base import remote_platform_of
+from ftkit.translation import said
 
 SHOWN = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "hydra-core", "omegaconf")
 EXTRAS = ("train", "serve")
@@ -37,10 +38,10 @@ def check_installed(context: Context) -> Made:
     needed = {r.name.lower(): r for extra in ("", *EXTRAS) for r in requirements(extra)}
     wrong = [f"{r} ({version_of(r.name) or 'not installed'})" for r in needed.values() if not _met(r)]
     tested = pinned_versions()
-    table = listing("package", "installed", "tested", "bounds")
+    table = listing(*map(said, ("package", "installed", "tested", "bounds")))
     for name in dict.fromkeys((*SHOWN, *needed)):
         bounds = str(needed[name].specifier) if name in needed else ""
-        table.add_row(name, version_of(name) or "missing", tested.get(name, ""), bounds)
+        table.add_row(name, version_of(name) or said("missing"), tested.get(name, ""), bounds)
     print_listing(table)
     if wrong:
         raise StageError(

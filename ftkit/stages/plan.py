@@ -16,7 +16,7 @@ from rich.text import Text
 from ftkit import records
 from ftkit.config.schema import Config
 from ftkit.config.stages import BY_NAME, PROCESS, Stage
-from ftkit.console import INDENT, console, listing
+from ftkit.console import INDENT, console, listing, print_unpadded
 from ftkit.errors import FtkitError, StageError
 from ftkit.pipeline.lineage import context_of, folder_of, origin_of, up_to_date
 from ftkit.pipeline.predictions import figures, warnings
@@ -35,7 +35,7 @@ def run(context: Context) -> Made:
     """
     config, out = context.config, console()
     out.print(Text.assemble(("run  ", "dim"), (config.run.name, "bold"), f"   {folder_of(config)}"), soft_wrap=True)
-    out.print(_stage_table(config))
+    print_unpadded(out, _stage_table(config))
     for label, text in figures(config):
         _print(out, label, "bold", text)
     warned = list(warnings(config))
@@ -76,7 +76,7 @@ def _ask_the_platform(context: Context) -> None:
         cure = Text(f"cure: {finding.cure}" if finding.cure else "", style="dim")
         table.add_row(Text(finding.what, style="bold"), VERDICTS[finding.verdict], Text(finding.found), cure)
     out.print(Text(f"\non {config.compute.label}, now"))
-    out.print(table)
+    print_unpadded(out, table)
     if wrong := [finding.what for finding in findings if finding.verdict == "wrong"]:
         raise StageError(f"{len(wrong)} of {len(findings)} checks failed: {', '.join(wrong)}", cure="see the table")
 

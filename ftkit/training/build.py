@@ -117,7 +117,7 @@ def _what_computes(config: Config, args: TrainingArguments, plain: str | None) -
     """Attention, experts, precision and device in use, and why."""
     model, where, seen = config.model, hardware(args), torch.cuda.device_count()
     if args.device.type != "cuda":
-        where += " (no CUDA GPU)"
+        where = f"{where} (no CUDA GPU)"
     elif args.world_size == 1 and seen > 1:
         where += f" (one of {seen}; compute.gpus_per_node={seen} takes all)"
     compute = "products in bfloat16" if config.sft.bf16 else "no mixed precision"

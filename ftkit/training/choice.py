@@ -46,9 +46,10 @@ class Choice:
         sft, layers = self.config.sft, self.config.model.architecture.num_hidden_layers
         recomputed = sft.recomputed_layers(layers)
         words = {0: "no layer recomputed", layers: "all layers recomputed"}
-        rows = "1 row" if sft.rows_at_a_time == 1 else f"{sft.rows_at_a_time} rows"
+        many = sft.rows_at_a_time
+        rows = "1 row at a time" if many == 1 else f"{many} rows at a time"
         kind = "experts in mxfp4" if self.config.model.weights == "mxfp4" else "dense weights"
-        return f"{rows} at a time, {words.get(recomputed, f'{recomputed} of {layers} layers recomputed')}, {kind}"
+        return f"{rows}, {words.get(recomputed, f'{recomputed} of {layers} layers recomputed')}, {kind}"
 
 
 def is_open(config: Config) -> bool:

@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ftkit.console import console
 from ftkit.training.losses import PARTS, losses_of, source_of
+from ftkit.translation import said
 
 COLUMNS = (
     "step", "loss", "learning_rate", "grad_norm", "tokens_per_s", "loss_tokens_per_s", "peak_gib", "seconds",
@@ -98,7 +99,7 @@ class Watch(TrainerCallback):
         if "loss" not in line:
             self._say_or_print(f"step {state.global_step}  {_held_out(line)}")
         elif self._bar:
-            self._bar.update(self._task, figures=_figures(line))
+            self._bar.update(self._task, figures=said(_figures(line)))
         else:
             done, began = state.global_step - self._first[0], self._first[1]
             left = (line["seconds"] - began) / done * (state.max_steps - state.global_step)
@@ -107,7 +108,10 @@ class Watch(TrainerCallback):
 
     def _say_or_print(self, line: str) -> None:
         """A line of its own, above the bar where there is one."""
-        (self._bar.console.print if self._bar else self._say)(line)
+        if self._bar:
+            self._bar.console.print(said(line))
+        else:
+            self._say(line)
 
     def close(self) -> None:
         """End the bar and the event file, however training ended."""

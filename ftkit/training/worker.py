@@ -11,6 +11,7 @@ from ftkit.errors import FtkitError
 from ftkit.processes import end_now, first_process
 from ftkit.training.launch import report
 from ftkit.training.train import train
+from ftkit.translation import speak
 
 
 def main() -> int:
@@ -18,7 +19,9 @@ def main() -> int:
     config, tokens, out, checkpoints, result = map(Path, sys.argv[1:6])
     label = "".join(sys.argv[6:])
     try:
-        outcome = train(load_frozen(config), tokens=tokens, out=out, checkpoints=checkpoints, label=label)
+        frozen = load_frozen(config)
+        speak(frozen.language)
+        outcome = train(frozen, tokens=tokens, out=out, checkpoints=checkpoints, label=label)
     except FtkitError as error:
         report(result, error)
         return error.exit_status

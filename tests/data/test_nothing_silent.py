@@ -151,7 +151,10 @@ def test_templated_prompts_name_the_key_that_parts_them(tmp_path: Path):
     rows = [ROW | {"question": f"{said}{i}番"} for i in range(20)]
     made = prepare_rows(rows, tmp_path, "jsonl", "dataset.heldout=0.9")
     assert made.summary.startswith("20 rows: 20 to train on, 0 held out")
-    assert "100% of the rows share a side of the split" in made.said[0] and "dataset.near_duplicates=1" in made.said[0]
+    assert (
+        "100% of the rows have to be on the same side of the split" in made.said[0]
+        and "dataset.near_duplicates=1" in made.said[0]
+    )
     assert made.said[1] == "no row is held out of 20 (dataset.heldout=0.9)"
     apart = prepare_rows(rows, tmp_path, "jsonl", "dataset.heldout=0.5", "dataset.near_duplicates=1")
     assert 0 < apart.figures["heldout"] < 20 and apart.said == []

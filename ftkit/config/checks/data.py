@@ -118,7 +118,7 @@ def files_have_no_hub_settings(config: Config) -> Iterator[Problem]:
                 yield Problem(f"{key}.{name}", what, "", f"{key}.{name}=null")
         wanted = split_named(source.split) or source.split
         if found.files and wanted not in found.splits:
-            what = f"{source.split}, but {source.path} has one split, named by nothing"
+            what = f"{source.split}, but no file of {source.path} is named after a split, so that all of it is train"
             yield Problem(f"{key}.split", what, "", f"{key}.split=train")
 
 

@@ -193,14 +193,14 @@ def model_computes_as_its_family_can(config: Config) -> Iterator[Problem]:
     ):
         if value not in allowed:
             why = family.why_not if key.startswith("attn") and family.why_not else f"is none that {family.title} has"
-            yield Problem(f"model.{key}", f"{value} {why}; it has {', '.join(allowed)}", "", f"model.{key}=auto")
+            yield Problem(f"model.{key}", f"{value} {why}; there are {', '.join(allowed)}", "", f"model.{key}=auto")
     if model.weights == "mxfp4" and not family.mxfp4:
         yield Problem("model.weights", f"mxfp4, which no {family.title} comes in", "", "model.weights=dense")
     if config.merge.format == "mxfp4" and not family.mxfp4:
         yield Problem("merge.format", f"mxfp4, which no {family.title} comes in", "", "merge.format=bf16")
     if config.merge.gguf and not family.gguf:
         what = f"what llama.cpp makes of a {family.title} has not been held against the model"
-        yield Problem("merge.gguf", what, "", "merge.gguf=null, and its own converter on merged/")
+        yield Problem("merge.gguf", what, "", "merge.gguf=null, then llama.cpp's converter on merged/ by hand")
 
 
 def rows_fit_the_positions(config: Config) -> Iterator[Problem]:

@@ -15,6 +15,7 @@ from ftkit.config.gate import LM_EVAL
 from ftkit.console import listing
 from ftkit.evaluation.intervals import SIGNIFICANT, Z, probability_of_signs
 from ftkit.html import measured, percent
+from ftkit.translation import said
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,8 @@ def _change(before: Mapping[str, Any], after: Mapping[str, Any]) -> Estimate:
 def table_of(compared: HarnessComparison, asked_adapter: bool) -> Table:
     """For the terminal: what was asked for by name, ``0.513 ± 0.014``."""
     unmerged = ["adapter"] if asked_adapter else []
-    table = listing(f"lm-eval {compared.version}, ± standard error", "before", *unmerged, "after", "change")
+    headings = f"lm-eval {compared.version}, ± standard error", "before", *unmerged, "after", "change"
+    table = listing(*map(said, headings))
     for row in compared.main_rows:
         style = "" if row.verdict == "unsure" else "bold"
         estimates = [shown(estimate) for estimate in (row.base, row.adapter, row.tuned) if estimate]

@@ -109,9 +109,11 @@ def _waited(workspace: Workspace, change: Change, poller: Any, say: Say) -> Any:
         if state is State.DONE:
             return None
         if state is State.FAILED and poller is None:
-            raise StageError(f"cannot {change}: it failed")
+            why = "it failed"
+            raise StageError(f"cannot {change}: {why}")
         if now() - began > change.limit_s:
-            raise StageError(f"cannot {change}: after {change.limit_s / 60:.0f} minutes it is still {state.value}")
+            why = f"after {change.limit_s / 60:.0f} minutes it is still {state.value}"
+            raise StageError(f"cannot {change}: {why}")
         if now() - said >= LINE_S:
             said = now()
             say(f"still waiting to {change}: {(said - began) / 60:.0f} min so far")

@@ -342,7 +342,7 @@ class Rollout:
             return
         if self.mark.made(found.tags) and not found.beside(new if mine else ""):
             endpoints.delete_endpoint(self.workspace, self.name, self.say)
-            self.say(f"the endpoint {self.name} is deleted again")
+            self.say(f"the endpoint {self.name} is deleted, as it was made a moment ago")
         elif mine:
             endpoints.delete_deployment(self.workspace, self.name, new, self.say)
             self.say(f"{new} is deleted again")
