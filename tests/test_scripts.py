@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
 import pytest
@@ -23,6 +25,19 @@ def test_script_imports(name: str) -> None:
     if name == "check_gpu":
         pytest.importorskip("triton")  # which comes with torch for CUDA alone
     assert load_script(name).__doc__
+
+
+def test_the_demo_takes_another_port_than_one_in_use_but_keeps_its_own(tmp_path: Path) -> None:
+    free_port = load_script("free_port").free_port
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert free_port(port, tmp_path) not in (port, 0)
+        own = tmp_path / "_workspace" / "endpoints" / "tiny" / "endpoint.json"
+        own.parent.mkdir(parents=True)
+        own.write_text(f'{{"port": {port}}}', encoding="utf-8")
+        assert free_port(port, tmp_path) == port
 
 
 def test_make_tiny_makes_rows_and_their_loss() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ftkit.cli import flags
 from ftkit.config.resolve import resolve
 from ftkit.errors import ConfigError, Problem
 
@@ -175,6 +176,36 @@ TYPED = [
 def test_what_is_mistyped_is_named_once_with_its_cure(typed: str, key: str, cure: str) -> None:
     (problem,) = problems(typed, *([] if typed.startswith("stage") else ["stage=plan"]))
     assert (problem.key, problem.cure, problem.where) == (key, cure, "on the command line")
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "cure"),
+    [
+        (["--config-name", "x"], "--config-name", "experiment=mine, with the file conf/experiment/mine.yaml"),
+        (["--config-dir", "/nowhere"], "--config-dir", "a folder conf/ where you start ftkit is read by itself"),
+        (["--multirn"], "--multirn", "did you mean --multirun?"),
+        (["--nonsense"], "--nonsense", "python -m ftkit --help lists the flags"),
+        (["--cfg", "jobs"], "--cfg", "--cfg job"),
+    ],
+    ids=lambda given: " ".join(given) if isinstance(given, list) else None,
+)
+def test_a_flag_that_does_nothing_here_is_named_with_what_does(words: list[str], key: str, cure: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        flags.split([*words, "stage=plan"])
+    (problem,) = error.value.problems
+    assert (problem.key, problem.cure) == (key, cure)
+
+
+@pytest.mark.parametrize(
+    ("typed", "key", "says"),
+    [
+        ("run.name=私の実験", "run.name", "letters a to z, digits"),
+        ("merge.gguf=../llama.cpp", "merge.gguf", "no such file or folder: ../llama.cpp"),
+    ],
+)
+def test_a_name_or_path_that_cannot_be_is_said_and_its_cure_is_another(typed: str, key: str, says: str) -> None:
+    (problem,) = problems(typed, "experiment=tiny", "stage=plan")
+    assert problem.key == key and says in problem.what and typed not in problem.cure
 
 
 @pytest.mark.parametrize("words", [["stage", "=", "train"], ["stage=", "train"], ["stage", "=train"]])
