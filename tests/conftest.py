@@ -31,7 +31,8 @@ LONGEST = (
     ),
     *("stages/test_interruptions.py", "training/test_train.py", "azure/test_two_clients.py", "azure/test_faults.py"),
     *("platforms/test_slurm.py", "training/test_interrupted_runs.py", "training/test_sharding.py", "test_released.py"),
-    *("serving/test_vllm_engine.py", "stages/test_gguf_conversion.py", "training/test_checkpoint_writer.py"),
+    *("serving/test_vllm_engine.py", "serving/test_fronts.py"),
+    *("stages/test_gguf_conversion.py", "training/test_checkpoint_writer.py"),
     *("training/test_grpo.py", "training/test_heldout.py", "training/test_dpo.py", "evaluation/test_comparison.py"),
 )
 """Files of a minute and more, begun first: else one process is still at them when the others have ended."""
