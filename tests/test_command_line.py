@@ -97,11 +97,14 @@ def test_plan_shows_the_arithmetic(ftkit):
     assert "chosen       2 rows at a time, no layer recomputed, dense weights" in out and "; next best " in out
     assert "tokens/s predicted for 2 × H100 NVL" in out
     assert "; with model.products=fp8, which rounds tokens and gradients, " in out
+    assert "; with model.products=fp8_all, which rounds weights too, " in out
     assert "92,454,912 trained parameters" in out and "20,914,757,184" in out
     assert "of 94 GiB a GPU" in out and "2 × Standard_NC40ads_H100_v5" in out
     assert out.rstrip().endswith("no problems")
-    assert "products=fp8" not in ftkit("stage=plan", "compute=h100x2", "model=qwen3-30b-a3b").out
-    assert "products=fp8" not in ftkit("stage=plan", "compute=h100x2", "model=qwen3-8b").out
+    for model in ("qwen3-30b-a3b", "qwen3-8b"):
+        out = ftkit("stage=plan", "compute=h100x2", f"model={model}").out
+        assert "; with model.products=fp8_all, which rounds weights too, " in out and "products=fp8," not in out
+    assert "products=fp8" not in ftkit("stage=plan", "compute=h100x2", "model=olmo-2-1b").out
 
 
 def test_plan_says_what_would_fit_when_it_does_not(ftkit):

@@ -97,9 +97,10 @@ class Model(Group):
     weights: Literal["auto", "dense", "mxfp4"]
     """dense: experts unpacked to ``dtype``. mxfp4: kept packed, in a quarter of the memory, some 10 % slower. auto:
     dense where it fits."""
-    products: Literal["dtype", "fp8"]
-    """Products with the frozen experts. dtype: in ``dtype``. fp8: in E4M3, on GPUs from Ada and Hopper on: faster;
-    MXFP4's weights are exact in it, tokens and gradients are rounded to 3 bits of mantissa, adapters are not."""
+    products: Literal["dtype", "fp8", "fp8_all"]
+    """Products with frozen weights. dtype: in ``dtype``. fp8: the experts' in E4M3, on GPUs from Ada and Hopper on:
+    faster; MXFP4's weights are exact in it, tokens and gradients are rounded to 3 bits of mantissa, adapters are not.
+    fp8_all: those of attention and MLP as well, whose weights are rounded too."""
     attn_implementation: Literal["auto", "eager", "sdpa", "flex_attention", "ftkit_sinks", "ftkit_varlen"]
     """auto: the family's fastest. ftkit_sinks (of models with sinks) and ftkit_varlen join documents without padding;
     flex_attention needs a CUDA GPU; the memory of eager and of packing with sdpa grows by length²."""

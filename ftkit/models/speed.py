@@ -36,15 +36,18 @@ class Rates:
         tb_per_s: memory bandwidth in 10¹² bytes a second, from its data sheet.
         products: share of ``tflops`` in the products of layers and vocabulary.
         fp8: how much faster the experts' products are in FP8; 0 where the GPU has none.
+        fp8_linear: how much faster attention's and a dense MLP's are, what rounds their operands included;
+            measured on an H200 alone.
         scores: share of it in attention's scores.
         unpacking: share of ``tb_per_s`` while experts in MXFP4 are unpacked.
-        other_us: microseconds of all else for a token in a layer, forward and backward.
+        other_us: microseconds of all else for a token in a layer of experts, forward and backward.
+        dense_us: the same in a layer without experts, which sorts no tokens; measured on an H200 alone.
         replayed_us: the same for a token in a layer that is computed again.
         batch_ms: milliseconds of a forward and backward pass, however few tokens it has.
         host_ms: milliseconds in which the host sends a layer's work, forward or backward.
         host_replayed_ms: the same where it is computed again.
         host_mxfp4_ms: what unpacking adds to that.
-        host_step_ms: of an optimiser step, which counts where the GPU waits for the host.
+        host_step_ms: of an optimiser step, for a layer, which counts where the GPU waits for the host.
         measured: where and how; of a GPU that was not, whose efficiencies it got.
     """
 
@@ -53,9 +56,11 @@ class Rates:
     tb_per_s: float
     products: float
     fp8: float
+    fp8_linear: float
     scores: float
     unpacking: float
     other_us: float
+    dense_us: float
     replayed_us: float
     batch_ms: float
     host_ms: float
@@ -96,7 +101,7 @@ def seconds_per_step(config: Config, rates: Rates, *, document: int | None = Non
     gpu, host = _seconds(a, rates, tokens, document or sft.max_length, config)
     optimizer = adapter_parameters(config).total * OPTIMIZER_BYTES / (rates.tb_per_s * 1e12)
     batches = sft.gradient_accumulation_steps
-    return max(batches * gpu + optimizer, batches * host + rates.host_step_ms / 1e3)
+    return max(batches * gpu + optimizer, batches * host + a.num_hidden_layers * rates.host_step_ms / 1e3)
 
 
 def tokens_per_second(config: Config, rates: Rates, *, document: int | None = None) -> float:
@@ -110,10 +115,14 @@ def _seconds(a: Architecture, rates: Rates, tokens: int, document: int, config: 
     recomputed = config.sft.recomputed_layers(a.num_hidden_layers)
     experts = (a.num_experts_per_tok or 1) * 3 * a.hidden_size * a.intermediate_size
     attention = a.hidden_size * a.head_dim * (2 * a.num_attention_heads + 2 * a.num_key_value_heads)
-    in_fp8 = config.model.products == "fp8" and rates.fp8 > 0
-    products = 4 * (a.num_hidden_layers * attention + a.vocab_size * a.hidden_size) + 2 * recomputed * attention
+    in_fp8 = config.model.products != "dtype" and rates.fp8 > 0
+    of_attention = (4 * a.num_hidden_layers + 2 * recomputed) * attention
     of_experts = 4 * a.num_hidden_layers * experts + 2 * recomputed * experts * 2 / 3  # a replay leaves the last out
-    products += of_experts / (rates.fp8 if in_fp8 else 1)
+    if in_fp8 and config.model.products == "fp8_all":
+        of_attention /= rates.fp8_linear
+    if in_fp8:
+        of_experts /= rates.fp8 if a.num_local_experts else rates.fp8_linear
+    products = of_attention + of_experts + 4 * a.vocab_size * a.hidden_size
     full = 4 * a.num_attention_heads * a.head_dim * document / 2
     window = family_of(a.model_type).window
     windowed = full if window is None else 4 * a.num_attention_heads * a.head_dim * min(window, document / 2)
@@ -121,7 +130,8 @@ def _seconds(a: Architecture, rates: Rates, tokens: int, document: int, config: 
     peak = rates.tflops * 1e12
     width = a.hidden_size / 2880
     gpu = rates.batch_ms / 1e3 + tokens * (products / (peak * rates.products) + scores / (peak * rates.scores))
-    gpu += tokens * width * (a.num_hidden_layers * rates.other_us + recomputed * rates.replayed_us) / 1e6
+    other = rates.other_us if a.num_local_experts else rates.dense_us
+    gpu += tokens * width * (a.num_hidden_layers * other + recomputed * rates.replayed_us) / 1e6
     passes = 2 * a.num_hidden_layers
     host_ms = passes * rates.host_ms + recomputed * rates.host_replayed_ms
     if config.model.weights == "mxfp4":

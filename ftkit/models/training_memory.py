@@ -181,7 +181,7 @@ def _weights(config: Config) -> float:
     up = (a.hidden_size + extra) * (2 * a.intermediate_size + extra)
     down = (a.intermediate_size + extra) * (a.hidden_size + extra)
     wider = a.num_hidden_layers * (a.num_local_experts or 0) * (up + down) - experts
-    if not fused(config) or not a.num_local_experts or config.model.products == "fp8":  # in FP8 twice one byte
+    if not fused(config) or not a.num_local_experts or config.model.products != "dtype":  # in FP8 twice one byte
         wider = 0
     return (model_parameters(a) + wider) * width
 
@@ -218,7 +218,9 @@ def _fused_working_set(config: Config, tokens: int) -> float:
     a, width, extra = config.model.architecture, BYTES[config.model.dtype], _extra_columns(config)
     rows, both = tokens * (a.num_experts_per_tok or 1), 2 * a.intermediate_size + extra
     layer = rows * (both + a.hidden_size + extra + a.intermediate_size)
-    if config.model.products == "fp8":  # gate and up, their gradient in one byte, that of the input or activation
+    if config.model.products != "dtype" and not a.num_local_experts:
+        layer += rows * a.hidden_size  # the MLP's gradient in one byte comes after the activation, beside the input's
+    elif config.model.products != "dtype":  # gate and up, their gradient in one byte, that of the input or activation
         unpacked = _expert_weights(a) / 3 if config.model.weights == "mxfp4" else 0
         layer = rows * (3 * a.intermediate_size + max(a.hidden_size, a.intermediate_size)) + unpacked
     elif config.model.weights == "mxfp4":

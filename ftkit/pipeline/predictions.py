@@ -131,13 +131,19 @@ def _chosen(config: Config, found: list[Choice]) -> str:
 
 
 def _in_fp8(config: Config, shown: Callable[[Choice], str]) -> str:
-    """What the experts' products in FP8 would give, where they can be had and are not asked for."""
-    rates = rates_of(config)
-    model = config.model.model_copy(update={"products": "fp8"})
-    asked = config.model_copy(update={"model": model})
-    if config.model.products == "fp8" or not (rates and rates.fp8) or any(fp8_products_have_what_they_need(asked)):
-        return ""
-    return f"; with model.products=fp8, which rounds tokens and gradients, {shown(choices(asked)[0])}"
+    """What products in FP8 would give, where they can be had and are not asked for."""
+    model, rates, said = config.model, rates_of(config), ""
+    if model.products != "dtype" or not (rates and rates.fp8):
+        return said
+    exact, all_layers = (
+        config.model_copy(update={"model": model.model_copy(update={"products": products})})
+        for products in ("fp8", "fp8_all")
+    )
+    if family_of(model.architecture.model_type).mxfp4 and not any(fp8_products_have_what_they_need(exact)):
+        said += f"; with model.products=fp8, which rounds tokens and gradients, {shown(choices(exact)[0])}"
+    if not any(fp8_products_have_what_they_need(all_layers)):
+        said += f"; with model.products=fp8_all, which rounds weights too, {shown(choices(all_layers)[0])}"
+    return said
 
 
 def _rate(tokens_per_s: float, gpu: str | None) -> str:
@@ -318,8 +324,8 @@ def warnings(config: Config) -> Iterator[str]:
         yield f"{why}; sft.warmup_steps=0.03"
     yield from _rate_warnings(config)
     yield from _memory_warnings(config)
-    if config.model.products == "fp8" and (rates := rates_of(config)) and not rates.fp8:
-        yield f"model.products=fp8, and an {rates.name} has no FP8; model.products=dtype"
+    if config.model.products != "dtype" and (rates := rates_of(config)) and not rates.fp8:
+        yield f"model.products={config.model.products}, and an {rates.name} has no FP8; model.products=dtype"
     if config.deployment.managed and (gpus := gpus_of(config.deployment.instance_type)):
         yield from serving_memory.problems(config, gpus)
 

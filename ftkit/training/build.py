@@ -38,7 +38,7 @@ def set_up(
     if config.model.attn_implementation == "flex_attention" and device.type != "cuda":
         raise StageError("flex_attention needs a CUDA GPU, and there is none", cure="model.attn_implementation=eager")
     plain = _family(config).training.why_plain(config, device)
-    if plain and config.model.products == "fp8":
+    if plain and config.model.products != "dtype":
         raise StageError(f"there are no products in FP8 here: {plain}", cure="model.products=dtype")
     say(_what_computes(config, args, plain))
     tokenizer = load_tokenizer(config.model)

@@ -54,7 +54,8 @@ def checks() -> None:
     check.experts("without adapters in between", tokens=9, reference=True, shape=shape)
     check.experts("MXFP4, without adapters in between", tokens=9, reference=True, parts=2, shape=shape)
     check.experts("MXFP4", tokens=9, parts=2, shape=shape)
-    kernels_fp8.LAUNCH["grouped_product"] |= {"BM": 16, "BN": 32, "BK": 32}
+    kernels_fp8.LAUNCH["product"] |= {"BM": 16, "BN": 32, "BK": 32}
+    kernels_fp8.WIDE = 100
     check.fp8_unpacking()
     check.fp8_products(tokens=30, width=96, out=48)
     check.experts("FP8, rank 4", tokens=33, ranks=(4, 4), shape=shape, fp8=True)
@@ -67,10 +68,17 @@ def checks() -> None:
     for ranks in ((8, 4), (0, 4), (8, 0), (0, 0)):
         check.swiglu_mlp(f"ranks {ranks}", tokens=9, ranks=ranks, shape=(96, 64))
         check.swiglu_experts(f"ranks {ranks}", tokens=33, ranks=ranks, shape=shape)
+    for ranks in ((8, 4), (0, 0)):
+        check.swiglu_mlp(f"FP8, ranks {ranks}", tokens=9, ranks=ranks, shape=(96, 64), fp8=True)
+    check.swiglu_experts("FP8", tokens=9, shape=shape, fp8=True)
     for family in ("llama", "qwen3"):
         check.whole_model(family, [5, 3], width=32, heads=(4, 2, 16))
     check.norms(tokens=5, width=96)
     check.projection(tokens=33, width=96, out=64, rank=4)
+    check.projection(tokens=33, width=96, out=112, rank=4, fp8=True)
+    check.projection(tokens=5, width=96, out=48, rank=80, fp8=True)
+    check.linear_rounding(width=96)
+    check.whole_model("qwen3", [5, 3], width=32, heads=(4, 2, 16), fp8=True)
     loss_head._loss_and_gradient = vocabulary.loss_and_gradient
     check.loss(tokens=12, rows=7, width=96, vocabulary=9000)
     check.unpacking()

@@ -27,6 +27,8 @@ MEASURED_ON_H100S = {
     "sft.max_length=4096 model.weights=mxfp4 lora.r=64 sft.gradient_checkpointing=false": 29.3,
     "sft.max_length=2048 sft.per_device_train_batch_size=4 model.products=fp8": 42.8,
     "sft.max_length=2048 sft.per_device_train_batch_size=4 model.products=fp8 sft.gradient_checkpointing=false": 57.2,
+    "sft.max_length=2048 sft.per_device_train_batch_size=4 model.products=fp8_all "
+    "sft.gradient_checkpointing=false": 57.2,
     "sft.max_length=2048 sft.per_device_train_batch_size=4 model.products=fp8 model.weights=mxfp4": 15.3,
     "sft.max_length=4096 sft.per_device_train_batch_size=2 model.products=fp8 model.weights=mxfp4 "
     "sft.gradient_checkpointing=false": 30.3,
@@ -39,6 +41,9 @@ MEASURED_ON_H100S = {
     f"{QWEN3}=qwen3-8b sft.gradient_checkpointing=false": 17.0,
     f"{QWEN3}=qwen3-30b-a3b sft.gradient_checkpointing=true": 17.6,
     f"{QWEN3}=qwen3-30b-a3b sft.gradient_checkpointing=false": 22.6,
+    f"{QWEN3}=qwen3-8b sft.gradient_checkpointing=true model.products=fp8_all": 8.8,
+    f"{QWEN3}=qwen3-8b sft.gradient_checkpointing=false model.products=fp8_all": 17.0,
+    f"{QWEN3}=qwen3-30b-a3b sft.gradient_checkpointing=false model.products=fp8": 22.3,
 }
 """Peaks in GiB of torch.cuda.max_memory_allocated, of one GPU, by overrides."""
 

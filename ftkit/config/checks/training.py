@@ -148,19 +148,48 @@ def mxfp4_weights_stay_whole_and_frozen(config: Config) -> Iterator[Problem]:
 
 
 def fp8_products_have_what_they_need(config: Config) -> Iterator[Problem]:
-    model, family = config.model, family_of(config.model.architecture.model_type)
-    if model.products != "fp8":
+    model, lora, family = config.model, config.lora, family_of(config.model.architecture.model_type)
+    products, attention, plain = model.products, family.attention[0], "model.products=dtype"
+    if products == "dtype":
         return
-    for missing, what in (
-        (not family.mxfp4, f"which only models have whose experts come in MXFP4, no {family.title}"),
-        (config.lora is None, "but lora=none trains the weights themselves"),
-        (model.experts_implementation != "ftkit_lora", f"but {model.experts_implementation} experts have none"),
-        (config.sft.fsdp, "but sharded weights (sft.fsdp) are multiplied in bfloat16"),
-        (model.dtype != "bfloat16" or not config.sft.bf16, "beside which all else has to be in bfloat16"),
-        (config.compute.gib_per_gpu is None, "which need a CUDA GPU, and compute.gib_per_gpu says there is none"),
+    with_attention = products == "fp8_all" or not family.mxfp4
+    for missing, what, cure in (
+        (not family.fused, f"{products}, for which {family.title} has no fused layers", plain),
+        (lora is None, f"{products}, but lora=none trains the weights themselves", plain),
+        (config.sft.fsdp, f"{products}, but sharded weights (sft.fsdp) are multiplied in bfloat16", plain),
+        (
+            model.dtype != "bfloat16" or not config.sft.bf16,
+            f"{products}, beside which all else has to be in bfloat16",
+            plain,
+        ),
+        (
+            config.compute.gib_per_gpu is None,
+            f"{products}, which needs a CUDA GPU, and compute.gib_per_gpu says there is none",
+            plain,
+        ),
+        (
+            lora is not None and lora.lora_dropout,
+            f"{products}, for which there are fused layers without lora.lora_dropout alone",
+            "lora.lora_dropout=0.0",
+        ),
+        (
+            products == "fp8" and not family.expert_tensors,
+            f"fp8, which is of experts' products, and {family.title} has no experts",
+            "model.products=fp8_all",
+        ),
+        (
+            family.expert_tensors and model.experts_implementation != "ftkit_lora",
+            f"{products}, but {model.experts_implementation} experts have none",
+            plain,
+        ),
+        (
+            with_attention and model.attn_implementation != attention,
+            f"{products}, but layers with {model.attn_implementation} attention have none",
+            f"model.attn_implementation={attention}",
+        ),
     ):
         if missing:
-            yield Problem("model.products", f"fp8, {what}", "", "model.products=dtype")
+            yield Problem("model.products", what, "", cure)
             return
 
 

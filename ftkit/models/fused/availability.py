@@ -16,7 +16,7 @@ def why_not_fused(config: Config, device: torch.device) -> str | None:
         return "there is no CUDA GPU"
     if torch.cuda.get_device_capability(device) < (8, 0):
         return f"{torch.cuda.get_device_name(device)} is older than Ampere"
-    if config.model.products == "fp8" and torch.cuda.get_device_capability(device) < (8, 9):
+    if config.model.products != "dtype" and torch.cuda.get_device_capability(device) < (8, 9):
         return f"{torch.cuda.get_device_name(device)} has no FP8"
     if find_spec("triton") is None:
         return "triton is not installed"

@@ -27,15 +27,15 @@ def prepare(model: nn.Module, config: Config, *, fused: bool) -> str | None:
         What is to be said of it.
     """
     from ftkit.models.gpt_oss.document_masks import isolate_documents
-    from ftkit.models.gpt_oss.fast_path import rounded_share, speed_up
+    from ftkit.models.gpt_oss.fast_path import speed_up
 
     isolate_documents(model)
     speed_up(model, config, fused=fused)
-    if config.model.products != "fp8":
+    if not fused:
         return None
-    rounded = rounded_share(model)
-    exact = "the weights are exact in it" if not rounded else f"{rounded:.1%} of the weights' rows are rounded to it"
-    return f"experts' products in FP8 (E4M3): {exact}, tokens and gradients are rounded"
+    from ftkit.models.fused.rounding import what_is_rounded
+
+    return what_is_rounded(model)
 
 
 def flash_runs(device: torch.device, head_dim: int) -> bool:

@@ -13,7 +13,7 @@ from ftkit.models.mxfp4 import BLOCK
 
 if TYPE_CHECKING:
     from ftkit.models.fused.experts import DenseWeight, FusedLayer, PackedWeight
-    from ftkit.models.gpt_oss.fp8_experts import Fp8Weight
+    from ftkit.models.fused.fp8_experts import Fp8Weight
 
 PARTS = 2
 """Parts in which an MXFP4 tensor is unpacked: more of them need less memory and more time."""
@@ -28,7 +28,7 @@ def speed_up(model: nn.Module, config: Config, *, fused: bool) -> None:
     if config.model.experts_implementation == "ftkit_lora":
         keep_low_rank(model)
         if fused:
-            fuse_experts(model, fp8=config.model.products == "fp8")
+            fuse_experts(model, fp8=config.model.products != "dtype")
     if config.model.weights == "mxfp4" and fused:
         from ftkit.models.host_embedding import keep_embedding_on_host
 
@@ -36,7 +36,7 @@ def speed_up(model: nn.Module, config: Config, *, fused: bool) -> None:
     if config.model.attn_implementation == "ftkit_sinks" and fused:
         from ftkit.models.gpt_oss.fused_layer import fuse_layers
 
-        fuse_layers(model)
+        fuse_layers(model, fp8=config.model.products == "fp8_all")
 
 
 def fuse_experts(model: nn.Module, *, fp8: bool) -> None:
@@ -49,19 +49,9 @@ def fuse_experts(model: nn.Module, *, fp8: bool) -> None:
             module.__dict__["fused"] = _fused_layer(module, fp8)
 
 
-def rounded_share(model: nn.Module) -> float:
-    """Share of the weights' rows that E4M3 does not hold as they were; 0 where no weight is in it."""
-    from ftkit.models.gpt_oss.fp8_experts import Fp8Weight
-
-    layers = [module.__dict__["fused"].layer for module in model.modules() if "fused" in module.__dict__]
-    weights = [weight for layer in layers for weight in (layer.up, layer.down) if isinstance(weight, Fp8Weight)]
-    rows = sum(weight.experts * (weight.width + weight.out) for weight in weights)
-    return sum(weight.rounded for weight in weights) / max(rows, 1)
-
-
 def _fused_layer(experts: Any, fp8: bool) -> FusedLayer:
     from ftkit.models.fused.experts import DenseWeight, FusedExperts, FusedLayer, Layer, PackedWeight, extra_columns
-    from ftkit.models.gpt_oss.fp8_experts import DenseFp8Weight, Fp8Experts, PackedFp8Weight
+    from ftkit.models.fused.fp8_experts import DenseFp8Weight, Fp8Experts, PackedFp8Weight
     from ftkit.models.kernels.glu import Glu
 
     adapters: dict[str, LowRankWrapper] = experts.__dict__.get("adapters", {})

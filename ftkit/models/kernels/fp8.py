@@ -1,4 +1,4 @@
-"""Grouped products in FP8 (E4M3, three bits of mantissa, largest number 448) for GPUs from Ada and Hopper on.
+"""Products in FP8 (E4M3, three bits of mantissa, largest number 448) for GPUs from Ada and Hopper on.
 
 A matrix is held as numbers of E4M3 with one float32 scale for each row, and only products along rows are made, so that
 scales leave the sum: ⟨sₐ·a, s_b·b⟩ = sₐ·s_b·⟨a, b⟩. What the matrix units sum, they sum in float32.
@@ -25,11 +25,13 @@ E4M3 = torch.float8_e4m3fn
 LARGEST = 448.0
 """E4M3's largest number."""
 LAUNCH: dict[str, dict[str, int]] = {
-    "grouped_product": {"BM": 128, "BN": 128, "BK": 128, "num_warps": 4, "num_stages": 3},
+    "product": {"BM": 128, "BN": 128, "BK": 128, "num_warps": 4, "num_stages": 3},
     "unpack": {"BM": 8, "BW": 128, "num_warps": 4},
     "unpack_across": {"BM": 64, "BW": 8, "num_warps": 4},
 }
 """Block sizes and warps, chosen by measurement on an H200."""
+WIDE = 8192
+"""Columns of one matrix's product from which rows of tiles are computed in groups of eight, by the same measurement."""
 POWERS = 14
 """Powers of two by which the scales of MXFP4's blocks in a row may differ, so that E4M3 holds the row exactly: from
 6 · 2⁶ = 384 down to 0.5 · 2⁻⁸ = 2⁻⁹, E4M3's smallest."""
@@ -55,6 +57,14 @@ def scale_below(bound):
 
 
 @triton.jit
+def store_row(values, out, scales, row, d, D):
+    """A row of a matrix in E4M3, from its entries in float32, zeros beyond D."""
+    up_scale, down_scale = scale_below(tl.max(tl.abs(values), 0))
+    tl.store(out + row * D + d, (values * up_scale).to(out.dtype.element_ty), mask=d < D)
+    tl.store(scales + row, down_scale)
+
+
+@triton.jit
 def tile_of(pid, ends, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr):
     """Expert, first row and end of the rows of a program; the expert is E where there is nothing to do."""
     i = tl.arange(0, EP)
@@ -73,21 +83,20 @@ def _quantize_rows(x, out, scales, D, BD: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, BD)
     values = tl.load(x + row * D + d, mask=d < D, other=0.0).to(tl.float32)
-    up_scale, down_scale = scale_below(tl.max(tl.abs(values), 0))
-    tl.store(out + row * D + d, (values * up_scale).to(out.dtype.element_ty), mask=d < D)
-    tl.store(scales + row, down_scale)
+    store_row(values, out, scales, row, d, D)
 
 
 def quantize_rows(x: Tensor) -> Quantized:
     """A contiguous (rows, D) matrix, its largest entry of each row exact."""
     rows, width = x.shape
-    out = Quantized.empty(rows, width, x.device)
-    _quantize_rows[(rows,)](x, out.values, out.scales, width, BD=next_power_of_2(width), num_warps=4)
+    out, padded = Quantized.empty(rows, width, x.device), next_power_of_2(width)
+    warps = min(max(padded // 1024, 4), 32)
+    _quantize_rows[(rows,)](x, out.values, out.scales, width, BD=padded, num_warps=warps)
     return out
 
 
 def quantize_weight(weight: Tensor) -> tuple[Quantized, int]:
-    """A weight (E, rows, columns) with powers of two as scales, and how many rows are not exact so."""
+    """A weight (…, rows, columns) with powers of two as scales, and how many rows are not exact so."""
     most = weight.abs().amax(-1).float()
     scales = torch.ldexp(torch.ones_like(most), torch.frexp(most / LARGEST).exponent)
     scaled = weight * (1 / scales)[..., None].to(weight.dtype)
@@ -145,14 +154,16 @@ def unpack_mxfp4(blocks: Tensor, scales: Tensor, powers: Tensor, *, across: bool
 
 
 @triton.jit
-def _grouped_product(
-    a, b, a_scales, b_scales, thin, factor, ends, out, largest, N, K, thin_row, f_expert, f_thin, f_out,
-    BOUNDED: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+def _product(
+    a, b, a_scales, b_scales, thin, factor, bias, ends, out, largest, N, K, thin_row, f_expert, f_thin, f_out,
+    BIASED: tl.constexpr, BOUNDED: tl.constexpr, R: tl.constexpr, RB: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, G: tl.constexpr,
 ):  # fmt: skip
-    expert, row, end = tile_of(tl.program_id(1), ends, E, EP, BM)
+    pid, across = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0), G * tl.num_programs(0)
+    high = tl.minimum(G, tl.num_programs(1) - pid // across * G)
+    expert, row, end = tile_of(pid // across * G + pid % across % high, ends, E, EP, BM)
     if expert < E:
-        first = tl.program_id(0) * BN
+        first = pid % across // high * BN
         sums = tl.zeros((BM, BN), tl.float32)
         for k in range(0, K, BK):
             sums = tl.dot(a.load([row, k]), b.load([expert * N + first, k]).T, sums)
@@ -161,11 +172,14 @@ def _grouped_product(
         wide = rows.to(tl.int64)[:, None]
         sums *= tl.load(a_scales + rows, mask=live, other=0.0)[:, None]
         sums *= tl.load(b_scales + expert * N + n, mask=inside, other=0.0)[None, :]
-        j = tl.arange(0, RP)
-        t = tl.load(thin + wide * thin_row + j[None, :], mask=live[:, None] & (j[None, :] < R), other=0.0)
-        place = factor + expert.to(tl.int64) * f_expert + j[:, None] * f_thin + n[None, :] * f_out
-        f = tl.load(place, mask=(j[:, None] < R) & inside[None, :], other=0.0)
-        sums = tl.dot(t, f, sums)
+        if BIASED:
+            sums += tl.load(bias + n, mask=inside, other=0.0).to(tl.float32)[None, :]
+        for r in tl.static_range(0, R, RB):
+            j = r + tl.arange(0, RB)
+            t = tl.load(thin + wide * thin_row + j[None, :], mask=live[:, None] & (j[None, :] < R), other=0.0)
+            place = factor + expert.to(tl.int64) * f_expert + j[:, None] * f_thin + n[None, :] * f_out
+            f = tl.load(place, mask=(j[:, None] < R) & inside[None, :], other=0.0)
+            sums = tl.dot(t, f, sums)
         tl.store(out + wide * N + n[None, :], sums.to(out.dtype.element_ty), mask=live[:, None] & inside[None, :])
         if BOUNDED:
             tl.atomic_max(largest + rows, tl.max(tl.abs(sums), 1), mask=live)
@@ -187,16 +201,46 @@ def grouped_product(
     Returns:
         (S, N), and with ``bounded`` the bound, (S,), float32, which is the largest before rounding to ``thin``'s dtype.
     """
-    (rows, width), (experts, out, _), extra = a.values.shape, weight.values.shape, thin.shape[1]
-    result = torch.empty(rows, out, dtype=thin.dtype, device=thin.device)
+    rows = len(a.values)
+    result = torch.empty(rows, weight.values.shape[1], dtype=thin.dtype, device=thin.device)
     largest = torch.zeros(rows, device=thin.device) if bounded else None
-    launch = LAUNCH["grouped_product"]
-    grid = triton.cdiv(out, launch["BN"]), triton.cdiv(rows, launch["BM"]) + experts
-    _grouped_product[grid](
-        TensorDescriptor.from_tensor(a.values, [launch["BM"], launch["BK"]]),
-        TensorDescriptor.from_tensor(weight.values.flatten(0, 1), [launch["BN"], launch["BK"]]),
-        a.scales, weight.scales, thin, factor, ends, result, largest, out, width, thin.stride(0), *factor.stride(),
-        BOUNDED=bounded, R=extra, RP=next_power_of_2(extra), E=experts, EP=next_power_of_2(experts),
-        **launch,
-    )  # fmt: skip
+    whole = Quantized(weight.values.flatten(0, 1), weight.scales)
+    _launch(a, whole, thin, factor, None, ends, result, largest, group=1)
     return result, largest
+
+
+def product(
+    a: Quantized, weight: Quantized, thin: Tensor | None, factor: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:  # fmt: skip
+    """a · weightᵀ + thin · factor + bias.
+
+    Args:
+        a: (S, K).
+        weight: (N, K).
+        thin: (S, R), contiguous.
+        factor: (R, N), any strides.
+        bias: (N,).
+        dtype: of the result, of ``thin`` and of ``factor``.
+    """
+    (rows, _), (out, _), device = a.values.shape, weight.values.shape, a.scales.device
+    result = torch.empty(rows, out, dtype=dtype, device=device)
+    ends = torch.full((1,), rows, dtype=torch.int32, device=device)
+    if thin is None or factor is None:
+        thin, factor = result.new_empty(rows, 0), result.new_empty(0, out)
+    _launch(a, weight, thin, factor[None], bias, ends, result, None, group=8 if out > WIDE else 1)
+    return result
+
+
+def _launch(
+    a: Quantized, weight: Quantized, thin: Tensor, factor: Tensor, bias: Tensor | None, ends: Tensor, result: Tensor,
+    largest: Tensor | None, group: int,
+) -> None:  # fmt: skip
+    (rows, out), (experts, extra, _), launch = result.shape, factor.shape, LAUNCH["product"]
+    grid = triton.cdiv(out, launch["BN"]), triton.cdiv(rows, launch["BM"]) + experts
+    _product[grid](
+        TensorDescriptor.from_tensor(a.values, [launch["BM"], launch["BK"]]),
+        TensorDescriptor.from_tensor(weight.values, [launch["BN"], launch["BK"]]),
+        a.scales, weight.scales, thin, factor, bias, ends, result, largest, out, a.values.shape[1], thin.stride(0),
+        *factor.stride(), BIASED=bias is not None, BOUNDED=largest is not None, R=extra,
+        RB=min(max(16, next_power_of_2(extra)), 64), E=experts, EP=next_power_of_2(experts), G=group, **launch,
+    )  # fmt: skip

@@ -225,6 +225,10 @@ def _glu_backward(
             dgate = tl.where(gate_passes, dgate, 0.0)
             dup = tl.where(up_passes, dact * gate * sigmoid, 0.0)
             if HALVES:
+                if QUANTIZED:
+                    gates = out + wide * 2 * columns + c[None, :]
+                    tl.store(gates, (dgate * up_scale[:, None]).to(out.dtype.element_ty), mask=here)
+                    tl.store(gates + columns, (dup * up_scale[:, None]).to(out.dtype.element_ty), mask=here)
                 dgate, dup = dgate.to(h.dtype.element_ty), dup.to(h.dtype.element_ty)
                 tl.store(h + wide * h_row + c[None, :], dgate, mask=here)
                 tl.store(h + wide * h_row + columns + c[None, :], dup, mask=here)

@@ -22,26 +22,26 @@ __all__ = ["flash_runs", "prepare", "register", "why_plain"]
 
 def prepare(model: nn.Module, config: Config, *, fused: bool) -> str | None:
     """Make a model with its adapters compute as ``model.*`` says."""
-    remark = plain.prepare(model, config, fused=fused)
+    plain.prepare(model, config, fused=fused)
     if fused:
         from ftkit.models.experts import NAME
+        from ftkit.models.fused.rounding import what_is_rounded
         from ftkit.models.swiglu.experts import fuse_experts
         from ftkit.models.swiglu.fused_layer import fuse_layers
 
         if config.model.experts_implementation == NAME:
-            fuse_experts(model)
+            fuse_experts(model, fp8=config.model.products != "dtype")
         layer_class = family_of(config.model.architecture.model_type).layer_class
         assert layer_class is not None
-        fuse_layers(model, layer_class)
-    return remark
+        fuse_layers(model, layer_class, fp8=config.model.products == "fp8_all")
+        return what_is_rounded(model)
+    return None
 
 
 def why_plain(config: Config, device: torch.device) -> str | None:
     """Why the layers are not fused here; None where they are."""
     from ftkit.models.fused.availability import why_not_fused
 
-    if config.model.products == "fp8":
-        return f"{family_of(config.model.architecture.model_type).title}'s layers have none"
     if config.model.attn_implementation != "ftkit_varlen":
         return f"model.attn_implementation is {config.model.attn_implementation}"
     return why_not_fused(config, device)

@@ -1,4 +1,4 @@
-"""gpt-oss's experts with LoRA by grouped products in FP8, which Hopper multiplies twice as fast as bfloat16.
+"""Experts with LoRA by grouped products in FP8, which Hopper multiplies twice as fast as bfloat16.
 
 The frozen weights are in E4M3, once along the inputs and once along the outputs, since both operands of a product must
 lie along what is summed: together two bytes a weight, as in bfloat16; or they stay in MXFP4 and are unpacked to E4M3
@@ -66,15 +66,17 @@ class DenseFp8Weight(Fp8Weight):
     """A weight that lies in E4M3, by both of its sides.
 
     Args:
-        weight: (E, in, out) parameter; becomes one that takes no memory and holds no weights.
+        weight: (E, in, out) parameter, (E, out, in) with ``transposed``; becomes one that takes no memory and holds no
+            weights.
         extra: R.
     """
 
-    def __init__(self, weight: torch.nn.Parameter, extra: int):
-        self.experts, self.width, self.out = weight.shape
+    def __init__(self, weight: torch.nn.Parameter, extra: int, *, transposed: bool = False):
+        by_output = weight.detach().mT if transposed else weight.detach()
+        self.experts, self.width, self.out = by_output.shape
         self.extra = extra
-        self._inputs, rounded = fp8.quantize_weight(weight.detach().mT)
-        self._outputs, rounded_too = fp8.quantize_weight(weight.detach())
+        self._inputs, rounded = fp8.quantize_weight(by_output.mT)
+        self._outputs, rounded_too = fp8.quantize_weight(by_output)
         self.rounded = rounded + rounded_too
         weight.data = weight.new_zeros(()).expand(weight.shape)
 
