@@ -130,16 +130,17 @@ class JoinedProjection:
     def __init__(self, modules: list[Any], *, fp8: bool = False):
         self._modules = modules
         bases: list[Any] = [module.get_base_layer() if isinstance(module, LoraLinear) else module for module in modules]
-        self.weight: Tensor | Fp8Linear = bases[0].weight.data
+        weight: Tensor = bases[0].weight.data
         self.bias = None if bases[0].bias is None else bases[0].bias.data
         self._sizes = [base.weight.shape[0] for base in bases]
         if len(bases) > 1:
-            self.weight = self._joined([base.weight for base in bases])
+            weight = self._joined([base.weight for base in bases])
             self.bias = None if self.bias is None else self._joined([base.bias for base in bases])
         self.fp8 = fp8
+        self.weight: Tensor | Fp8Linear = weight
         self.rounding: Rounding | None = None
         if fp8:
-            self.weight, self.rounding = Fp8Linear.of(self.weight)
+            self.weight, self.rounding = Fp8Linear.of(weight)
             start = 0
             for base, size in zip(bases, self._sizes, strict=True):
                 base.weight.data = base.weight.new_zeros(()).expand(base.weight.shape)
