@@ -93,7 +93,7 @@ def test_sharded_adapters_are_those_of_one_process(model_folder: Path, tokens: P
     same(two, one, "adapter/adapter_model.safetensors")
     found, exact = (Effect.read(run.out / "effect.json") for run in (two, one))
     assert exact.compare(found.base, found.parts["whole"]).startswith("as trained: ")
-    assert len(list(two.checkpoints.iterdir())) == 4, "every process finds its last checkpoint old enough"
+    assert len(list(two.checkpoints.glob("checkpoint-*"))) == 4, "every process finds its last checkpoint old enough"
 
 
 def test_only_the_first_process_reads_the_weights(model_folder: Path, tokens: Path, tmp_path: Path) -> None:
