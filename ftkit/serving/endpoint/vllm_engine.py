@@ -190,9 +190,8 @@ class VllmEngine:
             job.deadline = 0
         except (OSError, http.client.HTTPException, ValueError, LookupError) as error:
             if job.still_running():
-                if (
-                    answer is None
-                ):  # a vLLM that has just ended resets what it was to answer, and has said nothing of it
+                # a vLLM that has just ended resets what it was to answer, and has said nothing of it
+                if answer is None:
                     job.refusal = Refused(STARTING, "", 503)
                 log.error("vLLM broke off an answer: %s", error)
         finally:
