@@ -7,8 +7,11 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from helpers.preloaded import AZURE, TRAINING, Preloaded, preloaded
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -29,10 +32,13 @@ def run_ftkit(
     *arguments: str, cwd: Path, timeout: float = 240, piped: str | None = None, **environment: str
 ) -> Command:
     """Run the command line in a folder, as a process of its own; ``piped`` is its input."""
+    own = os.environ | environment
+    if python := preloaded(own, AZURE if "AZURE_CLIENT_ID" in own else TRAINING):
+        return _forked(python, *arguments, cwd=cwd, timeout=timeout, piped=piped, environment=own)
     done = subprocess.run(
         [sys.executable, "-m", "ftkit", *arguments],
         cwd=cwd,
-        env=os.environ | environment,
+        env=own,
         capture_output=True,
         input=piped,
         text=True,
@@ -40,6 +46,28 @@ def run_ftkit(
         check=False,
     )
     return Command(done.returncode, done.stdout, done.stderr)
+
+
+def _forked(
+    python: Preloaded, *arguments: str, cwd: Path, timeout: float, piped: str | None, environment: dict[str, str]
+) -> Command:
+    with (
+        tempfile.TemporaryFile("w+") as given,
+        tempfile.TemporaryFile("w+") as out,
+        tempfile.TemporaryFile("w+") as err,
+    ):
+        given.write(piped or "")
+        given.seek(0)
+        process = python.start(
+            "ftkit", *arguments, cwd=cwd, environment=environment, stdin=given, stdout=out, stderr=err
+        )
+        try:
+            process.wait(timeout)
+        finally:
+            process.kill()
+        out.seek(0)
+        err.seek(0)
+        return Command(process.wait(), out.read(), err.read())
 
 
 def on_terminal(*arguments: str, columns: int, **environment: str) -> str:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
+import shlex
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from helpers.preloaded import TRAINING, preloaded
 
 GRACE_SECONDS = 20
 
@@ -44,6 +49,13 @@ class Process:
         log.parent.mkdir(parents=True, exist_ok=True)
         self.log = log
         with log.open("ab") as file:
+            if (arguments := module_of_our_python(command, environment)) and (
+                python := preloaded({**environment, "HOME": os.devnull}, TRAINING)
+            ):
+                self._process = python.start(
+                    *arguments, cwd=folder, environment=environment, stdout=file, stderr=file, own_session=True
+                )
+                return
             self._process = subprocess.Popen(
                 command, cwd=folder, env=dict(environment), stdout=file, stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL, start_new_session=True,
@@ -59,6 +71,15 @@ class Process:
             os.killpg(self._process.pid, number)
         except ProcessLookupError:
             return
+
+
+def module_of_our_python(command: Sequence[str], environment: Mapping[str, str]) -> list[str] | None:
+    """What follows ``python -m``, where a shell's line is nothing else and its Python that of the tests."""
+    if command[:2] != ["bash", "-c"] or not environment["PATH"].startswith(f"{sys.prefix}/bin:"):
+        return None
+    line = command[2]
+    simple = line.startswith("python -m ftkit ") and not re.search(r"[$`;&|<>()\n*?~]", line)
+    return shlex.split(line)[2:] if simple else None
 
 
 def stop(processes: Sequence[Process], grace: float = GRACE_SECONDS) -> None:
