@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import groupby
@@ -96,22 +97,47 @@ def batches(config: Config) -> Iterator[tuple[bool, list[Stage]]]:
 
 
 def _run_here(config: Config, stages: list[Stage], report: Report) -> None:
-    for stage in stages:
-        try:
-            if first_process():
-                run_stage(config, stage, report)
-            elif stage.on_all_ranks:
-                _run_on_another_rank(config, stage)
-        except KeyboardInterrupt as error:
-            raise Interrupted(f"interrupted in {stage.name}; the same command takes it up again") from error
-        _hand_back_gpu_memory()
+    with ExitStack() as until_trained:
+        if any(stage.name == "train" for stage in stages):  # before environment, which has torch read its own, once
+            until_trained.enter_context(_variables(config.compute.environment_variables))
+        for stage in stages:
+            try:
+                if first_process():
+                    run_stage(config, stage, report)
+                elif stage.on_all_ranks:
+                    _run_on_another_rank(config, stage)
+            except KeyboardInterrupt as error:
+                raise Interrupted(f"interrupted in {stage.name}; the same command takes it up again") from error
+            if stage.name == "train":
+                until_trained.close()  # an endpoint that deploy starts would inherit them
+            _hand_back_gpu_memory()
+
+
+@contextmanager
+def _variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables, which are as they were afterwards."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _hand_back_gpu_memory() -> None:
-    """What a stage has left are cycles, and torch keeps their memory; a vLLM that deploy starts needs all of it."""
+    """What a stage has left are cycles, and torch keeps their memory; a vLLM that deploy starts needs all of it.
+
+    transformers takes the memory of a whole model in one piece. cuBLAS's workspace, which torch puts into a gap of it
+    and holds on to, would keep the whole piece.
+    """
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_initialized():
         gc.collect()
+        torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.empty_cache()
 
 

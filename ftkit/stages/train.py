@@ -45,7 +45,6 @@ def run(context: Context) -> Made:
 def _train(context: Context, tokens: Path, checkpoints: Path) -> dict[str, Any]:
     config = context.config
     require_train_extra()
-    os.environ.update(config.compute.environment_variables)
     if config.processes > 1 and "RANK" not in os.environ:
         return local_processes.train(
             config,
