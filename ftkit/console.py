@@ -245,7 +245,7 @@ def _print_problems(out: Console, problems: Sequence[Problem]) -> None:
     out.print(Text(said(f"{count} in the configuration; nothing was started.\n")))
     if out.width < PROBLEM_WIDTH:
         for problem in problems:
-            out.print(Text(f"  {problem.key}", style="bold"), soft_wrap=True)
+            out.print(Text(printable(f"  {problem.key}"), style="bold"), soft_wrap=True)
             for line in filter(None, (problem.what, problem.where, problem.cure)):
                 print_unpadded(out, Padding(Text(printable(said(line))), (0, 0, 0, 4), expand=False))
         return

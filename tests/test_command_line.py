@@ -17,6 +17,7 @@ from ftkit.cli.help import EXAMPLES
 from ftkit.config.option_files import groups, options
 from ftkit.config.resolve import resolve
 from ftkit.config.stages import LIFE_CYCLE
+from ftkit.errors import ConfigError, Problem, StageError
 
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "azure", "accelerate")
 
@@ -188,10 +189,25 @@ finally:
     assert done.stdout.split()[-1] == policy, done.stderr
 
 
-def test_what_a_file_says_never_commands_the_terminal():
-    from ftkit.console import printable
+@pytest.mark.parametrize("width", [80, 200])
+def test_what_a_file_says_never_commands_the_terminal(width: int, monkeypatch):
+    """Guards: printable in console and in Labelled. OSC 52 writes to the clipboard."""
+    from rich.console import Console
 
-    assert printable("a\x1b]52;c;aGk=\x07\x9b\udc83\nb\tc 日本") == "a\\x1b]52;c;aGk=\\x07\\x9b\\udc83\nb\tc 日本"
+    from ftkit import console
+    from ftkit.stages.invoke import Labelled
+
+    hostile, out = "a\x1b]52;c;aGk=\x07\x9b\udc83", io.StringIO()
+    assert console.printable(f"{hostile}\nb\tc 日本") == "a\\x1b]52;c;aGk=\\x07\\x9b\\udc83\nb\tc 日本"
+    monkeypatch.setattr(console, "console", lambda *_, **__: Console(file=out, width=width))
+    report = console.Report(resolve(["experiment=tiny"]))
+    report.line(hostile)
+    report.finished("prepare", hostile, 1.0)
+    console.print_error(StageError(hostile, where=hostile, cure=hostile))
+    console.print_error(ConfigError([Problem(hostile, hostile, hostile, hostile)]))
+    Labelled(console.console()).add("output", hostile)
+    assert out.getvalue().count("\\x1b]52;c;aGk=\\x07\\x9b\\udc83") == 10
+    assert not {"\x1b", "\x07", "\x9b", "\udc83"} & {*out.getvalue()}
 
 
 def test_prepare_counts_its_rows_on_a_terminal_and_now_and_then_elsewhere(tmp_path: Path, monkeypatch):
