@@ -276,11 +276,19 @@ def test_a_replacement_is_up_before_the_old_one_ends_and_that_finishes_what_it_w
     assert [path.name for path in Path(new.folder).glob("*.log")] == [f"{new.token}.log"]
 
 
-@pytest.mark.parametrize("ended_by", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_it_starts_stops_what_was_started(options: dict[str, Any], ended_by: signal.Signals):
+def wait_for_server(starting: subprocess.Popen[str], starting_file: Path) -> None:
+    while not (starting_file.exists() and json.loads(starting_file.read_text())["pid"]):
+        assert starting.poll() is None
+
+
+@pytest.mark.parametrize(("ended_by", "runs"), [(signal.SIGINT, False), (signal.SIGINT, True), (signal.SIGTERM, True)])
+def test_a_signal_while_it_starts_stops_what_was_started(options: dict[str, Any], ended_by: signal.Signals, runs: bool):
+    """Guard: sigterm_as_ctrl_c in endpoint.start."""
     with command(options | {"endpoint_name": "interrupted"}) as starting:
         assert starting.stdout is not None
         log = starting.stdout.readline().split()[-1]
+        if runs:
+            wait_for_server(starting, state(options) / "interrupted" / "starting.json")
         starting.send_signal(ended_by)
         starting.communicate(timeout=60)
     assert starting.returncode != 0
@@ -293,8 +301,7 @@ def test_a_server_whose_command_was_killed_is_cleared_away_by_the_next(options: 
         assert starting.stdout is not None
         starting.stdout.readline()
         starting_file = state(options) / "orphaned" / "starting.json"
-        while not (starting_file.exists() and json.loads(starting_file.read_text())["pid"]):
-            assert starting.poll() is None
+        wait_for_server(starting, starting_file)
         starting.kill()
         starting.communicate(timeout=60)
     orphan = Endpoint(**json.loads(starting_file.read_text()))
