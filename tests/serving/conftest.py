@@ -49,6 +49,7 @@ def endpoint(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         patch.setenv("FTKIT_MAX_INPUT_TOKENS", "600")
         patch.setenv("FTKIT_BODY_TIMEOUT_MS", "4000")
         patch.setenv("FTKIT_HEADER_TIMEOUT_MS", "4000")
+        patch.setenv("FTKIT_SEND_TIMEOUT_MS", "1000")
         served = local_endpoint.start(
             endpoint_name="tests",
             deployment_name="blue",

@@ -92,6 +92,7 @@ BAD = {
         "unknown",
     ),
     "unknown role": ({"messages": [USER | {"role": "robot"}]}, "messages[0].role", "system, developer, user"),
+    "role of a million characters": ({"messages": [USER | {"role": "r" * 10**6}]}, "messages[0].role", "send one of"),
     "role no text": ({"messages": [USER | {"role": ["user"]}]}, "messages[0].role", "send one of"),
     "content no text": ({"messages": [USER | {"content": [{"type": "text"}]}]}, "messages[0].content", "send text"),
     "ends with assistant": ({"messages": [USER, USER | {"role": "assistant"}]}, "messages[1].role", "from user"),

@@ -12,17 +12,23 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+from flask import Request
+from werkzeug.test import create_environ
 
 from ftkit.chat.messages import ModelError
 from ftkit.errors import StageError
 from ftkit.platforms.local.endpoint import Endpoint
-from ftkit.serving import client, score
-from ftkit.serving.endpoint.limits import SPARE_THREADS, limit_sending
+from ftkit.processes import within
+from ftkit.serving import client, log_files, score
+from ftkit.serving.endpoint.limits import SPARE_THREADS, Limits
 from ftkit.serving.endpoint.loading import find_model
+from ftkit.serving.endpoint.refusals import Refused
+from ftkit.serving.endpoint.requests import Rules
 
 QUESTION = "オーストラリアの首都はどこですか？"
 CHAT_PAYLOAD = {
@@ -174,12 +180,45 @@ def more_files(count: int) -> Iterator[int]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_a_client_that_does_not_read_ends_the_sending():
+def test_a_client_that_does_not_read_its_answers_is_given_up(endpoint: Endpoint):
+    """Guard: limit_sending in PromptWorker.accept; its thread would wait for it, and nobody read what it asks next."""
+    asking = b"GET /chat HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Long: " + b"a" * 4000 + b"\r\n\r\n"
+    with socket.socket() as connection:
+        for buffer in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+            connection.setsockopt(socket.SOL_SOCKET, buffer, 4096)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)  # with which the server's buffer is small too
+        connection.settimeout(30)
+        connection.connect(("127.0.0.1", endpoint.port))
+        with suppress(ConnectionError):  # it may be closed already
+            connection.sendall(asking * 500)
+
+
+def test_under_another_server_too_a_send_ends_that_is_not_read(monkeypatch: pytest.MonkeyPatch):
+    """Guard: limit_sending in score.py, which a managed endpoint runs under gunicorn's own worker."""
+    limits = Limits(send_timeout_ms=20)
+    monkeypatch.setattr(score, "_served", SimpleNamespace(limits=limits, rules=Rules(limits)))
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        limit_sending(ours, 0.02)
-        with pytest.raises(BlockingIOError):
+        asked = {"gunicorn.socket": ours} | create_environ("/score", method="POST")
+        with pytest.raises(Refused, match="is empty"):
+            score._answer(Request(asked))
+        with within(30), pytest.raises(BlockingIOError):
             ours.sendall(b"a" * 10_000_000)
+
+
+def test_a_log_that_has_become_long_is_cut_while_the_server_writes_to_it(endpoint: Endpoint):
+    """Guard: rotate in PromptWorker.notify."""
+    log, until = Path(endpoint.log), time.monotonic() + 60
+    with log.open("r+b") as file:
+        file.truncate(log_files.LONGEST + 1)
+    while log.stat().st_size > log_files.LONGEST and time.monotonic() < until:
+        assert httpx.get(endpoint.health_uri, trust_env=False).status_code == 200
+    assert log.stat().st_size < log_files.LONGEST < Path(f"{log}.1").stat().st_size
+
+
+def test_a_client_cannot_say_where_the_application_lies(endpoint: Endpoint):
+    """Guard: no forwarder-headers for gunicorn, which takes these from any client of this machine."""
+    assert call(endpoint, "GET", "/score", headers={"SCRIPT_NAME": "/elsewhere"}).status_code == 200
 
 
 def test_clients_that_do_not_close_their_connection_keep_nobody_waiting(endpoint: Endpoint):

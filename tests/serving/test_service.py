@@ -166,11 +166,16 @@ def test_a_request_that_is_refused_late_gives_its_place_back(served: Served):
     assert served.engine.in_hand == 0
 
 
-@pytest.mark.parametrize(("model", "says"), [("gpt-4o", "there are tiny, other"), ("tinny", "did you mean tiny")])
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [("gpt-4o", "there are tiny, other"), ("tinny", "did you mean tiny"), ("長" * 300_000, "there are tiny, other")],
+    ids=["another", "nearly", "endless"],
+)
 def test_a_model_that_is_not_served_is_refused_without_adapters_too(served: Served, model: str, says: str):
     with pytest.raises(Refused, match=says) as refused:
         served.begin(request(served, model=model))
     assert (refused.value.status, refused.value.code, refused.value.field) == (404, "model_not_found", "model")
+    assert len(refused.value.message) < 200
 
 
 def test_a_model_may_have_several_names(served: Served):
