@@ -16,6 +16,7 @@ import pytest
 from helpers.command import read_until
 
 from ftkit.config.resolve import resolve
+from ftkit.console import Report
 from ftkit.errors import StageError
 from ftkit.locks import locked
 from ftkit.pipeline import runner
@@ -100,6 +101,26 @@ def test_stages_that_write_need_the_run_to_themselves_and_the_others_do_not(
         runner.run(resolve(["experiment=tiny", "stage=teardown"]))
         runner.run(resolve(["experiment=tiny", "stage=environment", "run.name=another"]))
     assert not Path("outputs/tiny/config.yaml").exists(), "settings of another command would be frozen"
+
+
+def test_what_a_killed_command_was_writing_goes_with_the_next_one(
+    in_empty_folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Guard: remove_left_behind in runner._alone; a merged model of 20 billion parameters has 40 GB."""
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    asset = Path("outputs/_workspace/models/m")
+    left = [Path("outputs/tiny", f".merged.{killed.pid}.partial"), asset / f".1.{killed.pid}.partial"]
+    for folder in left:
+        folder.mkdir(parents=True)
+    with locked(asset, "registering m"):
+        pass
+    config = resolve(["experiment=tiny", "stage=prepare"])
+    with runner._alone(config, Report(config)):
+        pass
+    said = capsys.readouterr().out
+    for folder in left:
+        assert not folder.exists() and f"{folder} was cut off while it was written; removed" in said
 
 
 def test_several_processes_of_one_training_do_not_shut_each_other_out(

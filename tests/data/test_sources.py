@@ -217,7 +217,31 @@ def test_a_line_that_unpacks_to_more_than_memory_is_refused_alone(tmp_path: Path
     for module in (text, json_files, delimited):
         monkeypatch.setattr(module, "LONGEST", 1_000, raising=True)
     long = json.dumps(ROW | {"answer": "x" * 5_000})
-    rows, _ = read(put(tmp_path / "rows.jsonl", f"{LINE}\n{long}\n{OTHER_LINE}\n"))
-    assert [rows[0], rows[2]] == [ROW, OTHER] and "longer than" in rows[1][1]
+    for end in ("\n", "\r"):
+        rows, _ = read(put(tmp_path / "rows.jsonl", f"{LINE}{end}{long}{end}{OTHER_LINE}{end}"))
+        assert [rows[0], rows[2]] == [ROW, OTHER] and "longer than" in rows[1][1]
     rows, _ = read(put(tmp_path / "rows.csv", CSV.replace("2+2", "2" * 5_000)))
     assert rows[0] == ROW and rows[1][0] == 3 and len(rows) == 2
+
+
+def test_what_needs_more_memory_than_there_is_is_refused_alone(tmp_path: Path, read, monkeypatch):
+    """Guards: MemoryError in text.DAMAGE and in rows._parsed."""
+    from ftkit.data.readers import rows, sources
+
+    decode, lines = rows._decode, sources.json_rows
+
+    def full(text: str) -> object:
+        if len(text) > 1_000:
+            raise MemoryError
+        return decode(text)
+
+    def cut_off(*arguments):
+        yield from lines(*arguments)
+        raise MemoryError
+
+    monkeypatch.setattr(rows, "_decode", full)
+    monkeypatch.setattr(sources, "json_rows", cut_off)
+    long = json.dumps(ROW | {"answer": "x" * 5_000})
+    found, _ = read(put(tmp_path / "rows.jsonl", f"{LINE}\n{long}\n{OTHER_LINE}\n"))
+    assert found[:3] == [ROW, (2, "the row needs more memory than there is"), OTHER]
+    assert found[3:] == [(4, "the rest of the file cannot be read: it needs more memory than there is")]

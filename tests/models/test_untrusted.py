@@ -89,6 +89,15 @@ def pickled(folder: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch was-run'\ntR.")
 
 
+def pickled_weights(folder: Path) -> None:
+    """They would load: what is asked of a checkpoint is that it can be no program."""
+    import torch
+    from safetensors.torch import load_file
+
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
 HOSTILE: dict[str, Callable[[Path], None]] = {
     "weight above": weight_map({"lm_head.weight": "../outside.safetensors"}),
     "weight anywhere": weight_map({"lm_head.weight": "/etc/passwd"}),
@@ -96,6 +105,7 @@ HOSTILE: dict[str, Callable[[Path], None]] = {
     "weight a number": weight_map({"lm_head.weight": 5}),
     "a link out": link_out,
     "a pickle": pickled,
+    "weights in a pickle": pickled_weights,
     "config nested": lambda folder: _write(folder / "config.json", "[" * 100_000),
     "config deep": lambda folder: _write(folder / "config.json", '{"a":' * 50_000 + "1" + "}" * 50_000),
     "config a list": lambda folder: _write(folder / "config.json", "[]"),

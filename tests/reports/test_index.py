@@ -34,7 +34,9 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / stage / "record.json").write_text(json.dumps(asdict(record)))
         (folder / "config.yaml").write_text("run: {}\n")
         (folder / "prepare" / "report.html").write_text("<!doctype html><title>rows</title>")
-        (folder / "train" / "metrics.jsonl").write_text("".join(f'{{"loss": {9 - i}}}\n' for i in range(9)))
+        (folder / "train" / "metrics.jsonl").write_text(
+            "".join(f'{{"loss": {9 - i}}}\n' for i in range(9)) + '{"loss": "low"}\n{"loss": NaN}\n'
+        )
         (folder / "train" / "weights").write_bytes(bytes(3 << 20))
     failed = outputs / "failed"
     (failed / "train").mkdir(parents=True)

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from ftkit.errors import Interrupted, StageError
 from ftkit.training import train as training
-from ftkit.training.checkpoints import MARKER, newest_complete
+from ftkit.training.checkpoints import MARKER, mark_complete, newest_complete
 from ftkit.training.train import TrainResult, train
 
 
@@ -29,8 +29,11 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
 ) -> None:
     """Killed in the second epoch. Guards: save_only_model and ignore_data_skip in sft_config, and _resume_point."""
     kill_at(run, "step 11/")
-    shutil.copytree(run.checkpoints / "checkpoint-9", run.checkpoints / "checkpoint-10")
+    for damaged in ("checkpoint-10", "checkpoint-11"):
+        shutil.copytree(run.checkpoints / "checkpoint-9", run.checkpoints / damaged)
     (run.checkpoints / "checkpoint-10" / MARKER).unlink()
+    optimizer = run.checkpoints / "checkpoint-11" / "optimizer.pt"
+    optimizer.write_bytes(optimizer.read_bytes()[:-1] + b"?")
     assert not (run.out / "adapter").exists()
 
     said: list[str] = []
@@ -42,6 +45,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
 
     result = train(run.config, tokens=run.tokens, out=run.out, checkpoints=run.checkpoints, say=say)
     assert f"{run.checkpoints / 'checkpoint-10'} was cut off while it was written; removed" in said
+    assert f"{run.checkpoints / 'checkpoint-11'} was changed since it was written; removed" in said
     assert f"resuming from step 9 of 16 ({run.checkpoints / 'checkpoint-9'})" in said
     assert (result.resumed_from, result.global_step, result.tokens) == (9, 16, whole[1].tokens)
     for key in ("step", "loss", "learning_rate", "grad_norm", "tokens", "loss_tokens"):
@@ -90,6 +94,24 @@ def test_a_second_ctrl_c_stops_at_once(run: Run) -> None:
     with pytest.raises(Interrupted, match="goes on from step 3"):
         train(run.config, tokens=run.tokens, out=run.out, checkpoints=run.checkpoints, say=say)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_checkpoint_that_holds_a_program_is_refused_and_not_run(run: Run, in_empty_folder: Path) -> None:
+    """Guard: UnpicklingError in train._to_the_end."""
+
+    def say(line: str) -> None:
+        if line.startswith("step  4/"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        train(run.config, tokens=run.tokens, out=run.out, checkpoints=run.checkpoints, say=say)
+    newest, _ = newest_complete(run.checkpoints)
+    assert newest is not None
+    (newest / "optimizer.pt").write_bytes(b"cos\nsystem\n(S'touch was-run'\ntR.")
+    mark_complete(newest)
+    with pytest.raises(StageError, match="holds what is no state of a training") as error:
+        run.train()
+    assert error.value.cure.startswith("rm -r ") and not Path("was-run").exists()
 
 
 def test_training_that_ends_early_is_no_success(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
