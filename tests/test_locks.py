@@ -31,6 +31,19 @@ with locked(Path(sys.argv[1]), "stage=train of mine"):
 """
 
 
+TRAINER = """
+import sys
+from pathlib import Path
+from ftkit.config.resolve import resolve
+from ftkit.locks import locked
+from ftkit.training import launch
+folder = Path(sys.argv[1])
+with locked(folder, "stage=train of mine"):
+    config = resolve(["experiment=tiny", "compute.gpus_per_node=2"])
+    launch.train(config, tokens=folder, out=folder, checkpoints=folder, frozen=folder / "config.yaml")
+"""
+
+
 @contextmanager
 def held_elsewhere(folder: Path) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True)
@@ -52,6 +65,26 @@ def test_a_second_command_is_told_who_works_and_takes_over_from_the_dead(tmp_pat
         other.wait()
         with locked(tmp_path, "stage=prepare"):
             pass
+
+
+def test_trainings_processes_hold_the_lock_when_their_command_is_killed(tmp_path: Path):
+    """Guard: pass_fds in launch.train. A torch stands in that holds out until its input ends."""
+    stand_in = tmp_path / "torch" / "distributed"
+    stand_in.mkdir(parents=True)
+    for package in (stand_in, stand_in.parent):
+        (package / "__init__.py").touch()
+    (stand_in / "run.py").write_text("import sys\nprint('working', flush=True)\nsys.stdin.read()\n")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    command = [sys.executable, "-c", TRAINER, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as training:
+        read_until(training, "working")
+        training.kill()
+        training.wait()
+        with pytest.raises(StageError, match="stage=train of mine"), locked(tmp_path, "stage=prepare"):
+            pass
+    with locked(tmp_path, "stage=prepare", wait=lambda line: None):
+        pass
 
 
 def test_whoever_may_wait_waits_with_a_word(tmp_path: Path):
