@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.command import on_terminal
+from helpers.command import REPOSITORY, on_terminal
 from rich.cells import cell_len
 
 from ftkit import processes
@@ -57,9 +57,35 @@ def test_help_of_a_group_documents_its_keys(ftkit):
     assert ftkit("--help", "stf").err.count("did you mean --help sft?") == 1
 
 
-def test_cfg_job_prints_the_composed_configuration(ftkit):
-    out = ftkit("experiment=tiny", "lora.r=4", "--cfg", "job").out
-    assert "name: tiny" in out and "r: 4" in out
+@pytest.mark.parametrize("flags", [["--cfg", "job"], ["-m", "--cfg", "job"]])
+def test_cfg_job_prints_the_composed_configuration(ftkit, flags: list[str]):
+    done = ftkit("experiment=tiny", "lora.r=4", *flags)
+    assert done.status == 0 and "name: tiny" in done.out and "r: 4" in done.out, done
+
+
+def test_completion_for_another_shell_than_bash_is_refused_in_words(ftkit):
+    done = ftkit("-sc", "install=powershell")
+    assert done.status == 2 and "tab completion for bash alone" in done.err and "-sc install=bash" in done.err, done
+
+
+def test_output_that_knows_ascii_alone_ends_nothing(ftkit):
+    """Guard: errors="replace" in __main__."""
+    ascii_alone = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = ftkit("experiment=tiny", "stage=prepare,plan", **ascii_alone)
+    assert done.status == 0 and "256 rows" in done.out and "1 process ? 16 rows" in done.out, done
+
+
+def test_a_python_without_the_packages_says_which_and_what_brings_them():
+    command = [sys.executable, "-S", "-m", "ftkit", "experiment=tiny"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "which this Python lacks; scripts/setup, then: .venv/bin/python" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_table_of_versions_can_be_read_in_a_narrow_terminal(in_empty_folder: Path):
+    out = on_terminal("experiment=tiny", "stage=environment", columns=80)
+    table = out[out.index("package") :].partition("environment")[0].splitlines()
+    assert len(table) > 15 and "…" not in out and max(map(cell_len, table)) <= 80
 
 
 @pytest.mark.parametrize("arguments", [["stage=plan"], ["--help"], []])

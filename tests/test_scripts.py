@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
+import subprocess
+import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -87,3 +90,30 @@ def test_base_images_are_pinned_by_what_their_registry_serves_under_the_tag(befo
 def test_the_images_of_ftkit_have_a_base_that_can_be_pinned() -> None:
     script = load_script("pin_images")
     assert all(script.BASE.search(path.read_text(encoding="utf-8")) for path in script.DOCKERFILES)
+
+
+def test_the_demo_hands_its_overrides_and_a_free_port_to_every_command(tmp_path: Path) -> None:
+    """With a Python that writes down what it is asked to run."""
+    pinned = ("pyproject.toml", "environment/requirements.txt")
+    for name in ("scripts/demo", "scripts/setup", "scripts/free_port", *pinned):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(REPOSITORY / name, tmp_path / name)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\n[ "$1" = scripts/free_port ] && exec {sys.executable} "$@"\necho "$@" >> asked\n')
+    python.chmod(0o755)
+    digest = f"cat {' '.join(pinned)} | sha256sum > .venv/.ftkit-installed"
+    subprocess.run(["bash", "-c", digest], cwd=tmp_path, check=True)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 5001))
+        taken.listen()
+        for given in (["lora.r=16"], ["deployment.port=5005"]):
+            subprocess.run([tmp_path / "scripts" / "demo", *given], check=True, capture_output=True)
+    first, second = batched((tmp_path / "asked").read_text().splitlines(), 4)
+    assert all("experiment=tiny lora.r=16 deployment.port=" in line and "=5001" not in line for line in first)
+    assert all(line.count("deployment.port=") == 1 and "deployment.port=5005" in line for line in second)
+    assert "stage=all,evaluate" in first[0] and "invoke.stream=true" in first[1]
+
+
+def batched(lines: list[str], size: int) -> list[list[str]]:
+    return [lines[start : start + size] for start in range(0, len(lines), size)]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 
 import pytest
-from helpers.command import FinishedRun
+from helpers.command import FinishedRun, on_terminal
+from rich.cells import cell_len
 
 DRAWN = (
     *("evaluation.temperature=2.0", "evaluation.samples=3", "evaluation.batch_size=4"),
@@ -39,8 +41,11 @@ def answers(run: FinishedRun) -> list[dict]:
     return rows
 
 
+QUESTIONS = ("stage=evaluate", "evaluation=mgsm-ja", "evaluation.max_new_tokens=60")
+
+
 def evaluate(run: FinishedRun, *arguments: str):
-    done = run.ftkit("stage=evaluate", "evaluation=mgsm-ja", "evaluation.max_new_tokens=60", *arguments)
+    done = run.ftkit(*QUESTIONS, *arguments)
     assert done.status == 0, done.err
     return done
 
@@ -61,14 +66,16 @@ def test_a_file_of_questions_is_a_task(project: FinishedRun) -> None:
     assert next(row for row in answers(project) if row["row"] == 1)["merged"]["right"] is False
 
 
-def test_the_unmerged_adapter_is_asked_as_well(project: FinishedRun) -> None:
-    """In fp32 merging changes no answer, and the adapter's are not the base's."""
+def test_the_unmerged_adapter_is_asked_as_well(project: FinishedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In fp32 merging changes no answer, and the adapter's are not the base's; the widest table fits 80 columns."""
     evaluate(project)
-    done = evaluate(project, "evaluation.adapter=true")
-    assert all(f"{name}: 12 of 12 answered before" in done.out for name in ("base", "merged"))
-    assert "adapter: 12 of 12" not in done.out and " adapter " in next(
-        line for line in done.out.splitlines() if "before  " in line
-    )
+    monkeypatch.chdir(project.folder)
+    shown = on_terminal("experiment=tiny", *QUESTIONS, "evaluation.adapter=true", columns=80)
+    assert all(f"{name}: 12 of 12 answered before" in shown for name in ("base", "merged"))
+    assert "adapter: 12 of 12" not in shown
+    (table,) = re.findall(r"^.* before  .*\n(?:.+\n)+?(?= +question)", shown, re.MULTILINE)
+    assert "before  adapter  after" in table and "right answer" in table and "…" not in table
+    assert max(map(cell_len, table.splitlines())) <= 80
     rows = answers(project)
     told = [
         [{k: row[name][k] for k in ("thinking", "output")} for row in rows] for name in ("base", "adapter", "merged")
