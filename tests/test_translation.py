@@ -173,6 +173,15 @@ def test_errors_are_japanese_and_their_cures_still_work(tmp_path: Path):
     assert cure == "stage=prepare,publish,train"
 
 
+def test_stages_on_this_machine_say_all_in_japanese(tmp_path: Path):
+    """Guard: train's own lines once went past ``said``."""
+    done = run_ftkit("experiment=tiny", "stage=prepare,publish,train", "sft.max_steps=1", LANG="ja_JP.UTF-8",
+                     LC_ALL="ja_JP.UTF-8", cwd=tmp_path)  # fmt: skip
+    assert done.status == 0, done
+    _, *lines = done.out.splitlines()  # after the run's name and folder
+    assert len(lines) > 8 and [line for line in lines if not JAPANESE.search(line)] == []
+
+
 def test_a_training_process_speaks_the_language_of_its_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Guard: worker.main's speak."""
     heard: list[str] = []

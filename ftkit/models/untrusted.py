@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ftkit.console import console
+from ftkit.console import console, printable
 from ftkit.errors import StageError
 from ftkit.files import check_links, is_below
 from ftkit.processes import first_process
+from ftkit.translation import said
 
 ANOTHER = "model.pretrained_model_name_or_path=<another folder or hub id>"
 LARGEST_JSON = 16 << 20
@@ -66,7 +67,8 @@ def say_what_is_not_run(wanted: Any, where: str) -> None:
     """Tell once that a checkpoint brings code of its own; its architecture is known, so that it does without."""
     if wanted and where not in _said and first_process():
         _said.add(where)
-        console().print(f"{'':13}{where} brings code of its own (auto_map); it is not run", markup=False)
+        line = f"{where} brings code of its own (auto_map); it is not run"
+        console().print(f"{'':13}{printable(said(line))}", markup=False)
 
 
 def check_normalizer(backend: Any, where: str) -> None:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from rich.cells import set_cell_size
 from rich.text import Text
 
 from ftkit.chat.messages import system_message
@@ -22,6 +23,7 @@ from ftkit.pipeline.stage import Context, Made
 from ftkit.platforms.base import Target
 from ftkit.serving.client import Answer, NotAnswering, build_payload, read_answer, score
 from ftkit.stages.invoke import Labelled
+from ftkit.translation import said
 
 COMMANDS = {
     "/reset": "forget what was said",
@@ -112,9 +114,8 @@ def _lines() -> Iterator[str]:
         for line in sys.stdin:
             if text := line.strip():
                 if not text.startswith("/"):
-                    console().print(
-                        Text.assemble((f"{'':{INDENT}}{'question':<10}", "dim"), printable(text)), soft_wrap=True
-                    )
+                    label = f"{'':{INDENT}}{set_cell_size(said('question'), 10)}"
+                    console().print(Text.assemble((label, "dim"), printable(text)), soft_wrap=True)
                 yield text
         return
     with suppress(ImportError):

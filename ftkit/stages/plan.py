@@ -73,9 +73,10 @@ def _ask_the_platform(context: Context) -> None:
     findings = job_platform_of(config, context.run_folder).preflight()
     table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, show_header=False)
     for finding in findings:
-        cure = Text(f"cure: {finding.cure}" if finding.cure else "", style="dim")
-        table.add_row(Text(finding.what, style="bold"), VERDICTS[finding.verdict], Text(finding.found), cure)
-    out.print(Text(f"\non {config.compute.label}, now"))
+        cure = Text(f"{said('cure')}: {said(finding.cure)}" if finding.cure else "", style="dim")
+        what, found = (Text(said(text), style) for text, style in ((finding.what, "bold"), (finding.found, "")))
+        table.add_row(what, VERDICTS[finding.verdict], found, cure)
+    out.print(Text("\n" + said(f"on {config.compute.label}, now")))
     print_unpadded(out, table)
     if wrong := [finding.what for finding in findings if finding.verdict == "wrong"]:
         raise StageError(f"{len(wrong)} of {len(findings)} checks failed: {', '.join(wrong)}", cure="see the table")

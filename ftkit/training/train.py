@@ -22,7 +22,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase, TrainerState
 
 from ftkit.config.schema import Config
-from ftkit.console import console
+from ftkit.console import console, printable
 from ftkit.errors import Interrupted, StageError
 from ftkit.files import explained, written_aside
 from ftkit.library_logs import libraries_to
@@ -43,6 +43,7 @@ from ftkit.training.progress import Watch, history, loss_picture, of_the_method
 from ftkit.training.tracking import trackers, tracking_callbacks
 from ftkit.training.trainer import TrustworthyTrainer, together
 from ftkit.training.weights import gather_weights, write_weights
+from ftkit.translation import said
 
 
 @dataclass(frozen=True)
@@ -310,7 +311,8 @@ def _make_folders(*folders: Path) -> None:
 
 
 def _print(label: str, line: str) -> None:
-    console().print(Text.assemble((f"{label}  " if label else "", "dim"), f"{'':13}{line}"), soft_wrap=True)
+    text = f"{'':13}{printable(said(line))}"
+    console().print(Text.assemble((f"{label}  " if label else "", "dim"), text), soft_wrap=True)
 
 
 def _silent(line: str) -> None:
