@@ -18,7 +18,7 @@ try:
     from ftkit.config.words import ON_THE_COMMAND_LINE
     from ftkit.console import print_error
     from ftkit.errors import ConfigError, FtkitError, Interrupted, Problem
-    from ftkit.processes import end_now, keep_ctrl_c, one_of_several, wait_passively
+    from ftkit.processes import end_now, keeping_ctrl_c, one_of_several, wait_passively
     from ftkit.translation import LANGUAGES, speak
 except ModuleNotFoundError as missing:
     if str(missing.name).startswith("ftkit"):
@@ -31,7 +31,6 @@ RUNS_OF_SWEEP = "FTKIT_RUNS_OF_SWEEP"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry of ``python -m ftkit`` and of ``ftkit``; ends the process with status 0, 1, 2, 130 or 143."""
-    keep_ctrl_c()
     wait_passively()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -47,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _status_of(arguments: list[str]) -> int:
     try:
         try:
-            _dispatch(arguments)
+            with keeping_ctrl_c():
+                _dispatch(arguments)
         except FtkitError as error:
             print_error(error)
             return error.exit_status

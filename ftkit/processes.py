@@ -145,11 +145,14 @@ def within(seconds: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, *timer)
 
 
-def keep_ctrl_c() -> None:
+@contextmanager
+def keeping_ctrl_c() -> Iterator[None]:
     """Send a Ctrl-C again that fell into a callback or a ``__del__``, where Python drops what is raised.
 
     Imports run such callbacks by the thousand, so that a Ctrl-C at the beginning of a stage was lost now and then.
+    None is sent once this has ended: it would kill a process that winds down already, and take its exit status.
     """
+    pending: list[threading.Timer] = []
 
     def hook(dropped: sys.UnraisableHookArgs) -> None:
         if dropped.exc_type is not KeyboardInterrupt:
@@ -158,8 +161,15 @@ def keep_ctrl_c() -> None:
         again = threading.Timer(0.1, _interrupt_main_thread)  # when the callback has returned
         again.daemon = True
         again.start()
+        pending.append(again)
 
-    sys.unraisablehook = hook
+    before, sys.unraisablehook = sys.unraisablehook, hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        for again in pending:
+            again.cancel()
 
 
 def _interrupt_main_thread() -> None:
