@@ -46,7 +46,9 @@ _lock = threading.Lock()
 
 
 def preloaded(environment: Mapping[str, str], modules: Sequence[str]) -> Preloaded | None:
-    """The Python kept for commands with this environment, None while there have been few."""
+    """The Python kept for commands with this environment; None while there have been few, and beside Linux."""
+    if sys.platform != "linux":
+        return None
     early = {name: value for name, value in environment.items() if name.startswith(READ_AT_IMPORT)}
     key = frozenset({*early.items(), ("modules", " ".join(modules))})
     with _lock:
@@ -115,10 +117,6 @@ class Preloaded:
         if not pid:
             raise RuntimeError(f"the Python that has imported libraries has ended: {self._process.wait()}")
         return Forked(int(pid), ended)
-
-    def stop(self) -> None:
-        self._control.close()
-        self._process.wait()
 
 
 def main() -> None:

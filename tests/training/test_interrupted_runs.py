@@ -96,15 +96,20 @@ def test_a_second_ctrl_c_stops_at_once(run: Run) -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_checkpoint_that_holds_a_program_is_refused_and_not_run(run: Run, in_empty_folder: Path) -> None:
-    """Guard: UnpicklingError in train._to_the_end."""
+def interrupt(run: Run, step: int) -> None:
+    """Train, and end it with SIGTERM after a step, which is saved."""
 
     def say(line: str) -> None:
-        if line.startswith("step  4/"):
+        if line.startswith(f"step {step:>2}/"):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted):
         train(run.config, tokens=run.tokens, out=run.out, checkpoints=run.checkpoints, say=say)
+
+
+def test_a_checkpoint_that_holds_a_program_is_refused_and_not_run(run: Run, in_empty_folder: Path) -> None:
+    """Guard: UnpicklingError in train._to_the_end."""
+    interrupt(run, 4)
     newest, _ = newest_complete(run.checkpoints)
     assert newest is not None
     (newest / "optimizer.pt").write_bytes(b"cos\nsystem\n(S'touch was-run'\ntR.")
@@ -209,13 +214,7 @@ def test_folders_that_cannot_be_written_are_named(run: Run) -> None:
 
 def test_new_logging_and_saving_steps_hold_after_resuming(run: Run, model_folder: Path) -> None:
     """The checkpoint carries its own; they are no reason to begin anew."""
-
-    def stop(line: str) -> None:
-        if line.startswith("step  3/"):
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.raises(Interrupted):
-        train(run.config, tokens=run.tokens, out=run.out, checkpoints=run.checkpoints, say=stop)
+    interrupt(run, 3)
     other = replace(run, config=small_run(model_folder, "sft.logging_steps=4", "sft.save_steps=10"))
     other.train()
     assert [line["step"] for line in other.metrics] == [1, 2, 3, 4, 8, 10, 12, 16]
