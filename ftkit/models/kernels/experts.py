@@ -11,7 +11,7 @@ of E4M3 are as exact at a hundredth of the largest as at the largest.
 
 # Triton's language is no Python that a type checker knows.
 # pyright: basic, reportMissingImports=false, reportIndexIssue=false, reportCallIssue=false, reportOperatorIssue=false
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 

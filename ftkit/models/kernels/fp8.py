@@ -6,7 +6,7 @@ scales leave the sum: ⟨sₐ·a, s_b·b⟩ = sₐ·s_b·⟨a, b⟩. What the ma
 
 # Triton's language is no Python that a type checker knows.
 # pyright: basic, reportMissingImports=false, reportIndexIssue=false, reportCallIssue=false, reportOperatorIssue=false
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ What happens to the rows in between is in ``ftkit.models.kernels.experts``, whic
 
 # Triton's language is no Python that a type checker knows.
 # pyright: basic, reportMissingImports=false, reportIndexIssue=false, reportCallIssue=false, reportOperatorIssue=false
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 
