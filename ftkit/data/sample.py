@@ -10,11 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 from ftkit.data import vocabulary as words
+from ftkit.data.problem import Problem
+from ftkit.data.shop import shop
 from ftkit.errors import StageError
 from ftkit.files import written_aside
 
@@ -22,58 +23,29 @@ MISSES = 2000
 """A kind counts as exhausted after so many draws in a row that gave nothing new."""
 
 
-@dataclass(frozen=True)
-class Problem:
-    """One question with its answer and the thinking that leads there, in both languages.
-
-    Attributes:
-        question: Japanese.
-        thinking_ja: the reasoning in Japanese.
-        thinking_en: the same reasoning in English.
-        answer: Japanese, one sentence.
-        question_type: the kind, a key of ``KINDS``.
-        answer_format: ``number``, ``date``, ``choice``, ``name`` or ``yes-no``.
-    """
-
-    question: str
-    thinking_ja: str
-    thinking_en: str
-    answer: str
-    question_type: str
-    answer_format: str
-
-    def row(self) -> dict[str, str]:
-        """The problem with Japanese thinking, as a row of APTO's data set has it."""
-        return {
-            "question": self.question,
-            "answer": f"<think>{self.thinking_ja}</think>{self.answer}",
-            "question_type": self.question_type,
-            "answer_format": self.answer_format,
-            "dialogue_type": "request" if self.question.endswith("ください。") else "question",
-        }
-
-
-def generate(rows: int, seed: int = 0) -> Iterator[dict[str, str]]:
+def generate(rows: int, seed: int = 0, kinds: Sequence[str] | None = None) -> Iterator[dict[str, str]]:
     """Yield ``rows`` rows: ``question``, ``answer``, ``question_type``, ``answer_format``, ``dialogue_type``.
 
     Equal arguments give equal rows, and fewer rows are the beginning of more. No question occurs twice.
 
     Raises:
-        ValueError: there are not so many distinct questions.
+        ValueError: as ``problems``.
     """
-    for problem in problems(rows, seed):
+    for problem in problems(rows, seed, kinds):
         yield problem.row()
 
 
 def problems(rows: int, seed: int = 0, kinds: Sequence[str] | None = None) -> Iterator[Problem]:
-    """Yield ``rows`` problems with distinct questions, drawn from ``kinds`` (default: all) by ``SHARES``.
+    """Yield ``rows`` problems with distinct questions, drawn from ``kinds`` by ``SHARES``.
+
+    Where ``kinds`` names none they are those of ``sample.jsonl``, on which the tiny models that ship were trained.
 
     A kind with few distinct questions leaves its share to the others once it is exhausted.
 
     Raises:
         ValueError: an unknown kind, or more rows than ``kinds`` have distinct questions.
     """
-    open_kinds = list(KINDS if kinds is None else kinds)
+    open_kinds = list(LEARNT if kinds is None else kinds)
     if unknown := [kind for kind in open_kinds if kind not in KINDS]:
         raise ValueError(f"no kind {unknown[0]!r}; the kinds are {', '.join(KINDS)}")
     random = Random(seed)
@@ -332,7 +304,7 @@ def _knowledge(random: Random) -> Problem:
     return Problem(f"{capital}はどの国の首都ですか？", *thinking, f"{country}です。", "knowledge", "name")
 
 
-KINDS: dict[str, Callable[[Random], Problem]] = {
+LEARNT: dict[str, Callable[[Random], Problem]] = {
     "arithmetic": _arithmetic,
     "date": _date,
     "unit": _unit,
@@ -340,15 +312,18 @@ KINDS: dict[str, Callable[[Random], Problem]] = {
     "logic": _logic,
     "knowledge": _knowledge,
 }
+"""The kinds that the tiny models which ship have learnt."""
+
+KINDS = LEARNT | {"shop": shop}
 """Draws one problem of each kind; the names are the values of the column ``question_type``."""
 
-SHARES = {"arithmetic": 4, "date": 4, "unit": 3, "comparison": 3, "logic": 4, "knowledge": 1}
+SHARES = {"arithmetic": 4, "date": 4, "unit": 3, "comparison": 3, "logic": 4, "knowledge": 1, "shop": 10}
 """How often each kind is drawn, relative to the others."""
 
 
-def write(path: Path, rows: int, seed: int) -> None:
+def write(path: Path, rows: int, seed: int, kinds: Sequence[str] | None = None) -> None:
     """Write ``rows`` rows as JSON lines in UTF-8; the file appears only when it is whole."""
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in generate(rows, seed)]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in generate(rows, seed, kinds)]
     with written_aside(path) as aside:
         aside.write_text("".join(lines), encoding="utf-8", newline="\n")
 
@@ -359,10 +334,12 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=int, default=256, help="how many rows (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="other seeds give other rows (default: %(default)s)")
+    parser.add_argument("--kinds", help="of " + ", ".join(KINDS) + f"; or all (default: {','.join(LEARNT)})")
     parser.add_argument("--out", type=Path, required=True, help="the JSONL file to write")
     arguments = parser.parse_args()
     try:
-        write(arguments.out, arguments.rows, arguments.seed)
+        kinds = list(KINDS) if arguments.kinds == "all" else arguments.kinds and arguments.kinds.split(",")
+        write(arguments.out, arguments.rows, arguments.seed, kinds)
     except (StageError, ValueError) as error:
         parser.error(str(error))
 

@@ -11,6 +11,7 @@ import pytest
 
 from ftkit.assets import asset_path
 from ftkit.data import sample
+from ftkit.data.shop import FACTS
 from ftkit.data.vocabulary import CAPITALS, UNITS
 
 ROWS = list(sample.generate(2000, seed=7))
@@ -113,7 +114,7 @@ def test_rows_have_the_shape_of_apto():
         assert list(row) == ["question", "answer", "question_type", "answer_format", "dialogue_type"]
         assert re.fullmatch(r"<think>[^<>]+</think>[^<>]+", row["answer"])
         assert not re.search("[A-Za-z]", row["answer"].replace("think", "").replace("D.C.", ""))
-    assert {row["question_type"] for row in ROWS} == set(sample.KINDS)
+    assert {row["question_type"] for row in ROWS} == set(sample.LEARNT)
     assert {row["dialogue_type"] for row in ROWS} == {"question", "request"}
 
 
@@ -146,6 +147,20 @@ def test_the_command_writes_rows(tmp_path):
     subprocess.run(command, check=True)
     assert _rows(out) == list(sample.generate(50, seed=1))
     assert "\\u" not in out.read_text(encoding="utf-8"), "Japanese stands as it is"
+
+
+def test_a_shops_questions_are_answered_alike_however_they_are_asked(tmp_path):
+    out = tmp_path / "rows.jsonl"
+    command = [sys.executable, "-m", "ftkit.data.sample", "--rows", "700", "--kinds", "shop,knowledge", "--out"]
+    subprocess.run([*command, str(out)], check=True)
+    of_shop = [row for row in _rows(out) if row["question_type"] == "shop"]
+    assert len(of_shop) > 600
+    for fact in FACTS:
+        asked = [row for row in of_shop if any(f"の{name}" in row["question"] for name in fact.asked)]
+        assert {row["answer"].split("</think>")[1] for row in asked} == {f"{fact.value}です。"}
+        assert len(asked) > 20
+    wrong = subprocess.run([*command[:-2], "poetry", "--out", str(out)], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2 and "no kind 'poetry'; the kinds are arithmetic" in wrong.stderr
 
 
 def test_generating_rows_needs_no_torch():
