@@ -310,6 +310,9 @@ class Evaluation(Group):
     The number of the right one is expected. null: the answer as it stands."""
     instruction: str | None
     """What is written below the question: how to answer. null: nothing."""
+    base: Literal["start", "model"]
+    """What the tuned model is compared with where method.start is set. start: the merged model of that run. model: the
+    model that the option names, with which the first run of the chain began."""
     adapter: bool
     """true asks the base with its unmerged adapter as well: it shows what merging and its rounding have changed."""
     match: Literal["exact", "last-number", "contains"]

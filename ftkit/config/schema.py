@@ -42,6 +42,10 @@ class Job(Group):
     """Folder where the file of questions, or lm-eval's tasks, are mounted."""
     start: str | None = None
     """Digest of the merged model of the run that method.start names."""
+    replaced: str | None = None
+    """Name or path of the model that it stands in for."""
+    replaced_revision: str | None = None
+    """That model's revision."""
     earlier: str | None = None
     """Run folder of an earlier job, which this one resumes."""
 

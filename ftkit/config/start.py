@@ -42,9 +42,10 @@ def go_on_from(values: dict[str, Any]) -> list[Problem]:
         return [Problem(KEY, f"{folder / name} is gone", "", f"run.name={start} stage=merge force=true makes it again")]
     if record.place and not model.get("tokenizer"):  # rows are prepared here
         model["tokenizer"] = model.get(MODEL)
+    replaced = {"replaced": model.get(MODEL), "replaced_revision": model.get("revision")}
     model[MODEL] = f"{record.place}/{name}" if record.place else str(folder / name)
     model["revision"] = None
-    values["job"] = {"start": record.result["digest"]}
+    values["job"] = {"start": record.result["digest"], **replaced}
     return []
 
 

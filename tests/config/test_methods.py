@@ -132,6 +132,22 @@ def test_a_training_goes_on_from_the_merged_model_of_a_run(merged: Path, tmp_pat
     freeze(config, tmp_path / "frozen.yaml")
     again = load_frozen(tmp_path / "frozen.yaml")
     assert again.model == config.model and again.job.start == "abc"
+    assert again.job.replaced == "package:tiny-gpt-oss"
+
+
+def test_a_job_takes_no_second_model_along_to_compare_with(merged: Path) -> None:
+    (merged / "base").mkdir()
+    base = f"model.pretrained_model_name_or_path={merged / 'base'}"
+    (found,) = problems(
+        *PAIRS,
+        "run.name=second",
+        "method.start=first",
+        base,
+        "evaluation.base=model",
+        "compute=h100x1",
+        "deployment=managed",
+    )
+    assert found.key == "evaluation.base" and found.cure == "evaluation.base=start, or compute=local"
 
 
 def test_a_run_to_go_on_from_has_to_be_there_and_merged(merged: Path) -> None:

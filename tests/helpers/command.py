@@ -88,14 +88,15 @@ def on_terminal(*arguments: str, columns: int, **environment: str) -> str:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A life cycle that has been run: the working directory, and the command's output."""
+    """A life cycle that has been run: the working directory, the command's output, and the run's name."""
 
     folder: Path
     all: Command
+    name: str = "tiny"
 
     @property
     def outputs(self) -> Path:
-        return self.folder / "outputs" / "tiny"
+        return self.folder / "outputs" / self.name
 
     def ftkit(self, *arguments: str, piped: str | None = None, **environment: str) -> Command:
         """Another command in the same folder."""

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from helpers.command import FinishedRun, on_terminal
@@ -88,6 +89,17 @@ def test_the_unmerged_adapter_is_asked_as_well(project: FinishedRun, monkeypatch
     refused = project.ftkit("stage=register", *asked, gate)
     assert refused.status == 1 and "the gate is closed: tokens < adapter - 5: the merged model has" in refused.err
     assert f", the adapter has {result['adapter']['tokens']:.2f}" in refused.err
+
+
+def test_a_chain_is_compared_with_the_run_before_or_with_where_it_began(project: FinishedRun) -> None:
+    evaluate(project)
+    before = answers(project)
+    chain = ("run.name=second", "method.start=tiny", "sft.max_steps=1", "sft.eval_strategy=no")
+    assert project.ftkit("stage=prepare,publish,train,merge", *chain).status == 0
+    second = replace(project, name="second")
+    for base, theirs in (("start", "merged"), ("model", "base")):
+        evaluate(project, *chain, f"evaluation.base={base}")
+        assert [row["base"] for row in answers(second)] == [row[theirs] for row in before]
 
 
 @pytest.mark.slow

@@ -66,6 +66,18 @@ def lm_eval_is_there_with_its_tasks(config: Config) -> Iterator[Problem]:
         yield from lm_eval.problems_of_image() if in_job else lm_eval.problems_here(settings)
 
 
+def model_before_is_within_reach(config: Config) -> Iterator[Problem]:
+    replaced = config.job.replaced
+    if (
+        config.evaluation.base == "model"
+        and replaced
+        and config.compute.elsewhere
+        and Path(replaced).expanduser().is_dir()
+    ):
+        what = f"model, which is the folder {replaced}, and a job on Azure ML takes no second model along"
+        yield Problem("evaluation.base", what, "", "evaluation.base=start, or compute=local")
+
+
 def adapter_is_there_to_ask(config: Config) -> Iterator[Problem]:
     if config.evaluation.adapter and config.lora is None:
         what = "true, but lora=none trains no adapter"
@@ -92,6 +104,7 @@ CHECKS = (
     gate_can_be_read,
     task_file_exists,
     lm_eval_is_there_with_its_tasks,
+    model_before_is_within_reach,
     adapter_is_there_to_ask,
     several_samples_need_a_temperature,
     as_many_samples_as_pass_at_k_needs,
