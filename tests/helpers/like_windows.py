@@ -3,6 +3,7 @@
 What Windows has in place of ``flock`` stands in: a lock of some bytes of a file.
 """
 
+import asyncio  # noqa: F401 that of Linux, which asks sysconf from Python 3.12 on; that of Windows has no need to
 import errno
 import os
 import signal
