@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from azureml_inference_server_http.server.entry import app as server
+from azureml_inference_server_http.server.entry import app as server  # pyright: ignore[reportMissingImports]  # not for Python 3.13
 
 from ftkit.serving.local_paths import add_paths
 

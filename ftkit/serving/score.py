@@ -55,7 +55,7 @@ from ftkit.serving.endpoint.requests import parse_request
 from ftkit.serving.endpoint.service import Served
 
 try:
-    from azureml_inference_server_http.api.aml_request import rawhttp
+    from azureml_inference_server_http.api.aml_request import rawhttp  # pyright: ignore[reportMissingImports]
 except ModuleNotFoundError:  # served by gunicorn alone
 
     def rawhttp(func: Callable[..., Any]) -> Callable[..., Any]:
