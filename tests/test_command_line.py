@@ -215,25 +215,45 @@ finally:
     assert done.stdout.split()[-1] == policy, done.stderr
 
 
+HOSTILE, HARMLESS = "a\x1b]52;c;aGk=\x07\x9b\udc83", "a\\x1b]52;c;aGk=\\x07\\x9b\\udc83"
+"""OSC 52 writes to the clipboard."""
+
+
 @pytest.mark.parametrize("width", [80, 200])
 def test_what_a_file_says_never_commands_the_terminal(width: int, monkeypatch):
-    """Guards: printable in console and in Labelled. OSC 52 writes to the clipboard."""
+    """Guards: printable in console and in Labelled."""
     from rich.console import Console
 
     from ftkit import console
     from ftkit.stages.invoke import Labelled
 
-    hostile, out = "a\x1b]52;c;aGk=\x07\x9b\udc83", io.StringIO()
-    assert console.printable(f"{hostile}\nb\tc 日本") == "a\\x1b]52;c;aGk=\\x07\\x9b\\udc83\nb\tc 日本"
+    out = io.StringIO()
+    assert console.printable(f"{HOSTILE}\nb\tc 日本") == f"{HARMLESS}\nb\tc 日本"
     monkeypatch.setattr(console, "console", lambda *_, **__: Console(file=out, width=width))
     report = console.Report(resolve(["experiment=tiny"]))
-    report.line(hostile)
-    report.finished("prepare", hostile, 1.0)
-    console.print_error(StageError(hostile, where=hostile, cure=hostile))
-    console.print_error(ConfigError([Problem(hostile, hostile, hostile, hostile)]))
-    Labelled(console.console()).add("output", hostile)
-    assert out.getvalue().count("\\x1b]52;c;aGk=\\x07\\x9b\\udc83") == 10
+    report.line(HOSTILE)
+    report.finished("prepare", HOSTILE, 1.0)
+    console.print_error(StageError(HOSTILE, where=HOSTILE, cure=HOSTILE))
+    console.print_error(ConfigError([Problem(HOSTILE, HOSTILE, HOSTILE, HOSTILE)]))
+    Labelled(console.console()).add("output", HOSTILE)
+    assert out.getvalue().count(HARMLESS) == 10
     assert not {"\x1b", "\x07", "\x9b", "\udc83"} & {*out.getvalue()}
+
+
+def test_lines_that_no_report_prints_never_command_the_terminal_either(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Guards: printable in chat._lines, in train._print and in say_what_is_not_run."""
+    from ftkit.models.untrusted import say_what_is_not_run
+    from ftkit.stages import chat
+    from ftkit.training import train
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{HOSTILE}\n"))
+    assert list(chat._lines()) == [HOSTILE]
+    train._print("", HOSTILE)
+    say_what_is_not_run(True, HOSTILE)
+    out = capsys.readouterr().out
+    assert out.count(HARMLESS) == 3 and not {"\x1b", "\x07", "\x9b"} & {*out}
 
 
 def test_prepare_counts_its_rows_on_a_terminal_and_now_and_then_elsewhere(tmp_path: Path, monkeypatch):

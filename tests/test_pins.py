@@ -70,7 +70,7 @@ def test_an_image_installs_nothing_whose_hash_is_not_known(file: str):
     assert packages and without == []
 
 
-def test_the_image_for_ones_own_gpus_gets_what_ftkit_runs_from_and_is_no_roots(tmp_path: Path):
+def test_the_image_for_ones_own_gpus_gets_what_ftkit_runs_from(tmp_path: Path):
     """What the Dockerfile copies, as its .dockerignore lets it, is all that the commands need."""
     folder = REPOSITORY / "environment" / "own"
     lines = (folder / "Dockerfile").read_text().splitlines()
@@ -85,6 +85,12 @@ def test_the_image_for_ones_own_gpus_gets_what_ftkit_runs_from_and_is_no_roots(t
     there = {"cwd": tmp_path / "work", "PYTHONPATH": str(tmp_path / "opt" / "ftkit")}
     done = run_ftkit("experiment=tiny", "stage=plan", "deployment.port=0", **there)
     assert done.status == 0, done
+
+
+@pytest.mark.parametrize("image", ["own", "vllm"])
+def test_an_image_that_needs_no_rights_of_root_has_none(image: str):
+    """Azure ML's own servers and jobs, of the other images, begin as root."""
+    lines = (REPOSITORY / "environment" / image / "Dockerfile").read_text().splitlines()
     users = [line.split()[1] for line in lines if line.startswith("USER ")]
     assert users and users[-1] not in ("root", "0")
 

@@ -15,6 +15,8 @@ import pyarrow.feather
 import pytest
 
 from ftkit.data.readers import read_chunks
+from ftkit.data.readers.rows import Chunk
+from ftkit.data.readers.text import Unreadable, opened
 from ftkit.errors import StageError
 
 ROW = {"question": "1+1は？", "answer": "<think>足す</think>2"}
@@ -222,6 +224,8 @@ def test_a_line_that_unpacks_to_more_than_memory_is_refused_alone(tmp_path: Path
         assert [rows[0], rows[2]] == [ROW, OTHER] and "longer than" in rows[1][1]
     rows, _ = read(put(tmp_path / "rows.csv", CSV.replace("2+2", "2" * 5_000)))
     assert rows[0] == ROW and rows[1][0] == 3 and len(rows) == 2
+    rows, _ = read(put(tmp_path / "cell.csv", CSV.replace("2+2は？", '"' + "2\n" * 2_500 + '"')))
+    assert rows[0] == ROW and not any(isinstance(row, dict) for row in rows[1:]), "its lines are short"
 
 
 def test_what_needs_more_memory_than_there_is_is_refused_alone(tmp_path: Path, read, monkeypatch):
@@ -245,3 +249,32 @@ def test_what_needs_more_memory_than_there_is_is_refused_alone(tmp_path: Path, r
     found, _ = read(put(tmp_path / "rows.jsonl", f"{LINE}\n{long}\n{OTHER_LINE}\n"))
     assert found[:3] == [ROW, (2, "the row needs more memory than there is"), OTHER]
     assert found[3:] == [(4, "the rest of the file cannot be read: it needs more memory than there is")]
+
+
+class Table:
+    """Stands in for Arrow's, of which some rows do not fit into memory."""
+
+    def __init__(self, rows: list[dict[str, str]]):
+        self.rows, self.num_rows = rows, len(rows)
+
+    def slice(self, start: int, length: int) -> Table:
+        return Table(self.rows[start : start + length])
+
+    def to_pylist(self) -> list[dict[str, str]]:
+        if any(len(row["answer"]) > 1_000 for row in self.rows):
+            raise MemoryError
+        return self.rows
+
+
+def test_a_row_of_a_table_that_needs_more_memory_than_there_is_is_refused_alone(monkeypatch):
+    """Guards: MemoryError in rows._table_rows and in rows._table_row."""
+    monkeypatch.setattr(pa, "Table", Table)
+    table = Table([ROW, ROW | {"answer": "x" * 5_000}, OTHER])
+    found = [row.values or (row.number, row.reason) for row in Chunk("rows.parquet", 0, [1, 2, 3], table).rows()]
+    assert found == [ROW, (2, "the row needs more memory than there is"), OTHER]
+
+
+def test_a_device_is_not_read():
+    """Guard: S_ISREG in text.opened, for a file that was exchanged since its folder was searched."""
+    with pytest.raises(Unreadable, match="not a regular file"), opened(Path("/dev/zero")):
+        pass

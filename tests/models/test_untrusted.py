@@ -18,6 +18,7 @@ from ftkit.config.groups import Model
 from ftkit.config.option_files import PACKAGE
 from ftkit.config.resolve import resolve
 from ftkit.errors import ConfigError, StageError
+from ftkit.models import untrusted
 from ftkit.models.loading import load_base, load_tokenizer
 
 CODE = """
@@ -130,6 +131,26 @@ def test_a_model_that_is_none_is_refused_in_words(folder: Path, hostile: str):
     assert not list(folder.parent.rglob("was-run"))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("config.json", b"[" * 100_000, "is not JSON: nested too deeply"),
+        ("config.json", b"\xff", "is not JSON"),
+        ("config.json", b"[]", "holds a list, not an object"),
+        ("config.json", b" " * (untrusted.LARGEST_JSON + 1), "holds more than 16 MiB"),
+        ("model.safetensors.index.json", b'{"weight_map": []}', "weight_map is not an object of names"),
+    ],
+    ids=["nested", "binary", "a list", "long", "weights a list"],
+)
+def test_a_file_of_a_model_that_is_none_is_named(folder: Path, name: str, content: bytes, says: str):
+    """Guards in untrusted: _json, _check_index. What libraries raise says neither which file nor what is wrong."""
+    file = folder / name
+    file.write_bytes(content)
+    with pytest.raises(StageError, match=says) as error:
+        untrusted.check_folder(folder)
+    assert error.value.where == str(file)
+
+
 TOKENIZERS: dict[str, Callable[[dict[str, Any]], None]] = {
     "grows": lambda values: values.update(
         normalizer={
@@ -177,6 +198,17 @@ def test_a_hostile_template_is_refused_in_words_and_in_time(
     tokenizer.chat_template = template
     with pytest.raises(StageError, match="template"):
         checked_harmony(tokenizer, current_date="2026-01-01")
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [("{{ 10 ** 10 ** 10 }}", "calculates a power"), ("a" * (template_limits.LARGEST + 1), "more than 1,048,576")],
+    ids=["power", "long"],
+)
+def test_a_template_is_looked_at_before_it_runs(template: str, says: str):
+    """Guards in check_template; where Python takes no signals, nothing else would end it."""
+    with pytest.raises(StageError, match=says):
+        template_limits.check_template(template, "model")
 
 
 @pytest.mark.parametrize("path", ["~nobody-of-this-name/rows", "a/" * 3000])
