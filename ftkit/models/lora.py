@@ -29,6 +29,7 @@ class Trained:
         attention: trained parameters of the modules.
         experts: trained parameters of the expert tensors.
         other: trained parameters elsewhere: biases of experts, norms, sinks, vocabulary.
+        router: tokens are sent to experts by one, which stays frozen.
     """
 
     modules: int
@@ -36,6 +37,7 @@ class Trained:
     attention: int
     experts: int
     other: int = 0
+    router: bool = True
 
     @property
     def parameters(self) -> int:
@@ -44,6 +46,8 @@ class Trained:
 
     def __str__(self) -> str:
         other = f", {self.other:,} others" if self.other else ""
+        if not self.router:
+            return f"{self.parameters:,} parameters in {self.modules} linear modules{other}"
         return (
             f"{self.parameters:,} parameters: attention {self.attention:,} in {self.modules} modules, "
             f"experts {self.experts:,} in {self.tensors} tensors{other}; router frozen"
@@ -87,7 +91,7 @@ def train_all(model: PreTrainedModel, family: Family) -> Trained:
         if parameter.requires_grad:
             owner = name.rpartition(".")[0]
             counts["attention" if owner in modules else "experts" if name in tensors else "other"] += parameter.numel()
-    return Trained(modules=len(modules), tensors=len(tensors), **counts)
+    return Trained(modules=len(modules), tensors=len(tensors), router=bool(family.router), **counts)
 
 
 def bare_model(model: nn.Module) -> PreTrainedModel:
@@ -132,7 +136,8 @@ def check_placement(model: PeftModel, modules: set[str], tensors: set[str]) -> T
         if ".lora_A." not in name and ".lora_B." not in name:
             raise StageError(f"{bare_name(name)} would be trained, and is no adapter", cure="lora=experts")
         counts["experts" if ".experts." in name else "attention"] += parameter.numel()
-    return Trained(modules=len(modules), tensors=len(tensors), **counts)
+    router = bool(family_of(bare_model(model).config.model_type).router)
+    return Trained(modules=len(modules), tensors=len(tensors), router=router, **counts)
 
 
 def _wanted_modules(model: PreTrainedModel, targets: str | list[str]) -> set[str]:

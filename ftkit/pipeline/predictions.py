@@ -54,7 +54,14 @@ def figures(config: Config) -> Iterator[tuple[str, str]]:
     yield "rate", schedules.in_words(config, _step_count(config))
     adapter = adapter_parameters(config)
     if config.lora is None:
-        yield "adapter", f"none: all of {model_parameters(arch):,} parameters are trained, but for the router's"
+        but = ", but for the router's" if arch.num_local_experts else ""
+        yield "adapter", f"none: all of {model_parameters(arch):,} parameters are trained{but}"
+    elif not arch.num_local_experts:
+        yield (
+            "adapter",
+            f"{adapter.total:,} trained parameters in {adapter.attention_modules} linear modules, rank {config.lora.r}; "
+            f"the base has {model_parameters(arch):,}",
+        )
     else:
         yield (
             "adapter",

@@ -146,5 +146,6 @@ def test_what_a_family_does_not_have(overrides: list[str], said: str) -> None:
     assert said in problems(*overrides)
 
 
-def test_a_dense_familys_mxfp4_is_one_problem_with_a_cure_that_is_taken() -> None:
-    assert problems("model=qwen3-8b", "model.weights=mxfp4").count("model.weights=") == 1
+@pytest.mark.parametrize("others", ["", "lora=none", "sft.fsdp=true compute=h100x8"])
+def test_a_dense_familys_mxfp4_is_one_problem_with_a_cure_that_is_taken(others: str) -> None:
+    assert problems("model=qwen3-8b", "model.weights=mxfp4", *others.split()).count("model.weights=") == 1

@@ -56,6 +56,7 @@ def test_packed_training_gives_the_losses_of_stock_transformers(
     ours, said = run_of(folders[family], tokens, tmp_path / "ours", *fastest(family)).train()
     stock, _ = run_of(folders[family], tokens, tmp_path / "stock", *plain).train()
     assert any("packed documents do not notice" in line for line in said)
+    assert [family_of(family).router != ()] == ["router" in line for line in said if " parameters" in line]
     assert ours.first_loss == pytest.approx(stock.first_loss, abs=2e-6)
     assert ours.last_loss == pytest.approx(stock.last_loss, abs=2e-4)
 

@@ -125,8 +125,7 @@ def evaluation_has_what_it_needs(config: Config) -> Iterator[Problem]:
 
 def mxfp4_weights_need_low_rank_experts(config: Config) -> Iterator[Problem]:
     model = config.model
-    comes_in_it = family_of(model.architecture.model_type).mxfp4
-    if model.weights == "mxfp4" and comes_in_it and model.experts_implementation != "ftkit_lora":
+    if _stays_packed(config) and model.experts_implementation != "ftkit_lora":
         yield Problem(
             "model.weights",
             f"mxfp4, but {model.experts_implementation} experts compute with dense weights",
@@ -136,15 +135,20 @@ def mxfp4_weights_need_low_rank_experts(config: Config) -> Iterator[Problem]:
 
 
 def mxfp4_weights_stay_whole_and_frozen(config: Config) -> Iterator[Problem]:
-    if config.lora is None and config.model.weights == "mxfp4":
+    if _stays_packed(config) and config.lora is None:
         yield Problem(
             "model.weights",
             "mxfp4, but lora=none trains the weights themselves, which takes them unpacked",
             "",
             "model.weights=dense, or lora=experts",
         )
-    if config.sft.fsdp and config.model.weights == "mxfp4":
+    if _stays_packed(config) and config.sft.fsdp:
         yield Problem("model.weights", "mxfp4, which sft.fsdp does not shard", "", "model.weights=dense")
+
+
+def _stays_packed(config: Config) -> bool:
+    """Whether a model that comes in MXFP4 is to stay so; that another is none is said once, by its family's check."""
+    return config.model.weights == "mxfp4" and family_of(config.model.architecture.model_type).mxfp4 is not None
 
 
 def fp8_products_have_what_they_need(config: Config) -> Iterator[Problem]:
