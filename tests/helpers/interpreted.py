@@ -73,6 +73,7 @@ def checks() -> None:
     check.swiglu_experts("FP8", tokens=9, shape=shape, fp8=True)
     for family in ("llama", "qwen3"):
         check.whole_model(family, [5, 3], width=32, heads=(4, 2, 16))
+    check.whole_model("mistral", [5, 3], width=32, heads=(4, 2, 16), window=2)
     check.norms(tokens=5, width=96)
     check.projection(tokens=33, width=96, out=64, rank=4)
     check.projection(tokens=33, width=96, out=112, rank=4, fp8=True)

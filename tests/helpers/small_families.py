@@ -17,7 +17,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "llama": {"tie_word_embeddings": True},
     "olmo2": {},
-    "mistral": {"sliding_window": None, "head_dim": 16},
+    "mistral": {"sliding_window": 8, "head_dim": 16},
 }
 """What a config.json of each has besides the common shape; mistral stands for a family that ftkit does not know."""
 

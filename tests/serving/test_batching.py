@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from helpers.small_families import save_small
+from transformers import AutoModelForCausalLM
 
 from ftkit.data import sample
 from ftkit.serving.endpoint import batching
@@ -34,20 +37,28 @@ def prompts(served: Served) -> list[list[int]]:
 
 
 def answers(served: Served, jobs: list[Job], batch_size: int) -> list[list[int]]:
-    scheduler = Scheduler(served.model, served.parser.stop_ids, batch_size, len(jobs))
+    return answered(served.model, served.parser.stop_ids, jobs, batch_size)
+
+
+def answered(model: Any, stop_ids: list[int], jobs: list[Job], batch_size: int) -> list[list[int]]:
+    scheduler = Scheduler(model, stop_ids, batch_size, len(jobs))
     for job in jobs:
         scheduler.submit(job)
     return [list(job.tokens()) for job in jobs]
 
 
 def generated_alone(served: Served, prompt: list[int]) -> list[int]:
+    return generated(served.model, served.parser.stop_ids, prompt)
+
+
+def generated(model: Any, stop_ids: list[int] | None, prompt: list[int]) -> list[int]:
     with torch.inference_mode():
-        whole = served.model.generate(
+        whole = model.generate(
             torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt)),
             max_new_tokens=60,
             do_sample=False,
-            eos_token_id=served.parser.stop_ids,
+            eos_token_id=stop_ids,
             pad_token_id=0,
         )
     return whole[0, len(prompt) :].tolist()
@@ -61,6 +72,17 @@ def test_each_answer_is_the_one_that_generate_gives_alone(
     monkeypatch.setattr(batching, "CHUNK_TOKENS", chunk_tokens)
     together = answers(served, [Job(prompt, 60, LATER) for prompt in prompts], batch_size)
     assert together == [generated_alone(served, prompt) for prompt in prompts]
+
+
+def test_a_window_in_all_layers_is_kept(tmp_path: Path):
+    """Mistral's config.json says no more than how wide it is: prompts are shorter and longer than its 8 tokens."""
+    model = AutoModelForCausalLM.from_pretrained(save_small("mistral", tmp_path), attn_implementation="eager")
+    for parameter in model.parameters():
+        parameter.data *= 6  # else one token follows on any other
+    prompts = [[5 + (7 * i + n) % 250 for i in range(n)] for n in (3, 8, 40)]
+    together = answered(model, [], [Job(prompt, 60, LATER) for prompt in prompts], 2)
+    assert together == [generated(model, None, prompt) for prompt in prompts]
+    assert all(len(set(answer)) > 10 for answer in together)
 
 
 def test_a_seed_gives_the_same_sample_beside_others_and_alone(served: Served, prompts):

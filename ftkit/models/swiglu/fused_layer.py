@@ -72,7 +72,7 @@ def _attention(
     norms = getattr(self, "q_norm", None), getattr(self, "k_norm", None)
     weights = (None if norm is None else norm.weight for norm in norms)
     eps = 0.0 if norms[0] is None else norms[0].variance_epsilon
-    window = getattr(self, "sliding_window", None)
+    window = getattr(self, "sliding_window", getattr(self.config, "sliding_window", None))
     o = RotaryAttention.apply(
         qkv, *(t[0] for t in cos_sin), *weights, eps, bounds, longest, window, self.scaling, heads
     )

@@ -345,10 +345,12 @@ class DecodeBatch:
 
 
 def _by_layer_type(mask: Any, config: Any) -> Any:
-    """A mask (rows, 1, 1, columns), or one for each kind of layer where some see a window alone."""
-    if "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
+    """A mask (rows, 1, 1, columns), of a window where all layers see that alone, or one for each kind of layer."""
+    kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
+    if not window or (kinds and "sliding_attention" not in kinds):
         return mask
-    return {"full_attention": mask, "sliding_attention": mask[..., -config.sliding_window :]}
+    in_window = mask[..., -window:]
+    return {"full_attention": mask, "sliding_attention": in_window} if kinds else in_window
 
 
 def _stacked(first: Any, second: Any) -> Any:
