@@ -12,6 +12,7 @@ from ftkit.families.family import Family
 FAMILIES = {
     "gpt_oss": "ftkit.families.gpt_oss",
     "llama": "ftkit.families.llama",
+    "mistral": "ftkit.families.mistral",
     "olmo2": "ftkit.families.olmo2",
     "qwen3": "ftkit.families.qwen3",
     "qwen3_moe": "ftkit.families.qwen3_moe",

@@ -18,8 +18,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     "llama": {"tie_word_embeddings": True},
     "olmo2": {},
     "mistral": {"sliding_window": 8, "head_dim": 16},
+    "granite": {"logits_scaling": 4.0},
 }
-"""What a config.json of each has besides the common shape; mistral stands for a family that ftkit does not know."""
+"""What a config.json of each has besides the common shape; granite stands for a family that ftkit does not know."""
 
 QWEN3_TEMPLATE = """\
 {%- if messages[0].role == 'system' %}{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}{%- endif %}
@@ -48,6 +49,13 @@ OLMO_TEMPLATE = """\
 {%- else %}{{- '<|' + message.role + '|>\\n' + message.content + '\\n' }}{%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|assistant|>\\n' }}{%- endif %}"""
+MISTRAL_TEMPLATE = """\
+{{- bos_token }}{%- for message in messages %}
+{%- if message.role == 'user' %}{{- '[INST] ' }}
+{%- if loop.last and messages[0].role == 'system' %}{{- messages[0].content + '\\n\\n' }}{%- endif %}
+{{- message.content + '[/INST]' }}
+{%- elif message.role == 'assistant' %}{{- ' ' + message.content | trim + eos_token }}{%- endif %}
+{%- endfor %}"""
 R1_TEMPLATE = """\
 {{- bos_token }}{%- for message in messages %}
 {%- if message.role == 'system' %}{{- message.content }}
@@ -59,10 +67,14 @@ TEMPLATES = {
     "qwen3": (QWEN3_TEMPLATE, ["<|im_start|>", "<|im_end|>"], ["<think>", "</think>"], "<|im_end|>"),
     "llama": (LLAMA_TEMPLATE, ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"], [], "<|eot_id|>"),
     "olmo": (OLMO_TEMPLATE, ["<|end_of_text|>"], [], "<|end_of_text|>"),
+    "mistral": (MISTRAL_TEMPLATE, ["[INST]", "[/INST]", "</s>"], [], "</s>"),
     "r1": (R1_TEMPLATE, ["<|User|>", "<|Assistant|>", "<|end_of_text|>"], [], "<|end_of_text|>"),
 }
 """By form: template, special tokens, tokens that are none but are taken whole, the token that ends a turn."""
-FORM_OF = {"qwen3": "qwen3", "qwen3_moe": "qwen3", "llama": "llama", "olmo2": "olmo", "mistral": "r1"}
+FORM_OF = {
+    **{"qwen3": "qwen3", "qwen3_moe": "qwen3", "llama": "llama", "olmo2": "olmo"},
+    **{"mistral": "mistral", "granite": "r1"},
+}
 """By family: the form of its chats."""
 
 

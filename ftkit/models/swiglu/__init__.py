@@ -1,4 +1,4 @@
-"""Llama, Qwen3 and Qwen3-MoE: fused layers of RMS norms, rotary attention and SwiGLU.
+"""Llama, Mistral, Qwen3 and Qwen3-MoE: fused layers of RMS norms, rotary attention and SwiGLU.
 
 ``register``, ``prepare``, ``flash_runs`` and ``why_plain`` are what ``ftkit.models.plain`` has for any other family.
 """
