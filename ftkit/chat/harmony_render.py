@@ -231,10 +231,10 @@ def checked_harmony(tokenizer: Any, *, current_date: str) -> HarmonyRenderer:
         raise StageError(f"the tokenizer has no {lacking}: this is not a gpt-oss", where=name, cure=cure)
     if not tokenizer.chat_template:
         raise StageError("the tokenizer has no chat template", where=name, cure=cure)
-    check_template(tokenizer.chat_template, name)
+    check_template(tokenizer.chat_template, name, cure)
 
     def template(messages: Sequence[Message], effort: str, tools: Sequence[dict[str, Any]]) -> str:
-        with rendering(name):
+        with rendering(name, cure):
             return tokenizer.apply_chat_template(
                 list(messages),
                 tools=[{"type": "function", "function": tool} for tool in tools] or None,

@@ -83,6 +83,8 @@ class Template:
         user = {"role": "user", "content": QUESTION}
         prompt = self.text([user], prompt=True)
         plain = self.text([user, {"role": "assistant", "content": ANSWER}], prompt=False)
+        if QUESTION not in prompt or ANSWER not in plain:
+            raise ValueError("it leaves one of them out")
         thought = {"role": "assistant", "reasoning_content": THINKING, "content": ANSWER}
         whole = self.text([user, thought], prompt=False)
         end = self._end_of_turn(plain.rpartition(ANSWER)[2])

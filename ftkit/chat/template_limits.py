@@ -8,14 +8,15 @@ from contextlib import contextmanager
 from ftkit.errors import FtkitError, StageError
 from ftkit.processes import within
 
-ANOTHER = "model.pretrained_model_name_or_path=<a gpt-oss>"
 LARGEST = 1 << 20
 """Characters of a template, and of what it writes for a short chat."""
 LONGEST_S = 10.0
 """Seconds that it may write at a short chat; the published one takes milliseconds."""
+SYSTEM_LEFT_OUT = "dataset.reasoning_language=null dataset.persona=null, and no system message in the rows"
+"""What to do where a template takes no system message."""
 
 
-def check_template(template: object, where: str) -> None:
+def check_template(template: object, where: str, cure: str) -> None:
     """See that a chat template can be read, is no longer than one is, and calculates no powers, which take for ever.
 
     Raises:
@@ -24,19 +25,19 @@ def check_template(template: object, where: str) -> None:
     from jinja2 import Environment, TemplateError, nodes
 
     if not isinstance(template, str):
-        raise StageError("has several chat templates, or what is none", where=where, cure=ANOTHER)
+        raise StageError("has several chat templates, or what is none", where=where, cure=cure)
     if len(template) > LARGEST:
-        raise StageError(f"the chat template holds more than {LARGEST:,} characters", where=where, cure=ANOTHER)
+        raise StageError(f"the chat template holds more than {LARGEST:,} characters", where=where, cure=cure)
     try:
         parsed = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template)
     except (TemplateError, RecursionError):
         return  # it may have tags of transformers; rendering says what is wrong
     if parsed.find(nodes.Pow):
-        raise StageError("the chat template calculates a power", where=where, cure=ANOTHER)
+        raise StageError("the chat template calculates a power", where=where, cure=cure)
 
 
 @contextmanager
-def rendering(where: str) -> Iterator[None]:
+def rendering(where: str, cure: str) -> Iterator[None]:
     """What a template raises, or that it does not end, in the user's terms.
 
     Raises:
@@ -49,4 +50,4 @@ def rendering(where: str) -> Iterator[None]:
         raise
     except Exception as error:  # a template may raise anything
         why = str(error).partition("\n")[0] or type(error).__name__
-        raise StageError(f"the chat template cannot be used: {why}", where=where, cure=ANOTHER) from error
+        raise StageError(f"the chat template cannot be used: {why}", where=where, cure=cure) from error

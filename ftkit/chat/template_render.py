@@ -9,15 +9,19 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from ftkit.chat import template_limits
 from ftkit.chat.harmony_render import TokenRows
 from ftkit.chat.messages import Conversation, Message, ModelError, calls_of, texts_of
 from ftkit.chat.template import CLOSE, OPEN, Template
 from ftkit.chat.tokenization import tokens_within_characters
 from ftkit.errors import StageError
+from ftkit.processes import within
 
 
 class TemplateRenderer:
@@ -34,8 +38,12 @@ class TemplateRenderer:
     def __init__(self, tokenizer: Any, *, current_date: str):
         name = getattr(tokenizer, "name_or_path", "")
         cure = "model.tokenizer=<the hub id or folder of a tokenizer with a chat template>"
+        written = tokenizer.chat_template
+        for template in written.values() if isinstance(written, dict) else filter(None, [written]):
+            template_limits.check_template(template, name, cure)
         try:
-            self._template = Template(tokenizer, current_date)
+            with within(template_limits.LONGEST_S):
+                self._template = Template(tokenizer, current_date)
         except ModelError as error:
             raise StageError(str(error), where=name, cure=cure) from error
         if not tokenizer.is_fast:
@@ -44,7 +52,7 @@ class TemplateRenderer:
         texts = sorted((token for token in added if token.strip()), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, texts)) or "(?!)")
         self._end = tokenizer.convert_tokens_to_ids(self._template.forms.end)
-        self._tokenizer = tokenizer
+        self._tokenizer, self._name = tokenizer, name
 
     @property
     def within_characters(self) -> list[int]:
@@ -56,20 +64,40 @@ class TemplateRenderer:
             for text in texts_of(message):
                 if found := self._special.search(text):
                     return f"a message holds {found.group()}, which the tokenizer reads as a token of its own"
-        if conversation.tools or any(calls_of(message) for message in conversation.messages):
-            try:
-                for prompt, _ in self._turns(conversation):
-                    if lost := [tool["name"] for tool in conversation.tools if tool["name"] not in prompt]:
-                        raise ValueError(f"it drops the tool {lost[0]}")
-            except Exception as error:  # templates raise what they like
-                return f"the model's chat template does not take these tools or calls ({error})"
+        try:
+            for prompt, _ in self._turns(conversation):
+                if lost := [tool["name"] for tool in conversation.tools if tool["name"] not in prompt]:
+                    raise ValueError(f"it drops the tool {lost[0]}")
+        except Exception as error:  # templates raise what they like
+            return self._not_taken(conversation, error)
         return None
 
+    def _not_taken(self, conversation: Conversation, error: Exception) -> str:
+        """What the template, which has raised an error at a conversation, does not take."""
+        messages = [message for message in conversation.messages if message["role"] != "system"]
+        if conversation.tools or any(map(calls_of, messages)):
+            return f"the model's chat template does not take these tools or calls ({error})"
+        if len(messages) < len(conversation.messages):
+            with suppress(Exception):
+                list(self._turns(replace(conversation, messages=messages)))
+                return f"the model's chat template takes no system message ({error})"
+        return f"the model's chat template does not take this chat ({error})"
+
     def token_rows(self, conversations: Sequence[Conversation]) -> TokenRows:
-        """One row for each turn of the assistant that is trained; earlier ones stand in its prompt without thinking."""
+        """One row for each turn of the assistant that is trained; earlier ones stand in its prompt without thinking.
+
+        Raises:
+            StageError: the template does not take a conversation, as ``refusal`` would have said.
+        """
         prompts, turns, spans, source = [], [], [], []
         for index, conversation in enumerate(conversations):
-            for prompt, (turn, *span) in self._turns(conversation):
+            try:
+                written = list(self._turns(conversation))
+            except Exception as error:  # templates raise what they like
+                raise StageError(
+                    self._not_taken(conversation, error), where=self._name, cure=template_limits.SYSTEM_LEFT_OUT
+                ) from error
+            for prompt, (turn, *span) in written:
                 prompts.append(prompt)
                 turns.append(turn)
                 spans.append(span)

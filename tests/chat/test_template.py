@@ -107,6 +107,33 @@ def test_tools_that_the_template_leaves_out_are_refused(tokenizer) -> None:
     assert "tools or calls" in (renderer.refusal(Conversation(1, chat, "medium", {}, [{"name": "f"}])) or "")
 
 
+STRICT = """\
+{%- for message in messages %}{%- if (message.role == 'user') != (loop.index0 % 2 == 0) %}
+{{- raise_exception('roles must alternate') }}{%- endif %}{%- endfor %}"""
+
+
+@pytest.mark.parametrize(
+    ("chat", "said"),
+    [
+        (CHAT, "takes no system message (roles must alternate)"),
+        ([CHAT[1], *CHAT[1:3]], "does not take this chat (roles must alternate)"),
+        (CHAT[1:], None),
+    ],
+)
+def test_a_chat_that_the_template_refuses(chat: list[dict[str, str]], said: str | None) -> None:
+    tokenizer = small_tokenizer("mistral")
+    tokenizer.chat_template = STRICT + tokenizer.chat_template
+    renderer = renderer_of(tokenizer, current_date="2026-01-01")
+    conversation = Conversation(1, chat, "medium", {})
+    if said is None:
+        assert renderer.refusal(conversation) is None and len(renderer.token_rows([conversation])) == 2
+        return
+    assert renderer.refusal(conversation) == f"the model's chat template {said}"
+    with pytest.raises(StageError, match="the model's chat template") as error:  # as evaluate asks questions
+        renderer.token_rows([conversation])
+    assert "dataset.reasoning_language=null" in str(error.value)
+
+
 def test_a_template_with_a_clock_shows_the_pinned_date() -> None:
     tokenizer = small_tokenizer("llama")
     tokenizer.chat_template = "{{- 'Today: ' + strftime_now('%d %b %Y') + '\n' }}" + tokenizer.chat_template

@@ -14,6 +14,7 @@ import pytest
 from ftkit.assets import asset_path
 from ftkit.chat import template_limits
 from ftkit.chat.harmony_render import checked_harmony
+from ftkit.chat.template_render import TemplateRenderer
 from ftkit.config.groups import Model
 from ftkit.config.option_files import PACKAGE
 from ftkit.config.resolve import resolve
@@ -174,6 +175,7 @@ def test_a_tokenizer_that_is_none_is_refused_in_words(folder: Path, hostile: str
 LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 
 
+@pytest.mark.parametrize("harmony", [True, False])
 @pytest.mark.parametrize(
     "template",
     [
@@ -191,13 +193,14 @@ LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% en
     ],
 )
 def test_a_hostile_template_is_refused_in_words_and_in_time(
-    folder: Path, template: str, monkeypatch: pytest.MonkeyPatch
+    folder: Path, template: str, harmony: bool, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(template_limits, "LONGEST_S", 0.5)
     tokenizer = load_tokenizer(model_of(folder))
     tokenizer.chat_template = template
+    write = checked_harmony if harmony else TemplateRenderer
     with pytest.raises(StageError, match="template"):
-        checked_harmony(tokenizer, current_date="2026-01-01")
+        write(tokenizer, current_date="2026-01-01")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from ftkit.chat.template_limits import SYSTEM_LEFT_OUT
+
 CHUNK_ROWS = 1_000
 CHUNK_BYTES = 4 << 20
 
@@ -26,8 +28,9 @@ CURES = (
     ("quotation mark", "close it at that line, or save the file again as .xlsx or .csv"),
     ("fit the header", "as many fields in each row as the header has names"),
     ("longer than", "split the row"),
+    ("takes no system message", SYSTEM_LEFT_OUT),
 )
-"""What to do about reasons that the readers give, by words that they hold."""
+"""What to do about reasons that the readers and the chat's format give, by words that they hold."""
 
 
 def cure_of(reason: str) -> str:
