@@ -34,7 +34,7 @@ class Family:
         router: parts of the names of weights that route tokens to experts; they stay frozen.
         linear: names of a layer's linear modules, ``self_attn.q_proj``, which ``lora.target_modules`` may name; empty
             where ftkit does not know them.
-        window: tokens that every second layer looks back, for ``plan``: attention goes by the model's own. None elsewhere.
+        window: tokens that every second layer looks back, for ``plan``; attention goes by the model's own.
         mxfp4: module that reads and writes its checkpoints with experts in MXFP4: ``load_packed``, ``round_experts``,
             ``save_packed`` and ``packed_bytes``; None where none can be. It needs torch.
         gguf: llama.cpp's name of its architecture, where ``merge.gguf`` can check what llama.cpp makes of it.

@@ -59,8 +59,8 @@ def figures(config: Config) -> Iterator[tuple[str, str]]:
     elif not arch.num_local_experts:
         yield (
             "adapter",
-            f"{adapter.total:,} trained parameters in {adapter.attention_modules} linear modules, rank {config.lora.r}; "
-            f"the base has {model_parameters(arch):,}",
+            f"{adapter.total:,} trained parameters in {adapter.attention_modules} linear modules, "
+            f"rank {config.lora.r}; the base has {model_parameters(arch):,}",
         )
     else:
         yield (
