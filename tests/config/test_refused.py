@@ -363,6 +363,7 @@ def test_combination_that_is_known_to_fail(
 def test_no_check_is_without_a_test() -> None:
     elsewhere = {
         training.reentrant_checkpointing_under_ddp,
+        evaluation.model_before_is_within_reach,
         platform.workspace_is_named,
         platform.nothing_of_the_environment_goes_into_jobs,
         *methods.CHECKS,
