@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers.command import REPOSITORY, run_ftkit
+from helpers.marks import needs_azures_server
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -34,6 +35,7 @@ def needed_by(package: str, extra: str = "") -> list[Requirement]:
     return [r for r in found if r.marker is None or r.marker.evaluate({"extra": extra})]
 
 
+@needs_azures_server
 @pytest.mark.parametrize("image", IMAGES)
 def test_an_image_has_the_tested_versions_and_all_that_they_need(image: str):
     tested = pins(REPOSITORY / "environment" / "requirements.txt")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.marks import needs_azures_server
 from sdk_worker import SdkWorker
 from standin import StandIn
 
@@ -166,6 +167,7 @@ def test_jobs_on_a_cluster_are_cancelled_time_out_and_fail(azure: StandIn, sdk: 
     assert unknown.error and "no-cluster" in unknown.message
 
 
+@needs_azures_server
 def test_an_endpoint_from_first_deployment_to_its_end(azure: StandIn, sdk: SdkWorker, scoring: str):
     assert sdk("make_endpoint", "ep-life").startswith("https://ep-life.")
     assert sdk("deploy", "ep-life", "blue", scoring) == "Succeeded"
@@ -189,6 +191,7 @@ def test_an_endpoint_from_first_deployment_to_its_end(azure: StandIn, sdk: SdkWo
     assert azure.costing() == [] and azure.quota.in_use["standardNCADSH100v5Family"] == 0
 
 
+@needs_azures_server
 def test_an_endpoint_with_entra_tokens(azure: StandIn, sdk: SdkWorker, scoring: str):
     sdk("make_endpoint", "ep-entra", "aad_token")
     sdk("deploy", "ep-entra", "blue", scoring)

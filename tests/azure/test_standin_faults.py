@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from helpers.marks import needs_azures_server
 from sdk_worker import SdkWorker
 from standin import StandIn
 from standin.faults import FOREVER
@@ -118,6 +119,7 @@ def test_an_evicted_spot_job_goes_on_with_its_outputs(azure: StandIn, sdk: SdkWo
     assert "evicted" in followed.printed and "going on from checkpoint-1" in followed.printed
 
 
+@needs_azures_server
 def test_deployments_that_do_not_come_up(azure: StandIn, sdk: SdkWorker, scoring: str):
     sdk("make_endpoint", "ep-bad")
     azure.faults.init_fails()
@@ -134,6 +136,7 @@ def test_deployments_that_do_not_come_up(azure: StandIn, sdk: SdkWorker, scoring
     assert azure.costing() == []
 
 
+@needs_azures_server
 def test_nonsense_from_a_healthy_deployment(azure: StandIn, sdk: SdkWorker, scoring: str):
     sdk("make_endpoint", "ep-odd")
     sdk("deploy", "ep-odd", "blue", scoring)

@@ -21,6 +21,7 @@ import httpx
 import psutil
 import pytest
 from helpers.endless import ENDLESS, make_endless
+from helpers.marks import needs_azures_server
 
 from ftkit.assets import asset_path
 from ftkit.config.resolve import resolve
@@ -363,6 +364,7 @@ def test_two_deployments_at_once_do_not_get_in_each_others_way(start, options: d
     assert find(state(options), "twice") is None
 
 
+@needs_azures_server
 def test_a_missing_package_is_named_with_the_command_that_installs_it(start, monkeypatch: pytest.MonkeyPatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(
