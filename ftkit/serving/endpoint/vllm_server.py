@@ -39,6 +39,9 @@ SOURCE = re.compile(r"\braise [\w.]+\(")
 """A line of the program in a traceback: the error itself follows it."""
 COUNTED = re.compile(r"\d+ validation errors? for \w+$")
 PORT_TAKEN = re.compile(r"(?i)address already in use")
+STARTS_SOONER = {"VLLM_WORKER_MULTIPROC_METHOD": "fork", "VLLM_ENABLE_STARTUP_PLAN": "1"}
+"""fork spares its second process all imports; the plan remembers what two trials of memory found, for the next start
+with the same settings. The endpoint's own environment comes before these."""
 STARTS = 3
 """On another port each: between its choice and vLLM's own binding another process may take it."""
 
@@ -127,7 +130,7 @@ class VllmServer:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            env=os.environ | {"VLLM_NO_USAGE_STATS": "1"},
+            env=STARTS_SOONER | os.environ | {"VLLM_NO_USAGE_STATS": "1"},
             preexec_fn=_end_with_parent,
         )
         self._reading = threading.Thread(target=self._read_log, args=[self._process], name="vllm's log", daemon=True)
