@@ -219,6 +219,14 @@ class Config(Group):
         return named or self.generate.path is not None or self.generate.source != "merged"
 
     @property
+    def compared_with(self) -> Model:
+        """What evaluate calls the base: the model that training started from, or that the chain of runs began with."""
+        if self.evaluation.base == "start" or self.job.replaced is None:
+            return self.model
+        began = {"pretrained_model_name_or_path": self.job.replaced, "revision": self.job.replaced_revision}
+        return self.model.model_copy(update={**began, "folder": None})
+
+    @property
     def azure_compute(self) -> AzureCompute:
         """``compute``, for code that runs only where it is Azure ML's."""
         assert isinstance(self.compute, AzureCompute)

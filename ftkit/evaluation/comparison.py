@@ -174,7 +174,7 @@ def write_comparison(
         name=config.run.name,
         task=config.evaluation,
         asked=in_words(compared.questions, config.evaluation),
-        model=config.model.pretrained_model_name_or_path,
+        model=config.compared_with.pretrained_model_name_or_path,
         format=config.merge.format,
         compared=compared,
         models=[asked for asked in (compared.base, compared.adapter, compared.tuned) if asked],

@@ -142,17 +142,14 @@ def _guarding(context: Context) -> Asking | None:
 
 def _candidates(context: Context) -> list[Candidate]:
     """Base, adapter if it is to be asked, and merged model."""
-    model, merged, job = context.config.model, context.needs["merge"], context.config.job
-    base, digest = model.model_dump_json(exclude={"folder", "tokenizer", "license"}), merged.record.result["digest"]
+    model, merged, before = context.config.model, context.needs["merge"], context.config.compared_with
+    digest, aside = merged.record.result["digest"], {"folder", "tokenizer", "license"}
     folder = str(merged.run_folder / merged.record.result["folder"])
     tuned = model.model_copy(update={"pretrained_model_name_or_path": folder, "revision": None, "folder": None})
-    found = [Candidate("base", model, base), Candidate("merged", tuned, digest)]
-    if context.config.evaluation.base == "model" and job.replaced:
-        began = {"pretrained_model_name_or_path": job.replaced, "revision": job.replaced_revision, "folder": None}
-        first = model.model_copy(update=began)
-        found[0] = Candidate("base", first, first.model_dump_json(exclude={"folder", "tokenizer", "license"}))
+    found = [Candidate("base", before, before.model_dump_json(exclude=aside)), Candidate("merged", tuned, digest)]
     if context.config.evaluation.adapter:
-        found.insert(1, Candidate("adapter", model, f"{base} {digest}", _adapter(context)))
+        started = model.model_dump_json(exclude=aside)
+        found.insert(1, Candidate("adapter", model, f"{started} {digest}", _adapter(context)))
     return found
 
 

@@ -100,6 +100,8 @@ def test_a_chain_is_compared_with_the_run_before_or_with_where_it_began(project:
     for base, theirs in (("start", "merged"), ("model", "base")):
         evaluate(project, *chain, f"evaluation.base={base}")
         assert [row["base"] for row in answers(second)] == [row[theirs] for row in before]
+    page = (second.outputs / "evaluate" / "report.html").read_text(encoding="utf-8")
+    assert "put to <code>package:tiny-gpt-oss</code> (base)" in page
 
 
 @pytest.mark.slow
