@@ -211,7 +211,7 @@ def test_a_hostile_template_is_refused_in_words_and_in_time(
 def test_a_template_is_looked_at_before_it_runs(template: str, says: str):
     """Guards in check_template; where Python takes no signals, nothing else would end it."""
     with pytest.raises(StageError, match=says):
-        template_limits.check_template(template, "model")
+        template_limits.check_template(template, "model", "cure")
 
 
 @pytest.mark.parametrize("path", ["~nobody-of-this-name/rows", "a/" * 3000])
