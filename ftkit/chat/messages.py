@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 SPECIAL_TOKEN = re.compile(r"<\|[a-z_0-9]+\|>")
 """Text that a Harmony tokenizer would read as a special token, wherever it stands."""
+
+LANGUAGE_LINE = "reasoning language: "
+"""Begins the first line of a system message that says in which language to think."""
 
 EFFORTS = ("low", "medium", "high")
 Message = dict[str, Any]
@@ -99,4 +102,13 @@ def system_message(dataset: Dataset) -> str:
 
 def join_system(language: str | None, *paragraphs: str | None) -> str:
     """Reasoning language first, then persona and what the row says itself."""
-    return "\n\n".join(part for part in (language and f"reasoning language: {language}", *paragraphs) if part)
+    return "\n\n".join(part for part in (language and f"{LANGUAGE_LINE}{language}", *paragraphs) if part)
+
+
+def without_language(messages: Sequence[Message]) -> list[Message]:
+    """A conversation's messages without the line of ``join_system`` that asks for a reasoning language."""
+    system, *rest = messages
+    if system["role"] != "system" or not system["content"].startswith(LANGUAGE_LINE):
+        return [*messages]
+    left = system["content"].partition("\n\n")[2]
+    return [system | {"content": left}, *rest] if left else rest

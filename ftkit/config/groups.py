@@ -333,5 +333,8 @@ class Evaluation(Group):
     """Longest answer in tokens, thinking included."""
     batch_size: PositiveInt
     """Questions that are answered at a time."""
+    without_language_line: bool
+    """true asks the same questions once more without the line 'reasoning language: …' of the system message: does the
+    model think in that language when it is not told to."""
     guard: Guard
     lm_eval: LmEval

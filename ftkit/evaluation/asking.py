@@ -30,7 +30,7 @@ Drawing = Evaluation | Generate
 """Settings that say how answers are drawn and judged."""
 SAME_ANSWERS = (
     *("path", "folder", "name", "header", "columns", "choices", "instruction", "match", "questions", "adapter"),
-    *("pass_at", "guard", "lm_eval"),
+    *("pass_at", "guard", "lm_eval", "without_language_line"),
 )
 """Of the evaluation's settings, those that change no answer to a given prompt."""
 SAY_EVERY_S = 10.0

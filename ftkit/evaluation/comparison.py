@@ -113,6 +113,11 @@ class Comparison:
         return [row for row in self.rows if not (by_number and row.name == "right_number")]
 
     @property
+    def of_language(self) -> list[Row]:
+        """In which language it thinks, and whether the answers are right."""
+        return [row for row in self.rows if row.name in ("thinks_in_japanese", "right")]
+
+    @property
     def pairs(self) -> list[Pair]:
         return [Pair(*both) for both in zip(self.base.answers, self.tuned.answers, strict=True)]
 
@@ -163,8 +168,10 @@ def write_comparison(
     config: Config,
     by_lm_eval: HarnessComparison | None = None,
     guard: Comparison | None = None,
+    untold: Comparison | None = None,
 ) -> None:
-    """Write the page; ``guard`` is of the questions of ``evaluation.guard``."""
+    """Write the page; ``guard`` is of the questions of ``evaluation.guard``, ``untold`` of the same questions
+    without the language line."""
     worse, better = compared.right_less_often(), compared.right_more_often()
     write_page(
         path,
@@ -187,6 +194,7 @@ def write_comparison(
         shown=_spread(compared.pairs),
         by_lm_eval=by_lm_eval,
         guard=guard and next(row for row in guard.rows if row.name == "right"),
+        untold=untold and untold.of_language,
         guard_asked=guard and in_words(guard.questions, guard_of(config.evaluation)),
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ftkit.chat.format import renderer_of
+from ftkit.chat.format import Renderer, renderer_of
 from ftkit.chat.messages import Conversation, Message, call_in_words, calls_of, is_trained, system_message
 from ftkit.config.dataset import Columns, Dataset
 from ftkit.config.groups import Evaluation, Guard
@@ -145,8 +145,6 @@ def task_questions(path: Path, config: Config, tokenizer: Any) -> list[Question]
         StageError: the file cannot be read, lacks a column, or a row of it lacks a question or an answer.
     """
     dataset, task = config.dataset, config.evaluation
-    family = family_of(config.model.architecture.model_type)
-    renderer = renderer_of(tokenizer, current_date=dataset.current_date, must_be=family.chat)
     pairs = list(_pairs(path, dataset, task))
     before: list[Message] = [{"role": "system", "content": text}] if (text := system_message(dataset)) else []
     asked = [
@@ -158,9 +156,15 @@ def task_questions(path: Path, config: Config, tokenizer: Any) -> list[Question]
         )
         for number, question, answer in pairs
     ]
-    rows = renderer.token_rows(asked)
+    rows = renderer_for(config, tokenizer).token_rows(asked)
     prompts = [ids[:length].tolist() for ids, length in zip(rows.rows(), rows.prompt_length, strict=True)]
     return [Question(n, prompt, q, a) for prompt, (n, q, a) in zip(prompts, pairs, strict=True)]
+
+
+def renderer_for(config: Config, tokenizer: Any) -> Renderer:
+    """What writes prompts as the training has seen them."""
+    family = family_of(config.model.architecture.model_type)
+    return renderer_of(tokenizer, current_date=config.dataset.current_date, must_be=family.chat)
 
 
 def _pairs(path: Path, dataset: Dataset, task: Evaluation) -> Iterator[tuple[int, str, str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +13,8 @@ import numpy as np
 from ftkit.chat.format import Renderer
 from ftkit.chat.messages import Conversation, Message, calls_of, is_trained
 from ftkit.config.dataset import Dataset
-from ftkit.data.conversations import Converter, configured
-from ftkit.data.prepare import TOOLS
+from ftkit.data.conversations import Converter
+from ftkit.data.prepared import conversations_of
 from ftkit.data.readers import read_chunks
 from ftkit.data.refused import Refused
 from ftkit.data.splits import keys, sides
@@ -99,7 +98,7 @@ def questions_of(prepared: Path, dataset: Dataset, path: str | None, limit: int 
         StageError: the other rows cannot be read, or there is nothing to ask.
     """
     found = Questions()
-    for split, conversation in _conversations(prepared, dataset):
+    for split, conversation in conversations_of(prepared, dataset):
         (found.heldout if split == "heldout" else found.own).append(conversation)
     asked = found.own if path is None else _others(path, dataset, found)
     seen: set[str] = set()
@@ -150,19 +149,6 @@ def _item(conversation: Conversation) -> Item:
     shortened = [*before, {name: answer[name] for name in ("role", "content", "thinking") if answer.get(name)}]
     effort, tags, tools = conversation.reasoning_effort, conversation.tags, conversation.tools
     return Item(Conversation(conversation.row, shortened, effort, tags, tools))
-
-
-def _conversations(prepared: Path, dataset: Dataset) -> Iterator[tuple[str, Conversation]]:
-    """Each row's split and conversation, as ``prepare`` had it."""
-    import pyarrow.parquet as pq
-
-    for batch in pq.ParquetFile(prepared).iter_batches():
-        for row in batch.to_pylist():
-            number, split, messages, tools = (row.pop(name, None) for name in ("row", "split", "messages", TOOLS))
-            tags = {name: value for name, value in row.items() if isinstance(value, str)}
-            effort = tags.get(configured(dataset.columns).get("reasoning_effort", "")) or dataset.reasoning_effort
-            plain = [{name: value for name, value in message.items() if value is not None} for message in messages]
-            yield split, Conversation(number, plain, effort, tags, json.loads(tools) if tools else [])
 
 
 def _others(path: str, dataset: Dataset, found: Questions) -> list[Conversation]:

@@ -3,6 +3,7 @@
 python -m ftkit experiment=tiny stage=evaluate
 python -m ftkit experiment=tiny stage=evaluate evaluation.adapter=true
 python -m ftkit experiment=tiny stage=evaluate evaluation.temperature=1.0 evaluation.samples=4
+python -m ftkit experiment=tiny stage=evaluate evaluation.without_language_line=true
 python -m ftkit stage=evaluate evaluation.lm_eval.tasks=[gsm8k] evaluation.lm_eval.python=lm-eval/bin/python
 """
 
@@ -10,12 +11,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.cells import set_cell_size
+from rich.table import Table
 from rich.text import Text
 
 from ftkit.config.groups import Evaluation
@@ -23,10 +26,11 @@ from ftkit.config.lm_eval import include_folder
 from ftkit.config.schema import Config
 from ftkit.console import console, listing, print_listing
 from ftkit.errors import StageError
-from ftkit.evaluation.asking import Asking
+from ftkit.evaluation.asking import Asked, Asking
 from ftkit.evaluation.candidates import Candidate
 from ftkit.evaluation.card import write_card
 from ftkit.evaluation.comparison import Comparison, Pair, Row, write_comparison
+from ftkit.evaluation.language_line import heldout_without_line, task_without_line
 from ftkit.evaluation.lm_eval.figures import HarnessComparison, table_of
 from ftkit.evaluation.lm_eval.tasks import Tasks
 from ftkit.evaluation.measures import MEASURES, Answer
@@ -49,6 +53,8 @@ from ftkit.translation import said
 
 ANSWERS, PAGE = "answers.jsonl", "report.html"
 LIBRARY_LOG = "library.log"
+GUARD, WITHOUT_LINE = "guard", "without_language_line"
+"""Names of what is asked beside the questions, in the record and in ``ANSWERS``."""
 NOT_HELD_OUT = "what the model makes of them says nothing of new questions"
 SHOWN = ("thinking", "output", *MEASURES, "seconds")
 
@@ -72,8 +78,11 @@ def run(context: Context) -> Made:
     config, merged = context.config, context.needs["merge"]
     context.folder.mkdir(parents=True, exist_ok=True)
     with libraries_to(context.folder / LIBRARY_LOG):
-        compared, by_lm_eval, guard = _compare(context)
+        compared, beside, by_lm_eval = _compare(context)
+    untold, guard = beside.get(WITHOUT_LINE), beside.get(GUARD)
     _print(compared, config.evaluation)
+    if untold:
+        print_listing(_table("without the language line", untold, untold.of_language))
     if guard:
         _print(guard, guard_of(config.evaluation))
     if by_lm_eval:
@@ -82,11 +91,13 @@ def run(context: Context) -> Made:
             limit = config.evaluation.max_new_tokens
             context.say(f"{text} at {limit} tokens; for more of them evaluation.max_new_tokens={4 * limit}")
     with written_aside(context.folder / ANSWERS) as aside:
-        _write(aside, compared, guard)
-    write_comparison(context.folder / PAGE, compared, config, by_lm_eval, guard)
+        _write(aside, compared, beside)
+    write_comparison(context.folder / PAGE, compared, config, by_lm_eval, guard, untold)
     result = {"task": name_of(config.evaluation), **compared.result()}
+    if untold:
+        result[WITHOUT_LINE] = untold.result()
     if guard:
-        result["guard"] = {"task": guard_of(config.evaluation).name, **guard.result()}
+        result[GUARD] = {"task": guard_of(config.evaluation).name, **guard.result()}
     if by_lm_eval:
         result["lm_eval"] = by_lm_eval.result()
     if merged.run_folder == context.run_folder:  # not where a job finds a model that an earlier one has made
@@ -100,27 +111,51 @@ def run(context: Context) -> Made:
     return Made(summary, [context.folder / ANSWERS, context.folder / PAGE], result)
 
 
-def _compare(context: Context) -> tuple[Comparison, HarnessComparison | None, Comparison | None]:
-    """Ask one model after the other, all questions and lm-eval's tasks while its weights are loaded."""
-    config, asked, on_guard = context.config, {}, {}
+def _compare(context: Context) -> tuple[Comparison, dict[str, Comparison], HarnessComparison | None]:
+    """Ask one model after the other, all questions and lm-eval's tasks while its weights are loaded.
+
+    Returns:
+        What they made of the questions, of those beside them by name (``_beside``), and of lm-eval's tasks.
+    """
+    config = context.config
     candidates = _candidates(context)
     with Tasks(config, context.folder, context.say) if config.evaluation.lm_eval.tasks else nullcontext() as tasks:
         questions = _questions(context)
         tokens = None if config.evaluation.path else published_rows(context) / TOKENS
-        asking = Asking(questions, config, tokens, context.folder, context.say)
-        guarding = _guarding(context)
+        main = Asking(questions, config, tokens, context.folder, context.say)
+        askings = {"": main} | _beside(context, questions)
+        asked: dict[str, dict[str, Asked]] = {name: {} for name in askings}
         for candidate in candidates:
-            asked[candidate.name] = asking.ask(candidate)
-            if guarding:
-                on_guard[candidate.name] = guarding.ask(candidate)
+            for name, asking in askings.items():
+                asked[name][candidate.name] = asking.ask(candidate)
             if tasks:
                 tasks.put_to(candidate)
             candidate.release()
     known = _trained_on(context, questions) if config.evaluation.path else 0
-    pass_at = tuple(config.evaluation.pass_at)
-    compared = Comparison(asked["base"], asked["merged"], asked.get("adapter"), trained_on=known, pass_at=pass_at)
-    guard = Comparison(on_guard["base"], on_guard["merged"], on_guard.get("adapter")) if guarding else None
-    return compared, tasks.compared() if tasks else None, guard
+    made = {name: Comparison(of["base"], of["merged"], of.get("adapter")) for name, of in asked.items()}
+    compared = replace(made.pop(""), trained_on=known, pass_at=tuple(config.evaluation.pass_at))
+    return compared, made, tasks.compared() if tasks else None
+
+
+def _beside(context: Context, questions: Sequence[Question]) -> dict[str, Asking]:
+    """What is asked beside the questions: those of ``evaluation.guard``, and the same without the language line."""
+    asked = {}
+    if guarding := _guarding(context):
+        asked[GUARD] = guarding
+    if context.config.evaluation.without_language_line:
+        untold = _without_line(context, questions)
+        asked[WITHOUT_LINE] = Asking(untold, context.config, None, context.folder, context.say, name="without-line")
+    return asked
+
+
+def _without_line(context: Context, questions: Sequence[Question]) -> list[Question]:
+    from ftkit.models.loading import load_tokenizer
+
+    config, tokenizer = context.config, load_tokenizer(context.config.model)
+    if path := task_file(config.evaluation, config.job.evaluation):
+        return task_without_line(path, config, tokenizer)
+    rows = published_rows(context) / f"{context.needs['publish'].record.result['name']}.parquet"
+    return heldout_without_line(questions, rows, config, tokenizer)
 
 
 def _guarding(context: Context) -> Asking | None:
@@ -184,14 +219,7 @@ def _trained_on(context: Context, questions: Sequence[Question]) -> int:
 
 
 def _print(compared: Comparison, evaluation: Evaluation) -> None:
-    unmerged = ["adapter"] if compared.adapter else []
-    asked = in_words(compared.questions, evaluation)
-    table = listing(*map(said, (asked, "before", *unmerged, "after", "change, 95 % interval")))
-    for row in compared.shown:
-        style = "bold" if row.change.excludes_zero else ""
-        means = [f"{figure.mean:.2f}" for figure in (row.base, row.adapter, row.tuned) if figure]
-        table.add_row(said(row.label), *means, Text(_change(row), style=style))
-    print_listing(table)
+    print_listing(_table(in_words(compared.questions, evaluation), compared, compared.shown))
     pair = _example(compared.pairs)
     for label, text in (
         ("question", pair.base.question),
@@ -199,6 +227,16 @@ def _print(compared: Comparison, evaluation: Evaluation) -> None:
         ("after", f"{pair.tuned.thinking} ⇒ {pair.tuned.output}"),
     ):
         console().print(Text.assemble((f"{'':13}{set_cell_size(said(label), 10)}", "dim"), text), soft_wrap=True)
+
+
+def _table(title: str, compared: Comparison, rows: Sequence[Row]) -> Table:
+    unmerged = ["adapter"] if compared.adapter else []
+    table = listing(*map(said, (title, "before", *unmerged, "after", "change, 95 % interval")))
+    for row in rows:
+        style = "bold" if row.change.excludes_zero else ""
+        means = [f"{figure.mean:.2f}" for figure in (row.base, row.adapter, row.tuned) if figure]
+        table.add_row(said(row.label), *means, Text(_change(row), style=style))
+    return table
 
 
 def _change(row: Row) -> str:
@@ -213,11 +251,11 @@ def _example(pairs: Sequence[Pair]) -> Pair:
     return next((pair for pair in pairs if pair.tuned.right and pair.tuned.thinks_in_japanese), pairs[0])
 
 
-def _write(path: Path, compared: Comparison, guard: Comparison | None) -> None:
-    with path.open("w", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in _lines(compared))
-        if guard:
-            stream.writelines(json.dumps({"guard": True} | line, ensure_ascii=False) + "\n" for line in _lines(guard))
+def _write(path: Path, compared: Comparison, beside: Mapping[str, Comparison]) -> None:
+    lines = list(_lines(compared))
+    for name, comparison in beside.items():
+        lines += [{name: True} | line for line in _lines(comparison)]
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
 
 def _lines(compared: Comparison) -> Iterator[dict[str, Any]]:

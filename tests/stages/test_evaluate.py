@@ -91,6 +91,27 @@ def test_the_unmerged_adapter_is_asked_as_well(project: FinishedRun, monkeypatch
     assert f", the adapter has {result['adapter']['tokens']:.2f}" in refused.err
 
 
+def test_asked_once_more_without_the_language_line(project: FinishedRun) -> None:
+    """Answers with it are kept; figures of those without it stand in the listing, the page, the record, the card."""
+    evaluate(project)
+    done = evaluate(project, "evaluation.without_language_line=true")
+    assert done.out.count("12 of 12 answered before") == 2
+    (listed,) = re.findall(
+        r"^ +without the language line .*\n +(thinks in Japanese .*)\n +(right answer .*)$", done.out, re.M
+    )
+    result = json.loads((project.outputs / "evaluate" / "record.json").read_text(encoding="utf-8"))["result"]
+    untold = result["without_language_line"]
+    for line, name in zip(listed, ("thinks_in_japanese", "right"), strict=True):
+        assert f"{untold['base'][name]:.2f}" in line and f"{untold['merged'][name]:.2f}" in line
+    rows = [row for row in answers(project) if row.get("without_language_line")]
+    assert len(rows) == 12 and untold["questions"] == 12
+    assert untold["merged"]["thinks_in_japanese"] == sum(row["merged"]["thinks_in_japanese"] for row in rows) / 12
+    page = (project.outputs / "evaluate" / "report.html").read_text(encoding="utf-8")
+    assert "Without the language line" in page
+    card = (project.outputs / "merged" / "README.md").read_text(encoding="utf-8")
+    assert f"thinks in Japanese in {untold['merged']['thinks_in_japanese']:.2f} of the answers" in card
+
+
 def test_a_chain_is_compared_with_the_run_before_or_with_where_it_began(project: FinishedRun) -> None:
     evaluate(project)
     before = answers(project)

@@ -100,6 +100,13 @@ def as_many_samples_as_pass_at_k_needs(config: Config) -> Iterator[Problem]:
         yield Problem("evaluation.pass_at", what, "", cure)
 
 
+def language_line_is_there_to_leave_out(config: Config) -> Iterator[Problem]:
+    evaluation, language = config.evaluation, config.dataset.reasoning_language
+    if evaluation.without_language_line and evaluation.path and not language:
+        what = "true, and the questions are asked without such a line: dataset.reasoning_language is null"
+        yield Problem("evaluation.without_language_line", what, "", "evaluation.without_language_line=false")
+
+
 CHECKS = (
     gate_can_be_read,
     task_file_exists,
@@ -109,4 +116,5 @@ CHECKS = (
     several_samples_need_a_temperature,
     as_many_samples_as_pass_at_k_needs,
     guard_is_asked_here,
+    language_line_is_there_to_leave_out,
 )
