@@ -12,14 +12,13 @@ import pytest
 from helpers.browser import chromium  # noqa: F401
 from helpers.command import FinishedRun, run_ftkit
 from helpers.llama_cpp import Converter, install_converter
+from helpers.preloaded import OF_TESTS
 
 from ftkit.file_locks import take
 from ftkit.files import written_aside
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and all they start, ignore it
-os.environ.update(
-    OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", COLUMNS="200", LC_ALL="C.UTF-8"
-)
+os.environ.update(OF_TESTS)
 
 LONGEST = (
     *(
@@ -70,7 +69,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory):
     Run once, by the first of pytest's processes that needs it; the others serve a copy of their own.
     """
     folder = tmp_path_factory.mktemp("life-cycle")
-    tiny = ("experiment=tiny", "deployment.port=0")
+    tiny, done = ("experiment=tiny", "deployment.port=0"), None
     kept = of_all_processes(tmp_path_factory) / "life-cycle"
     try:
         with kept.with_suffix(".lock").open("w") as lock:
@@ -87,6 +86,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory):
             served = run_ftkit(*tiny, "stage=deploy", cwd=folder)
             assert served.status == 0, served
             done = replace(served, out=(kept / "printed").read_text(encoding="utf-8") + served.out)
+        assert done
         yield FinishedRun(folder, done)
     finally:
         run_ftkit(*tiny, "stage=teardown", "yes=true", cwd=folder)

@@ -24,6 +24,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+OF_TESTS = {
+    **{"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+    **{"COLUMNS": "200", "LC_ALL": "C.UTF-8"},
+}
+"""Environment variables of every test: one thread a process, no hub, long lines."""
 HYDRA = ("hydra.main", "hydra.core.override_parser.overrides_parser", "hydra._internal.hydra", "omegaconf")
 """What every command imports."""
 TRAINING = (*HYDRA, "numpy", "torch", "transformers.trainer", "datasets", "peft", "trl.trainer.sft_trainer")
