@@ -159,6 +159,7 @@ def test_what_a_killed_command_was_writing_goes_with_the_next_one(
 def test_several_processes_of_one_training_do_not_shut_each_other_out(
     in_empty_folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    """Guard: first_process in runner._alone."""
     monkeypatch.setenv("RANK", "1")
     with locked(Path("outputs/tiny"), "stage=train of tiny, rank 0"):
-        runner.run(resolve(["experiment=tiny", "stage=environment"]))
+        runner.run(resolve(["experiment=tiny", "stage=prepare"]))

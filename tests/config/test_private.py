@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ftkit.config import yaml_limits
 from ftkit.config.resolve import freeze, load_frozen, resolve
 from ftkit.config.stages import BY_NAME
 from ftkit.errors import ConfigError
@@ -104,6 +105,16 @@ def test_yaml_that_is_none_or_never_ends(in_empty_folder: Path, content: bytes, 
     assert error.value.problems[0].where.rpartition("conf/")[2].startswith("experiment/mine.yaml") or says.endswith(
         "unknown key"
     )
+
+
+def test_anchors_count_as_often_as_they_are_used(in_empty_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """Guard: MOST in yaml_limits; a bomb itself would take all memory without it."""
+    monkeypatch.setattr(yaml_limits, "MOST", 50)
+    path = in_empty_folder / "conf" / "experiment" / "mine.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text("# @package _global_\na: &a [x, x, x, x, x, x, x, x]\nb: [*a, *a, *a, *a, *a, *a, *a, *a]\n")
+    with pytest.raises(ConfigError, match="holds 85 values, its anchors written out; at most 50"):
+        resolve(["experiment=mine", "stage=plan"])
 
 
 @pytest.mark.parametrize(
