@@ -143,7 +143,7 @@ def test_the_limit_is_the_instances_and_who_is_killed_gives_his_places_back(fron
     Guards: Places.take, which counts those of all; _give_back_of_the_dead.
     """
     (engine,), (supervisor,) = engines(fronts), supervisors(fronts)
-    first = supervisor.parent()
+    first = psutil.Process(supervisor.ppid())
     (second,) = {*workers(fronts)} - {first}
     loaded = log_of(fronts).count("loaded in")
     with ExitStack() as opened:
@@ -201,7 +201,7 @@ def test_a_vllm_that_is_killed_is_started_again_once_and_all_its_clients_told(fr
 def test_teardown_leaves_nothing_of_them_whoever_was_replaced(fronts: Endpoint):
     """Last: the others need it. The process that watches vLLM has lost the one that had it started."""
     (supervisor,) = supervisors(fronts)
-    supervisor.parent().kill()  # another one may just be coming in its place
+    psutil.Process(supervisor.ppid()).kill()  # another one may just be coming in its place
     assert shared_folders(fronts.pid)
     local_endpoint.stop(fronts)
     assert not belonging(Path(fronts.folder)) and not shared_folders(fronts.pid)
@@ -236,6 +236,15 @@ def test_a_start_that_fails_is_told_once_and_leaves_nothing(
     assert error.value.what == f"the server did not start: {why}"
     log = Path(error.value.where).read_text(encoding="utf-8")
     assert len(re.findall(r"(?m) E \[\d+\] azmlinfsrv - User's init function failed", log)) == 1
+    assert not belonging(tmp_path)
+
+
+def test_a_tokenizer_that_cannot_be_used_is_told_and_leaves_nothing(light: Path, tmp_path: Path):
+    """vLLM has been started by then."""
+    (light / "merged" / "chat_template.jinja").unlink()
+    with pytest.raises(StageError) as error:
+        start(light, tmp_path)
+    assert error.value.what == f"the server did not start: {light / 'merged'} holds no chat template"
     assert not belonging(tmp_path)
 
 

@@ -6,7 +6,7 @@ A further engine is a module with ``ENGINE``, its class, a line in ``ENGINES``, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -33,24 +33,34 @@ class Restarting(Exception):
     """The engine has ended and is being started again."""
 
 
+class Words(NamedTuple):
+    """What an engine is told by the tokenizer.
+
+    Attributes:
+        stop_ids: token ids that end an answer.
+        probe: token ids of a prompt, for an engine that tries itself.
+    """
+
+    stop_ids: Sequence[int]
+    probe: Sequence[int]
+
+
 class Start(NamedTuple):
     """What an engine is started with.
 
     Attributes:
         folder: of the model, whose weights have been checked; adapters, if any, lie in ``adapters/<name>/``.
         names: that requests may give the model without an adapter, one at least.
-        stop_ids: token ids that end an answer.
+        read_words: loads the tokenizer, once, which takes seconds: an engine in a process of its own starts meanwhile.
         limits: of requests; ``concurrent_requests`` are in hand at most.
-        probe: token ids of a prompt, for an engine that tries itself.
         arguments: ``deployment.engine_args``, as words of a command line.
         fronts: processes of gunicorn that share one engine.
     """
 
     folder: Path
     names: Sequence[str]
-    stop_ids: Sequence[int]
+    read_words: Callable[[], Words]
     limits: Limits
-    probe: Sequence[int]
     arguments: Sequence[str]
     fronts: int = 1
 

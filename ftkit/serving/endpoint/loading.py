@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ftkit.chat.messages import ModelError
+from ftkit.families import FAMILIES
+
+PLAIN_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
+"""Classes of transformers, before and after its fifth release, that are what ``tokenizer.json`` says and no more."""
 
 
 def find_model(root: Path, depth: int = 4) -> Path:
@@ -40,12 +44,39 @@ def check_weights(folder: Path) -> None:
     try:
         names = json.loads(path.read_bytes())["weight_map"].values() if path.exists() else ["model.safetensors"]
         for path in sorted(folder / name for name in set(names)):
-            with safe_open(path, framework="pt"):
+            with safe_open(path, framework="np"):  # "pt" imports torch
                 pass
     except FileNotFoundError as error:
         raise ModelError(f"{path} is missing") from error
     except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
         raise ModelError(f"{path} is truncated or damaged: {error}") from error
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The model's tokenizer of transformers.
+
+    ``AutoTokenizer`` imports torch, which takes seconds and 200 MB in each process; one that is its ``tokenizer.json``
+    and no more can do without.
+    """
+    if _is_plain(folder):
+        from transformers import PreTrainedTokenizerFast as Tokenizer
+    else:
+        from transformers import AutoTokenizer as Tokenizer
+
+    return Tokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def _is_plain(folder: Path) -> bool:
+    """Whether ``AutoTokenizer`` would read ``tokenizer.json`` and nothing else."""
+    try:
+        model = json.loads((folder / "config.json").read_bytes())["model_type"]
+        declared = json.loads((folder / "tokenizer_config.json").read_bytes())
+        is_declared = declared.get("tokenizer_class") in PLAIN_TOKENIZERS and "auto_map" not in declared
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False
+    # of some other families transformers knows better than their files, and of Mistral's it prefers tekken.json
+    is_known = model in FAMILIES and not (folder / "tekken.json").exists()
+    return is_declared and is_known and (folder / "tokenizer.json").is_file()
 
 
 def load_model(folder: Path) -> Any:

@@ -18,9 +18,9 @@ from ftkit.chat.serving_defaults import ServingDefaults
 from ftkit.families import family_of
 from ftkit.serving.endpoint.answering import Answering
 from ftkit.serving.endpoint.batching import Job
-from ftkit.serving.endpoint.engine import Busy, Engine, Restarting, Start, choose_engine, engine_class
+from ftkit.serving.endpoint.engine import Busy, Engine, Restarting, Start, Words, choose_engine, engine_class
 from ftkit.serving.endpoint.limits import Limits
-from ftkit.serving.endpoint.loading import check_weights
+from ftkit.serving.endpoint.loading import check_weights, load_tokenizer
 from ftkit.serving.endpoint.logprobs import TokenWords
 from ftkit.serving.endpoint.refusals import STARTING, Refused
 from ftkit.serving.endpoint.requests import Request, Rules, Sampling
@@ -59,11 +59,24 @@ class Served:
         engine_args: Sequence[str] = (),
         fronts: int = 1,
     ):
-        from transformers import AutoTokenizer
-
         check_weights(folder)
         defaults = ServingDefaults.read(folder)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        self.context = context_of(folder)
+
+        def read_words() -> Words:
+            return self._read_words(folder, limits, defaults)
+
+        names = list(names) or [defaults.name or folder.name]
+        start = Start(folder, names, read_words, limits, engine_args, fronts)
+        self.engine: Engine = engine_class(choose_engine(engine))(start)
+        self.rules = self.rules._replace(passed_on=self.engine.passed_on)
+        self.context = min(self.context, self.engine.context() or self.context)
+        self.adapters, self.model = self.engine.adapters, self.engine.model
+        self.notes, self.where = self.engine.notes, self.engine.where
+
+    def _read_words(self, folder: Path, limits: Limits, defaults: ServingDefaults) -> Words:
+        """Load the tokenizer, and what else makes a prompt of a chat."""
+        self.tokenizer: Any = load_tokenizer(folder)
         if not self.tokenizer.chat_template:
             raise ModelError(f"{folder} holds no chat template")
         self.parser: Parser = parser_of(self.tokenizer, must_be=must_be(folder))
@@ -72,19 +85,11 @@ class Served:
         self._renderers: dict[str, Any] = {}  # of chats with tools, by date
         self._lock = threading.Lock()
         self.rules = Rules(limits, defaults, special_tokens(self.tokenizer), read_sampling(folder))
-        self.context = context_of(folder)
         try:
             probe = self.prompt_ids(Request([{"role": "user", "content": "…"}]))
         except Refused as error:
             raise ModelError(f"FTKIT_MAX_INPUT_TOKENS={limits.max_input_tokens}: {error.message}") from error
-        names = list(names) or [defaults.name or folder.name]
-        self.engine: Engine = engine_class(choose_engine(engine))(
-            Start(folder, names, self.parser.stop_ids, limits, probe, engine_args, fronts)
-        )
-        self.rules = self.rules._replace(passed_on=self.engine.passed_on)
-        self.context = min(self.context, self.engine.context() or self.context)
-        self.adapters, self.model = self.engine.adapters, self.engine.model
-        self.notes, self.where = self.engine.notes, self.engine.where
+        return Words(self.parser.stop_ids, probe)
 
     @property
     def limits(self) -> Limits:

@@ -35,15 +35,12 @@ log = logging.getLogger("azmlinfsrv.print")
 
 
 class SharedVllm:
-    """See ``VllmServer``; the constructor returns when vLLM is healthy, and was tried, unless this process is to do so.
+    """See ``VllmServer``; ``wait`` returns when vLLM is healthy, and was tried, unless this process is to do so.
 
     Args:
         arguments: of ``vllm serve``, host and port aside.
         board: that all of them share.
         master: gunicorn's.
-
-    Raises:
-        ModelError: vLLM did not start; in one of the processes alone, the others wait to be ended.
     """
 
     def __init__(self, arguments: Sequence[str], board: Board, master: int):
@@ -52,6 +49,16 @@ class SharedVllm:
         self._lead: IO[bytes] | None = None
         self._patient_until = 0.0
         self.is_untried = False
+        if not board.is_open and board.state != FAILED and self._leads() and not board.is_held("supervisor"):
+            self._start()
+
+    def wait(self) -> None:
+        """Return when vLLM answers and was tried, or is to be tried by this process.
+
+        Raises:
+            ModelError: vLLM did not start; in one of the processes alone, the others wait to be ended.
+        """
+        board = self._board
         with self._ending_by_sigterm():
             while not board.is_open:
                 if self._leads() and self._is_up():
@@ -74,6 +81,9 @@ class SharedVllm:
         if self.is_untried:
             self._board.open()
         threading.Thread(target=self._watch, name="vllm", daemon=True).start()
+
+    def leave(self) -> None:
+        """This process fails; the others have their vLLM, and if they fail as well it ends with gunicorn."""
 
     def stop(self, why: str = "") -> None:
         """End it for all processes: it is of no use."""

@@ -26,13 +26,12 @@ class TransformersEngine(Scheduler):
         if start.fronts > 1:
             what = f"{start.fronts} processes are to share one vLLM, and the engine here is transformers"
             raise ModelError(f"{what}: deployment.front_processes=1, or deployment.engine=vllm")
+        stop_ids, _ = start.read_words()
         self.model = load_model(start.folder)
         self.adapters = LoadedAdapters(self.model, start.folder, start.names)
         self.where = f"{self.model.device} in {str(self.model.dtype).removeprefix('torch.')}"
         limits = start.limits
-        super().__init__(
-            self.model, start.stop_ids, limits.batch_size, limits.concurrent_requests, self.adapters.select
-        )
+        super().__init__(self.model, stop_ids, limits.batch_size, limits.concurrent_requests, self.adapters.select)
 
     @classmethod
     def suits(cls) -> bool:

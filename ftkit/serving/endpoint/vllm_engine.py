@@ -26,7 +26,7 @@ from ftkit.serving.endpoint.engine import Busy, Restarting, Start
 from ftkit.serving.endpoint.refusals import STARTING, Refused
 from ftkit.serving.endpoint.sampling import SETTINGS, Chosen
 from ftkit.serving.endpoint.shared_vllm import SharedVllm
-from ftkit.serving.endpoint.vllm_server import HOST, VllmServer, find_vllm
+from ftkit.serving.endpoint.vllm_server import HOST, VllmServer, find_vllm, has_gpu
 
 PASSED_ON = (
     *SETTINGS,
@@ -59,7 +59,7 @@ class VllmEngine:
     def __init__(self, start: Start):
         capacity = start.limits.concurrent_requests
         self.adapters = adapters = Adapters(start.folder, start.names)
-        self._stop_ids, self._name = frozenset(start.stop_ids), adapters.base
+        self._name = adapters.base
         self._pool = ThreadPoolExecutor(capacity, thread_name_prefix="job")
         own = ["--served-model-name", self._name, "--max-num-seqs", str(capacity), "--generation-config", "vllm"]
         own += lora_arguments(adapters.folders)
@@ -73,7 +73,14 @@ class VllmEngine:
             self._server = SharedVllm(arguments, board, master)
         else:
             self._places, self._server = OwnPlaces(capacity), VllmServer(arguments)
-        self.notes: Sequence[str] = self._tried(start.probe) if self._server.is_untried else ()
+        try:
+            stop_ids, probe = start.read_words()
+        except BaseException:
+            self._server.leave()
+            raise
+        self._stop_ids = frozenset(stop_ids)
+        self._server.wait()
+        self.notes: Sequence[str] = self._tried(probe) if self._server.is_untried else ()
         self._server.let_in()
         self._places.is_here()
 
@@ -92,11 +99,7 @@ class VllmEngine:
     @classmethod
     def suits(cls) -> bool:
         """Where it is installed and there is a GPU."""
-        if find_vllm() is None:
-            return False
-        import torch
-
-        return torch.cuda.is_available()
+        return find_vllm() is not None and has_gpu()
 
     def context(self) -> int | None:
         """What vLLM was started with."""

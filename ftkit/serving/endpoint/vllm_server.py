@@ -53,6 +53,18 @@ def find_vllm() -> str | None:
     return shutil.which("vllm", path=str(Path(sys.executable).parent)) or shutil.which("vllm")
 
 
+def has_gpu() -> bool:
+    """Whether there is one that programs can use; NVIDIA's driver itself is asked: torch takes seconds to load."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        import torch
+
+        return torch.cuda.is_available()  # AMD's too
+    count = ctypes.c_int()
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
 def reason_in(lines: Sequence[str]) -> str:
     """The last error that a log tells of and that says more than that there was one, or else its last line."""
     said = [text for line in lines if (text := PREFIX.sub("", line).strip())]
@@ -66,13 +78,13 @@ def reason_in(lines: Sequence[str]) -> str:
 
 
 class VllmServer:
-    """Its process; the constructor returns when it is healthy.
+    """Its process; the constructor starts it, in the main thread, and ``wait`` returns when it is healthy.
 
     Args:
         arguments: of ``vllm serve``, host and port aside.
 
     Raises:
-        ModelError: vLLM is not installed, or ended before it was healthy.
+        ModelError: vLLM is not installed.
     """
 
     is_untried = True
@@ -89,6 +101,13 @@ class VllmServer:
         self.port = 0
         self._start()
         atexit.register(self.stop)
+
+    def wait(self) -> None:
+        """Return when it is healthy; from then on it is started again if it ends.
+
+        Raises:
+            ModelError: it ended before.
+        """
         self._wait_or_start_again()
         threading.Thread(target=self._watch, name="vllm", daemon=True).start()
 
@@ -98,6 +117,10 @@ class VllmServer:
 
     def let_in(self) -> None:
         """It was tried; nobody waits to be told."""
+
+    def leave(self) -> None:
+        """This process fails, for a reason of its own."""
+        self.stop()
 
     def stop(self, why: str = "") -> None:
         """End it, and wait for that; whoever asks for it knows why."""

@@ -48,6 +48,7 @@ def main() -> None:
 def _serve(arguments: list[str], board: Board) -> None:
     try:
         server = Shown(arguments, board)
+        server.wait()
     except ModelError as error:
         board.give_up(FAILED, str(error))
         return
