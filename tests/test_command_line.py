@@ -134,6 +134,21 @@ def test_plan_shows_the_arithmetic(ftkit):
     assert "products=fp8" not in ftkit("stage=plan", "compute=h100x2", "model=olmo-2-1b").out
 
 
+def test_rows_that_are_not_packed_are_planned_by_their_lengths_once_prepared(ftkit):
+    gpu = ("experiment=tiny", "compute.gib_per_gpu=24", "sft.bf16=true", "model.dtype=bfloat16", "sft.packing=false")
+    kernels = ("model.attn_implementation=ftkit_sinks", "model.experts_implementation=ftkit_lora")
+    rows = "sft.per_device_train_batch_size=16"
+
+    def memory(tokens: int) -> str:
+        out = ftkit("stage=plan", *gpu, *kernels, rows, f"sft.max_length={tokens}").out
+        assert f"packing off: rows end to end, of at most {tokens:,} tokens" in out
+        return next(line for line in out.splitlines() if line.startswith("memory"))
+
+    before = memory(2048)
+    assert ftkit("stage=prepare", "experiment=tiny").status == 0
+    assert "activations 0.4" in before and "activations 0.0" in memory(2048) == memory(162)
+
+
 def test_plan_says_what_would_fit_when_it_does_not(ftkit):
     out = ftkit("stage=plan", "sft.gradient_checkpointing=false", "sft.max_length=65536").out
     assert "will not fit in 94 GiB" in out and "sft.gradient_checkpointing=true: " in out and "fits" in out

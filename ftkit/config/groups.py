@@ -82,6 +82,11 @@ class Model(Group):
         """``job.model``: where a job has mounted the model; None outside of one."""
         return self._folder
 
+    @property
+    def joins_rows(self) -> bool:
+        """Whether the rows of a batch lie end to end, without padding, as ftkit's own attention takes them."""
+        return self.attn_implementation.startswith("ftkit_")
+
     name: AssetName
     """Short name; the default run and model names are made from it."""
     pretrained_model_name_or_path: str

@@ -15,6 +15,7 @@ from ftkit.data.mixture import SURPLUS, TRAIN, SourceFigures, figures_of
 from ftkit.data.packing import pack
 from ftkit.data.prepare import Part
 from ftkit.data.refused import Account
+from ftkit.data.row_lengths import longest_of
 from ftkit.data.splits import Sides
 
 LARGE = 0.5
@@ -216,6 +217,7 @@ class Statistics:
             "like_validation": self.like_validation,
             "left_out": list(self.left_out),
             "longest": int(self.longest.max()),
+            "longest_rows": longest_of(self.longest[self.trained]),
             "equal_across_split": self.leaked,
             "not_used": dict(self.account.unused),
             "not_used_keys": dict(self.account.unused_keys),

@@ -15,6 +15,7 @@ from ftkit.config.dataset import Dataset
 from ftkit.config.methods import DpoMethod, GrpoMethod
 from ftkit.config.schema import Config
 from ftkit.config.stages import BY_NAME
+from ftkit.data.row_lengths import RowLengths, at_their_longest, on_average, row_lengths
 from ftkit.errors import FtkitError
 from ftkit.families import family_of
 from ftkit.models import serving_memory
@@ -32,13 +33,14 @@ HIGH_RATE = 1e-4
 def figures(config: Config) -> Iterator[tuple[str, str]]:
     """The lines of the plan below its table: a label, and what it says."""
     if is_open(config):
-        found = choices(config)
+        found = choices(config, _row_lengths(config))
         yield "chosen", _chosen(config, found)
         config = found[0].config
     sft, arch = config.sft, config.model.architecture
     gpus = "1 process" if config.processes == 1 else f"{config.processes} processes"
     length = f"{sft.max_length:,} tokens"
-    packing = f"packed to {length}" if sft.packing else f"packing off: padded, at most {length}"
+    unpacked = "end to end" if config.model.joins_rows else "padded to the longest of a batch"
+    packing = f"packed to {length}" if sft.packing else f"packing off: rows {unpacked}, of at most {length}"
     yield (
         "batch",
         f"{gpus} × {_rows(sft.rows_at_a_time)} × {sft.gradient_accumulation_steps} accumulated = "
@@ -139,7 +141,7 @@ def _chosen(config: Config, found: list[Choice]) -> str:
 
 def _in_fp8(config: Config, shown: Callable[[Choice], str]) -> str:
     """What products in FP8 would give, where they can be had and are not asked for."""
-    model, rates, said = config.model, rates_of(config), ""
+    model, rates, lengths, said = config.model, rates_of(config), _row_lengths(config), ""
     if model.products != "dtype" or not (rates and rates.fp8):
         return said
     exact, all_layers = (
@@ -147,9 +149,9 @@ def _in_fp8(config: Config, shown: Callable[[Choice], str]) -> str:
         for products in ("fp8", "fp8_all")
     )
     if family_of(model.architecture.model_type).mxfp4 and not any(fp8_products_have_what_they_need(exact)):
-        said += f"; with model.products=fp8, which rounds tokens and gradients, {shown(choices(exact)[0])}"
+        said += f"; with model.products=fp8, which rounds tokens and gradients, {shown(choices(exact, lengths)[0])}"
     if not any(fp8_products_have_what_they_need(all_layers)):
-        said += f"; with model.products=fp8_all, which rounds weights too, {shown(choices(all_layers)[0])}"
+        said += f"; with model.products=fp8_all, which rounds weights too, {shown(choices(all_layers, lengths)[0])}"
     return said
 
 
@@ -253,8 +255,17 @@ def _filled(config: Config, prepared: Mapping[str, Any]) -> int:
     return math.ceil(prepared["tokens"] / config.sft.max_length) if config.sft.packing else rows
 
 
+def _row_lengths(config: Config) -> RowLengths | None:
+    """Of the training rows, once they are prepared."""
+    prepared = _prepared(config)
+    if not prepared or not prepared.get("longest_rows"):
+        return None
+    return row_lengths(prepared["longest_rows"], prepared["tokens"] / prepared["training_rows"], config)
+
+
 def _memory(config: Config) -> str:
-    peak = footprint(config)
+    longest = at_their_longest(config, _row_lengths(config))
+    peak = footprint(longest)
     parts = (
         f"weights {peak.weights / GIB:.1f}, {'adapter' if config.lora else 'gradients'} and optimiser "
         f"{peak.optimiser / GIB:.1f}, activations {peak.activations / GIB:.1f}, "
@@ -294,8 +305,7 @@ def _predicted_rate(config: Config, prepared: dict | None) -> tuple[float | None
     if rates is None:
         return None, "no rate has been measured for this GPU"
     document = max(1, prepared["tokens"] // prepared["training_rows"]) if prepared else None
-    if document and not config.sft.packing:  # rows are joined without padding
-        config = config.model_copy(update={"sft": config.sft.model_copy(update={"max_length": document})})
+    config = on_average(config, _row_lengths(config))
     rate = tokens_per_second(config, rates, document=document and min(document, config.sft.max_length))
     return rate, f"predicted for {config.processes} × {rates.name} ({rates.measured})"
 
@@ -326,7 +336,7 @@ def _prepared(config: Config) -> dict | None:
 
 def warnings(config: Config) -> Iterator[str]:
     """What is allowed and probably not meant, or will not fit."""
-    config = settle(config)
+    config = settle(config, _row_lengths(config))
     if (steps := _step_count(config)) and (why := schedules.why_too_short(config, steps)):
         yield f"{why}; sft.warmup_steps=0.03"
     yield from _rate_warnings(config)
@@ -345,6 +355,7 @@ def _rate_warnings(config: Config) -> Iterator[str]:
 
 
 def _memory_warnings(config: Config) -> Iterator[str]:
+    config = at_their_longest(config, _row_lengths(config))
     peak, has = footprint(config), config.compute.gib_per_gpu
     if has is None or peak.total / GIB <= has:
         return

@@ -30,8 +30,7 @@ def measure_effect(model: PeftModel, config: Config, tokens: Path, pad_token_id:
         tokens: parquet file of ``prepare``.
     """
     rows, _ = rows_to_compare_on(tokens, limit=ROWS, longest=min(LONGEST, config.sft.max_length))
-    joins = config.model.attn_implementation.startswith("ftkit_")
-    collate = JoiningCollator(pad_token_id) if joins else Collator(pad_token_id, packed=False)
+    collate = JoiningCollator(pad_token_id) if config.model.joins_rows else Collator(pad_token_id, packed=False)
     matrices = {name: weight for name, weight in model.named_parameters() if ".lora_B." in name}
     experts = {name for name in matrices if ".experts." in name}
     parts = {"attention": experts, "experts": matrices.keys() - experts} if 0 < len(experts) < len(matrices) else {}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ftkit.config.schema import Config
+from ftkit.data.row_lengths import RowLengths, at_their_longest, on_average
 from ftkit.families import family_of
 from ftkit.models.speed import Rates, rates_of, reference_rates, tokens_per_second
 from ftkit.models.training_memory import GIB, footprint, fused
@@ -57,17 +58,21 @@ def is_open(config: Config) -> bool:
     return "auto" in (config.sft.per_device_train_batch_size, config.sft.gradient_checkpointing, config.model.weights)
 
 
-def choices(config: Config, *, below: float | None = None, dense: bool = False, plain: bool = False) -> list[Choice]:
+def choices(
+    config: Config, lengths: RowLengths | None = None, *, below: float | None = None, dense: bool = False,
+    plain: bool = False,
+) -> list[Choice]:  # fmt: skip
     """All that fit, the best first; the smallest alone where none does.
 
     Args:
         config: what is not auto in it stands.
+        lengths: of the training rows, where they are known: more of them fit at a time if they are not packed.
         below: GiB that have run out of memory.
         dense: whether the checkpoint's experts are dense, and cannot be kept in MXFP4.
         plain: whether ftkit's kernels cannot run: the smallest is taken then.
     """
     rates = rates_of(config) or reference_rates()
-    found = [_choice(made, rates) for made in _settlements(config, dense, fused(config) and not plain)]
+    found = [_choice(made, lengths, rates) for made in _settlements(config, dense, fused(config) and not plain)]
     has = config.compute.gib_per_gpu
     limit = min(USABLE * (has or 0) or float("inf"), SMALLER * below if below else float("inf"))
     fitting = sorted((c for c in found if c.gib <= limit), key=lambda c: -c.tokens_per_s)
@@ -78,9 +83,9 @@ def choices(config: Config, *, below: float | None = None, dense: bool = False, 
     return [best, *(c for c in fitting if c is not best)]
 
 
-def settle(config: Config) -> Config:
+def settle(config: Config, lengths: RowLengths | None = None) -> Config:
     """The configuration with the best choice in the place of every auto; the same if there is none."""
-    return choices(config)[0].config if is_open(config) else config
+    return choices(config, lengths)[0].config if is_open(config) else config
 
 
 def runner_up(found: list[Choice]) -> Choice | None:
@@ -101,14 +106,19 @@ def ran_out(checkpoints: Path) -> float | None:
         return None
 
 
-def note_ran_out(checkpoints: Path, settled: Config) -> None:
-    """Leave word, so that this run and those that resume it choose less."""
-    (checkpoints / FILE).write_text(json.dumps({"below_gib": footprint(settled).total / GIB}), encoding="utf-8")
+def note_ran_out(checkpoints: Path, gib: float) -> None:
+    """Leave word of the predicted GiB, so that this run and those that resume it choose less."""
+    (checkpoints / FILE).write_text(json.dumps({"below_gib": gib}), encoding="utf-8")
 
 
-def _choice(config: Config, rates: Rates) -> Choice:
-    speed = tokens_per_second(config, rates) if fused(config) else 0.0
-    return Choice(config, footprint(config).total / GIB, speed)
+def predicted_gib(config: Config, lengths: RowLengths | None) -> float:
+    """Peak of a GPU, with the longest rows that can meet in a batch."""
+    return footprint(at_their_longest(config, lengths)).total / GIB
+
+
+def _choice(config: Config, lengths: RowLengths | None, rates: Rates) -> Choice:
+    speed = tokens_per_second(on_average(config, lengths), rates) if fused(config) else 0.0
+    return Choice(config, predicted_gib(config, lengths), speed)
 
 
 def _settlements(config: Config, dense: bool, known: bool) -> list[Config]:

@@ -8,36 +8,47 @@ from pathlib import Path
 import torch
 
 from ftkit.config.schema import Config
+from ftkit.data.row_lengths import RowLengths, read_row_lengths
 from ftkit.families import family_of
 from ftkit.models.loading import holds_mxfp4
-from ftkit.models.training_memory import GIB, footprint
-from ftkit.training.choice import Choice, choices, is_open, note_ran_out, ran_out
+from ftkit.models.training_memory import GIB
+from ftkit.training.choice import Choice, choices, is_open, note_ran_out, predicted_gib, ran_out
 
 
-def settled_here(config: Config, checkpoints: Path, say: Callable[[str], None]) -> Config:
+def settled_here(
+    config: Config, lengths: RowLengths | None, checkpoints: Path, say: Callable[[str], None]
+) -> Config:  # fmt: skip
     """The configuration with numbers in the place of every auto, which are said; the same if there is none.
 
     Args:
         config: as the user gave it.
+        lengths: of ``lengths_for``.
         checkpoints: where word was left of what has run out of memory.
         say: prints a line.
     """
     if not is_open(config):
         return config
-    chosen = _fitting(config, ran_out(checkpoints))[0]
+    chosen = _fitting(config, lengths, ran_out(checkpoints))[0]
     has = at_hand(config).compute.gib_per_gpu
     size = f": {chosen.gib:.1f} of {has:.1f} GiB predicted" if has else ""
     say(f"chosen: {chosen}{size}")
     return chosen.config
 
 
-def next_smaller(config: Config, failed: Config, checkpoints: Path) -> Choice | None:
+def lengths_for(config: Config, tokens: Path) -> RowLengths | None:
+    """Lengths of the training rows in ``tokens``, where anything is left to choose and rows are not packed."""
+    return read_row_lengths(tokens, config) if is_open(config) and not config.sft.packing else None
+
+
+def next_smaller(
+    config: Config, failed: Config, lengths: RowLengths | None, checkpoints: Path
+) -> Choice | None:  # fmt: skip
     """What to go on with after ``failed``, of which word is left; None where nothing smaller can be chosen."""
     if not is_open(config):
         return None
-    note_ran_out(checkpoints, failed)
-    needed = footprint(failed).total / GIB
-    smaller = _fitting(config, needed)[0]
+    needed = predicted_gib(failed, lengths)
+    note_ran_out(checkpoints, needed)
+    smaller = _fitting(config, lengths, needed)[0]
     return smaller if smaller.gib < needed else None
 
 
@@ -49,11 +60,11 @@ def at_hand(config: Config) -> Config:
     return config.model_copy(update={"compute": config.compute.model_copy(update={"gib_per_gpu": gib})})
 
 
-def _fitting(config: Config, below: float | None) -> list[Choice]:
+def _fitting(config: Config, lengths: RowLengths | None, below: float | None) -> list[Choice]:
     here = at_hand(config)
     family = family_of(config.model.architecture.model_type)
     plain = torch.cuda.is_available() and family.training.why_plain(config, torch.device("cuda")) is not None
-    found = choices(here, below=below, plain=plain)
+    found = choices(here, lengths, below=below, plain=plain)
     if config.model.weights == "auto" and found[0].config.model.weights == "mxfp4" and not holds_mxfp4(config.model):
-        found = choices(here, below=below, plain=plain, dense=True)
+        found = choices(here, lengths, below=below, plain=plain, dense=True)
     return found

@@ -34,7 +34,7 @@ from ftkit.training.artifact import KINDS, Origin, folder_name
 from ftkit.training.build import for_all_weights, hardware, set_up
 from ftkit.training.checkpoints import is_complete, newest_complete, saving, step_of
 from ftkit.training.dataset import DataCounts
-from ftkit.training.fitting import next_smaller, settled_here
+from ftkit.training.fitting import lengths_for, next_smaller, settled_here
 from ftkit.training.heldout import best_step, evaluations, stops_early
 from ftkit.training.losses import PARTS, losses_of
 from ftkit.training.memory_advice import OutOfMemory, out_of_memory
@@ -118,11 +118,12 @@ def train(
     config = for_all_weights(config, say)
     _make_folders(out, checkpoints)
     with libraries_to(out / "library.log" if first else None):
-        settled = settled_here(config, checkpoints, say)
+        lengths = lengths_for(config, tokens)
+        settled = settled_here(config, lengths, checkpoints, say)
         try:
             return _train(settled, tokens, out, checkpoints, tracked_by, say, alone=not label)
         except OutOfMemory as error:
-            smaller = next_smaller(config, settled, checkpoints)
+            smaller = next_smaller(config, settled, lengths, checkpoints)
             if smaller is None:
                 raise
             if one_of_several():

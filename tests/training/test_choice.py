@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers.small_model import small_run
 from safetensors.torch import load_file
 
 from ftkit.config.resolve import resolve
+from ftkit.data.row_lengths import RowLengths, read_row_lengths
 from ftkit.errors import ConfigError
-from ftkit.training.choice import AS_FAST, FILE, USABLE, choices, is_open, runner_up, settle
+from ftkit.models.training_memory import GIB, footprint
+from ftkit.training.choice import AS_FAST, FILE, USABLE, choices, is_open, predicted_gib, runner_up, settle
 from ftkit.training.memory_advice import OutOfMemory
 from ftkit.training.methods.sft import SftTrainer
 from ftkit.training.recompute import spread
@@ -50,6 +54,39 @@ def test_other_families_with_fused_layers_choose_among_dense_weights(model: str,
     found = choices(plan(f"model={model}", f"compute.gib_per_gpu={gib}"))
     assert {choice.config.model.weights for choice in found} == {"dense"}
     assert found[0].gib <= USABLE * gib and found[0].config.sft.recomputed_layers(36) == recomputed
+
+
+@pytest.mark.parametrize("gib", [24, 80, 141])
+def test_rows_that_are_not_packed_are_planned_by_their_own_lengths(gib: int) -> None:
+    """Short rows go many at a time; what has to fit is the batch of the longest. Packed rows are full."""
+    config = plan(f"compute.gib_per_gpu={gib}", "sft.packing=false")
+    short = RowLengths(300, [900, *[400] * 63])
+    unknown, known = choices(config), choices(config, short)
+    assert known[0].config.sft.rows_at_a_time > unknown[0].config.sft.rows_at_a_time
+    assert known[0].config.rows_per_step == config.rows_per_step and known[0].config.sft.max_length == 4096
+    typed = "sft.per_device_train_batch_size=4", "sft.gradient_accumulation_steps=4", "model.weights=mxfp4"
+    four = plan(f"compute.gib_per_gpu={gib}", "sft.packing=false", *typed)
+    (by_rows,) = {choice.gib for choice in choices(four, short) if choice.config.sft.gradient_checkpointing is True}
+    longest = plan(f"compute.gib_per_gpu={gib}", "sft.max_length=525", "sft.gradient_checkpointing=true", *typed)
+    assert by_rows == pytest.approx(footprint(longest).total / GIB), "(900 + 3 × 400) / 4 tokens a row"
+    full = RowLengths(300, [4096] * 64)
+    assert predicted_gib(four, full) == predicted_gib(four, None) == footprint(four).total / GIB
+    packed = plan(f"compute.gib_per_gpu={gib}")
+    assert choices(packed, short)[0] == choices(packed)[0]
+
+
+def test_lengths_are_those_of_the_training_rows(token_file: Path) -> None:
+    rows = pq.read_table(token_file).to_pylist()
+    lengths = sorted((len(row["input_ids"]) for row in rows if row["split"] == "train"), reverse=True)
+    whole = read_row_lengths(token_file, plan())
+    assert whole and whole.longest == lengths[:64] and whole.mean == pytest.approx(sum(lengths) / len(lengths))
+    assert whole.of_longest(2) == math.ceil(sum(lengths[:2]) / 2)
+    limit = lengths[3]
+    left_out = read_row_lengths(token_file, plan(f"sft.max_length={limit}"))
+    assert left_out and left_out.longest[0] == limit and left_out.of_longest(1) == limit
+    cut = read_row_lengths(token_file, plan(f"sft.max_length={limit}", "dataset.overlength=truncate-thinking"))
+    assert cut and [*cut.longest[:4]] == [limit] * 4
+    assert read_row_lengths(token_file, plan("sft.max_length=8")) is None
 
 
 def test_what_is_typed_stands() -> None:
@@ -101,6 +138,20 @@ def test_recomputing_some_layers_trains_as_all_and_none_to_the_last_bit(
 OPEN = ("sft.per_device_train_batch_size=auto", "sft.gradient_accumulation_steps=2", "sft.gradient_checkpointing=auto",
         "sft.max_steps=6", "sft.save_steps=2", "compute.gib_per_gpu=80", "sft.bf16=true", "model.dtype=bfloat16",
         "model.attn_implementation=ftkit_sinks", "model.experts_implementation=ftkit_lora")  # fmt: skip
+
+
+def test_training_chooses_by_the_rows_that_it_has(model_folder: Path, token_file: Path, tmp_path: Path) -> None:
+    """On a card where one row of ``sft.max_length`` fits, and several of those that there are."""
+    settings = *OPEN, "sft.packing=false", "sft.max_length=256", "sft.max_steps=1", "sft.gradient_accumulation_steps=4"
+    config = small_run(model_folder, *settings)
+    one = small_run(model_folder, *settings, "sft.per_device_train_batch_size=1", "sft.gradient_checkpointing=true")
+    card = config.compute.model_copy(update={"gib_per_gpu": 1.0001 * predicted_gib(one, None) / USABLE})
+    config = config.model_copy(update={"compute": card})
+    assert settle(config).sft.rows_at_a_time == 1
+    said: list[str] = []
+    result = train(config, tokens=token_file, out=tmp_path, checkpoints=tmp_path / "c", say=said.append)
+    (chosen,) = [line for line in said if line.startswith("chosen: ")]
+    assert chosen.startswith(("chosen: 2 rows", "chosen: 4 rows")) and result.global_step == 1
 
 
 @pytest.mark.slow

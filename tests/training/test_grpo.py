@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +22,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from ftkit.errors import StageError
 from ftkit.training.collapse import collapse
+from ftkit.training.methods import method_of
 from ftkit.training.rewards import function_of
 
 GRPO = (
@@ -41,6 +44,19 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trainer_of(model_folder: Path, questions: Path, folder: Path, *overrides: str) -> Any:
     config = small_run(model_folder, *GRPO, *overrides)
     return trainer_that_moved(config, questions, folder)
+
+
+def test_vllm_is_not_given_dense_experts_where_it_has_loaded_mxfp4(model_folder: Path, tmp_path: Path) -> None:
+    """Guard: holds_mxfp4 in grpo.arguments; vLLM would fail after it has loaded the model."""
+    packed = tmp_path / "packed"
+    shutil.copytree(model_folder, packed)
+    path = packed / "config.json"
+    quantized = json.loads(path.read_text()) | {"quantization_config": {"quant_method": "mxfp4"}}
+    path.write_text(json.dumps(quantized))
+    config = small_run(packed, *GRPO, "method.use_vllm=true")
+    with pytest.raises(StageError, match="has its experts in MXFP4, and vLLM takes new ones dense") as refused:
+        method_of(config).arguments(config, tmp_path / "checkpoints")
+    assert refused.value.where == "method.use_vllm"
 
 
 def answers_of(seed: int) -> Callable[..., tuple[list[list[int]], None]]:

@@ -56,7 +56,7 @@ def trainer(
         eval_dataset=heldout,
         data_collator=PairCollator(cast(int, tokenizer.pad_token_id)),
         processing_class=tokenizer,
-        joins=config.model.attn_implementation.startswith("ftkit_"),
+        joins=config.model.joins_rows,
         sft=config.sft,
     )
 

@@ -17,7 +17,7 @@ from ftkit.chat.format import parser_of
 from ftkit.config.methods import GrpoMethod
 from ftkit.config.schema import Config
 from ftkit.errors import StageError
-from ftkit.models.loading import load_tokenizer
+from ftkit.models.loading import holds_mxfp4, load_tokenizer
 from ftkit.training.arguments import shared_arguments, with_precision
 from ftkit.training.collapse import StopsAtCollapse
 from ftkit.training.dataset import DataCounts
@@ -37,6 +37,7 @@ def arguments(config: Config, checkpoints: Path) -> GRPOConfig:
     assert isinstance(method, GrpoMethod)
     vllm: dict[str, Any] = {}
     if method.use_vllm:
+        _check_that_vllm_takes_new_weights(config)
         share = method.vllm_gpu_memory_utilization
         vllm = {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": share}
     made = GRPOConfig(
@@ -47,6 +48,19 @@ def arguments(config: Config, checkpoints: Path) -> GRPOConfig:
         per_device_eval_batch_size=method.num_generations,  # which TRL holds against each other, and ftkit needs not
     )
     return with_precision(made, config)
+
+
+def _check_that_vllm_takes_new_weights(config: Config) -> None:
+    """TRL hands the experts over dense, and a vLLM that has loaded them in MXFP4 has no place for them.
+
+    Raises:
+        StageError: the checkpoint is in MXFP4.
+    """
+    if holds_mxfp4(config.model):
+        path = config.model.pretrained_model_name_or_path
+        cure = "method.use_vllm=false, or method.start=<a run merged with merge.format=bf16>"
+        what = f"{path} has its experts in MXFP4, and vLLM takes new ones dense"
+        raise StageError(what, where="method.use_vllm", cure=cure)
 
 
 def rows(tokens: Path, config: Config, *, vocab_size: int, split: str = "train") -> tuple[Dataset, DataCounts]:
@@ -76,7 +90,7 @@ def trainer(
         eval_dataset=heldout,
         processing_class=tokenizer,
         reward_funcs=[Reward(name, answers, first=i == 0) for i, name in enumerate(method.rewards)],
-        joins=config.model.attn_implementation.startswith("ftkit_"),
+        joins=config.model.joins_rows,
         sft=config.sft,
     )
     if method.collapse is not None:

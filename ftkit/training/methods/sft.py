@@ -63,11 +63,11 @@ def trainer(
 
 
 def _collator(config: Config, pad_token_id: int) -> Collator | JoiningCollator:
-    attention, sft = config.model.attn_implementation, config.sft
-    if attention.startswith("ftkit_"):
+    model, sft = config.model, config.sft
+    if model.joins_rows:
         return JoiningCollator(pad_token_id)
     # flex_attention is compiled anew for another length.
-    pad_to = sft.max_length if attention == "flex_attention" and sft.packing else None
+    pad_to = sft.max_length if model.attn_implementation == "flex_attention" and sft.packing else None
     return Collator(pad_token_id, sft.packing, pad_to)
 
 
