@@ -100,7 +100,7 @@ def pickled_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
-HOSTILE: dict[str, Callable[[Path], None]] = {
+HOSTILE: dict[str, Callable[[Path], object]] = {
     "weight above": weight_map({"lm_head.weight": "../outside.safetensors"}),
     "weight anywhere": weight_map({"lm_head.weight": "/etc/passwd"}),
     "weights a list": weight_map(["model.safetensors"]),
@@ -175,23 +175,23 @@ def test_a_tokenizer_that_is_none_is_refused_in_words(folder: Path, hostile: str
 LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 
 
-@pytest.mark.parametrize("harmony", [True, False])
-@pytest.mark.parametrize(
-    "template",
-    [
-        LOOPS,
-        "{{ 10 ** 10 ** 10 }}",
-        "{{ 'a' * 10 ** 12 }}",
-        "{{ messages.__class__.__mro__ }}",
-        "{{ 1 / 0 }}",
-        "{% for",
-        "{{ raise_exception('no') }}",
-        "{{ undefined_thing.attribute }}",
-        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
-        "{% include '/etc/passwd' %}",
-        "a" * (template_limits.LARGEST + 1),
-    ],
-)
+TEMPLATES = {
+    "loops": LOOPS,
+    "power": "{{ 10 ** 10 ** 10 }}",
+    "much": "{{ 'a' * 10 ** 12 }}",
+    "classes": "{{ messages.__class__.__mro__ }}",
+    "division": "{{ 1 / 0 }}",
+    "cut off": "{% for",
+    "refuses": "{{ raise_exception('no') }}",
+    "undefined": "{{ undefined_thing.attribute }}",
+    "calls itself": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+    "a file": "{% include '/etc/passwd' %}",
+    "long": "a" * (template_limits.LARGEST + 1),
+}
+
+
+@pytest.mark.parametrize("harmony", [True, False], ids=["harmony", "template"])
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 def test_a_hostile_template_is_refused_in_words_and_in_time(
     folder: Path, template: str, harmony: bool, monkeypatch: pytest.MonkeyPatch
 ):
