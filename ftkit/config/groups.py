@@ -237,8 +237,9 @@ class Deployment(Group):
     autoscale: Autoscale
     """Managed endpoints: more and fewer instances by load; deployment.autoscale.max_instances=4 is enough."""
     adapters: dict[AssetName, str]
-    """Local platform: serve the base model and adapters of runs in place of the merged model; requests name one in
-    ``model``. By name, a run's folder or an adapter's: {ja: outputs/ja, law: outputs/law}."""
+    """score.py serves the base model and adapters of runs in place of the merged model; requests name one in
+    ``model``. By name, a run's folder or an adapter's: {ja: outputs/ja, law: outputs/law}. A managed endpoint gets
+    both as one registered model, which is sent once."""
     port: Annotated[int, Field(ge=0, le=65535)]
     """Port on 127.0.0.1 for the local platform; 0 takes a free one."""
     startup_timeout_s: PositiveInt

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+from ftkit.assets import asset_path
 from ftkit.config.schema import Config
 from ftkit.families import family_of
 from ftkit.models.training_memory import GIB, MXFP4_BYTES, model_parameters
@@ -72,6 +74,17 @@ def serving(config: Config) -> Serving:
     tokens = int(settings.engine_args.get("max_model_len") or a.max_position_embeddings)
     kept = tokens if (window := family_of(a.model_type).window) is None else (tokens + min(window, tokens)) / 2
     return Serving(weights / GIB, "MXFP4 and bfloat16" if packed else "bfloat16", kept * per_token / GIB, 1, tokens)
+
+
+def base_bytes(config: Config) -> tuple[int, bool]:
+    """Size of the base model's checkpoint, and whether it was looked at; else it is added up from the shape."""
+    model = config.model
+    folder = Path(model.folder or asset_path(model.pretrained_model_name_or_path)).expanduser()
+    if folder.is_dir():
+        return sum(path.stat().st_size for path in folder.glob("*.safetensors")), True
+    parameters, experts = model_parameters(model.architecture), _expert_parameters(config)
+    packed = experts if family_of(model.architecture.model_type).mxfp4 else 0
+    return int(2 * (parameters - packed) + MXFP4_BYTES * packed), False
 
 
 def problems(config: Config, gpus: Gpus) -> Iterator[str]:

@@ -18,11 +18,13 @@ from ftkit.config.stages import BY_NAME
 from ftkit.data.row_lengths import RowLengths, at_their_longest, on_average, row_lengths
 from ftkit.errors import FtkitError
 from ftkit.families import family_of
+from ftkit.files import size_in_words
 from ftkit.models import serving_memory
 from ftkit.models.speed import gpu_of, rates_of, tokens_per_second
 from ftkit.models.training_memory import CHECKPOINT_BYTES, GIB, adapter_parameters, footprint, fused, model_parameters
 from ftkit.models.vm_gpus import gpus_of
 from ftkit.pipeline.lineage import find, folder_of
+from ftkit.platforms import adapters as adapter_files
 from ftkit.training.choice import Choice, choices, is_open, runner_up, settle
 from ftkit.training.memory_advice import savings
 
@@ -77,11 +79,29 @@ def figures(config: Config) -> Iterator[tuple[str, str]]:
     yield "memory", _memory(config)
     if config.deployment.managed:
         yield "serving", serving_memory.in_words(config, gpus_of(config.deployment.instance_type))
+        if config.deployment.adapters:
+            yield "sends", _sends(config)
         if config.deployment.autoscale.on:
             yield "autoscale", _autoscale(config)
     yield "time, cost", _time_and_cost(config)
     if config.generates:
         yield "generate", _generate(config)
+
+
+def _sends(config: Config) -> str:
+    """What a managed endpoint gets with adapters, and how much of it leaves this machine."""
+    base, is_known = serving_memory.base_bytes(config)
+    names = ", ".join(config.deployment.adapters)
+    try:
+        adapters = size_in_words(adapter_files.bytes_of(config))
+    except FtkitError:
+        adapters = "a size that is known once they are trained"
+    about = "" if is_known else "about "
+    name = config.model.pretrained_model_name_or_path
+    return (
+        f"{name}, {about}{size_in_words(base)}, and the adapters {names}, {adapters}, "
+        f"as model {config.registration.model_name}-adapters; nothing if the workspace has them"
+    )
 
 
 def _autoscale(config: Config) -> str:

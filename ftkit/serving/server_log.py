@@ -1,4 +1,7 @@
-"""Why the server of an endpoint did not start, from its log: Azure ML's inference server, or gunicorn alone."""
+"""Why the server of an endpoint did not start, or how its adapters came out, from its log.
+
+The log is that of Azure ML's inference server, or of gunicorn alone.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,12 @@ import re
 _REASON = re.compile(r"^(?:[a-z_]\w*\.)*([A-Z]\w*(?:Error|Exception)): (.+)")
 _FAILURE = re.compile(r" E \[\d+\] azmlinfsrv - |\[ERROR\] Exception in worker process")
 """The server's word that the script failed; a traceback about model versions before it means nothing."""
+_COMPARED = re.compile(r"adapter \S+: (?:as trained:|not to be told from|not held against).*")
+
+
+def compared(log: str) -> list[str]:
+    """What ``score.py`` says of each adapter that its vLLM applies."""
+    return list(dict.fromkeys(_COMPARED.findall(log)))
 
 
 def reason(log: str) -> str:

@@ -3,20 +3,20 @@
 python -m ftkit experiment=tiny stage=deploy
 python -m ftkit stage=deploy deployment.rollout=[10,50,100]
 python -m ftkit experiment=tiny stage=deploy 'deployment.adapters={ja: outputs/ja, law: outputs/law}'
+python -m ftkit stage=deploy deployment.engine=vllm 'deployment.adapters={ja: outputs/ja}'
 """
 
 from __future__ import annotations
 
 from ftkit.config.schema import Config
-from ftkit.files import tree_digest
 from ftkit.pipeline.stage import Context, Made
-from ftkit.platforms.local.adapters import find_adapters
+from ftkit.platforms.adapters import digests_of
 from ftkit.records import Record
 
 
 def outside_inputs(config: Config) -> dict[str, str]:
     """Digests of the adapters that are served by name, and the base that they are served on."""
-    found = {f"adapter {name}": tree_digest(folder) for name, folder in find_adapters(config).items()}
+    found = {f"adapter {name}": digest for name, digest in digests_of(config).items()}
     base = f"{config.model.pretrained_model_name_or_path} {config.model.revision or ''}"
     return found | ({"base": base} if found else {})
 

@@ -52,11 +52,13 @@ def test_ddp_with_expert_lora(reentrant: str, find_unused: str) -> None:
 
 SCHEDULE = "sft.lr_scheduler_kwargs"
 COMBINATIONS = [
-    (serving.adapters_are_served_here, "deployment.adapters={ja:runs}", "deployment.adapters",
+    (serving.adapters_can_be_served, "deployment=vllm deployment.adapters={ja:runs}", "deployment.adapters",
      "deployment.adapters={}"),
-    (serving.adapters_are_served_here, f'{TINY} deployment.adapters={{ja:runs}} registration.gate=["right>=base"]',
+    (serving.adapters_can_be_served, "model.pretrained_model_name_or_path=azureml:m:1 deployment.adapters={ja:runs}",
+     "deployment.adapters", "model.pretrained_model_name_or_path=<hub id or folder of azureml:m:1>"),
+    (serving.adapters_can_be_served, f'{TINY} deployment.adapters={{ja:runs}} registration.gate=["right>=base"]',
      "deployment.adapters", "registration.gate=[]"),
-    (serving.adapters_are_served_here, f"{TINY} deployment.adapters={{tiny:runs}}", "deployment.adapters",
+    (serving.adapters_can_be_served, f"{TINY} deployment.adapters={{tiny:runs}}", "deployment.adapters",
      "another name than tiny"),
     (platform.trackio_and_wandb_are_not_in_a_jobs_image, "tracking=[trackio,tensorboard]", "tracking", "tracking=auto"),
     (platform.trackio_and_wandb_are_not_in_a_jobs_image, "tracking=wandb", "tracking", "tracking=auto"),

@@ -52,14 +52,19 @@ def server_has_its_image(config: Config) -> Iterator[Problem]:
         yield Problem("deployment.instance_count", said, "", "deployment.instance_count=1, or deployment.server=score")
 
 
-def adapters_are_served_here(config: Config) -> Iterator[Problem]:
+def adapters_can_be_served(config: Config) -> Iterator[Problem]:
     deployment, key = config.deployment, "deployment.adapters"
     if not deployment.adapters:
         return
     names = ", ".join(deployment.adapters)
-    if deployment.managed or deployment.server != "score":
-        said = f"{names}, but only score.py on the local platform serves adapters by name"
-        yield Problem(key, said, "", "deployment.adapters={}, or compute=local deployment=local")
+    if deployment.server != "score":
+        said = f"{names}, but only score.py serves adapters by name"
+        yield Problem(key, said, "", "deployment.adapters={}, or deployment.server=score deployment.image=null")
+    base = config.model.pretrained_model_name_or_path
+    if deployment.managed and base.startswith("azureml:"):
+        said = f"{names}, but they are sent with their base, and {base} cannot be read here"
+        cure = f"model.pretrained_model_name_or_path=<hub id or folder of {base}>, or deployment.adapters={{}}"
+        yield Problem(key, said, "", cure)
     if config.registration.gate:
         said = f"{names}, but registration.gate judges the merged model, which is not served beside adapters"
         yield Problem(key, said, "", "registration.gate=[], or deployment.adapters={}")
@@ -140,7 +145,7 @@ CHECKS = (
     converter_can_be_run,
     deployment_fits_its_platform,
     server_has_its_image,
-    adapters_are_served_here,
+    adapters_can_be_served,
     endpoint_settings_reach_their_engine,
     front_processes_have_one_vllm,
     rollout_ends_at_100,

@@ -42,14 +42,23 @@ def register(workspace: Workspace, name: str, content: str, digest: str, tags: M
         content: ``azureml://jobs/…/outputs/…/paths/…``.
         digest: of the merged model; a version that bears it already is taken as it is.
     """
-    with workspace.asking("list the versions of model", name):
-        versions = list(workspace.client.models.list(name)) if _has_model(workspace, name) else []
-    for found in versions:
-        if (found.tags or {}).get(DIGEST) == digest:
-            return _model(found), False
+    if found := _version_with(workspace, name, digest):
+        return found, False
     wanted = Model(name=name, type="custom_model", path=content, tags={DIGEST: digest, **_texts(tags)})
     with workspace.asking("register the model", name):
         return _model(workspace.client.models.create_or_update(wanted)), True
+
+
+def send_model(
+    workspace: Workspace, name: str, content: Path, digest: str, tags: Mapping[str, Any], say: Say
+) -> tuple[Asset, bool]:
+    """Register a folder of this machine as the next version of a model; sent only if no version bears its digest."""
+    if found := _version_with(workspace, name, digest):
+        return found, False
+    wanted = Model(name=name, type="custom_model", path=str(content), tags={DIGEST: digest, **_texts(tags)})
+    doing = ("register the model", name)
+    sent = changes.send(workspace, doing, lambda: workspace.client.models.create_or_update(wanted), say)
+    return _model(sent), True
 
 
 def exists(workspace: Workspace, asset: Mapping[str, Any]) -> bool:
@@ -57,6 +66,12 @@ def exists(workspace: Workspace, asset: Mapping[str, Any]) -> bool:
     client, name, version = workspace.client, asset["name"], asset["version"]
     look = client.data.get if asset["kind"] == "data" else client.models.get
     return _found(workspace, f"{asset['kind']} {name}:{version}", lambda: look(name, version))
+
+
+def _version_with(workspace: Workspace, name: str, digest: str) -> Asset | None:
+    with workspace.asking("list the versions of model", name):
+        versions = list(workspace.client.models.list(name)) if _has_model(workspace, name) else []
+    return next((_model(found) for found in versions if (found.tags or {}).get(DIGEST) == digest), None)
 
 
 def _has_model(workspace: Workspace, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Why a deployment did not start: the end of its container's log, and the reason in it."""
+"""Why a deployment did not start, or how its adapters came out: the end of its container's log."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import suppress
 from ftkit.errors import StageError
 from ftkit.platforms.azureml.workspace import Workspace
 from ftkit.platforms.base import Say
-from ftkit.serving.server_log import reason
+from ftkit.serving.server_log import compared, reason
 
 READ, SHOWN = 1000, 30
 """Lines."""
@@ -25,3 +25,10 @@ def with_log(workspace: Workspace, error: StageError, endpoint: str, name: str, 
     if not (why := reason(text)):
         return error
     return StageError(f"{name} did not start: {why}", where=error.where, cure="mend that; the log is above")
+
+
+def compared_adapters(workspace: Workspace, endpoint: str, name: str) -> list[str]:
+    """What it says of each adapter that its vLLM applies; nothing where the log cannot be had."""
+    with suppress(StageError), workspace.asking("get the log of", f"{endpoint}/{name}"):
+        return compared(workspace.client.online_deployments.get_logs(name, endpoint, lines=READ))
+    return []

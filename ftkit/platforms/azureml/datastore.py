@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from azure.storage.blob import BlobClient, ContainerClient
 
 from ftkit.errors import StageError
+from ftkit.files import written_aside
 from ftkit.platforms.azureml.workspace import Workspace
 from ftkit.platforms.job_files import comes_here
 
@@ -49,6 +50,26 @@ class Datastore:
                 is_file = bool(parts[-1])  # a name that ends in a slash stands for a folder
                 if is_file and parts[0] in folders and comes_here(parts, blob.size):
                     yield _inside(parts, address), self._container.download_blob(blob.name).readall()
+
+    def fetch(self, address: str, target: Path) -> None:
+        """Bring a folder here, whole or not at all.
+
+        Raises:
+            StageError: there is nothing, the store cannot be read, or a name leads out of the address.
+        """
+        prefix = address.partition("/paths/")[2].rstrip("/") + "/"
+        with written_aside(target) as aside, self._workspace.asking("fetch", address):
+            aside.mkdir(parents=True)
+            for blob in self._container.list_blobs(name_starts_with=prefix):
+                parts = blob.name[len(prefix) :].split("/")
+                if not parts[-1]:  # a name that ends in a slash stands for a folder
+                    continue
+                path = aside / _inside(parts, address)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("wb") as file:
+                    self._container.download_blob(blob.name).readinto(file)
+            if not any(aside.iterdir()):
+                raise StageError("it is not there any more", where=address, cure="stage=train in that run again")
 
 
 def _inside(parts: Sequence[str], address: str) -> PurePosixPath:

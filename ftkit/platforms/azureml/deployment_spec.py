@@ -80,7 +80,8 @@ def of(config: Config, model: Mapping[str, Any]) -> Container:
     settings, own = config.deployment, config.deployment.server == "score"
     kind, name = _kind_and_name(config)
     at_a_time = settings.max_concurrent_requests_per_instance
-    common = variables_of(config, str(model["name"])) | {"HF_HUB_OFFLINE": "1"}
+    served = config.model.name if settings.adapters else str(model["name"])
+    common = variables_of(config, served) | {"HF_HUB_OFFLINE": "1"}
     return Container(
         server=settings.server,
         model=f"{model['name']}:{model['version']}",

@@ -74,8 +74,10 @@ class AzureML:
         return assets.exists(self.workspace, asset)
 
     def deploy(self, model: Mapping[str, Any], say: Say) -> Deployed:
-        from ftkit.platforms.azureml import rollout
+        from ftkit.platforms.azureml import bundle, rollout
 
+        if self.config.deployment.adapters:
+            model = bundle.registered(self.workspace, self.config, self.run_folder, self._mark, say)
         return rollout.deploy(self.workspace, self.config, model, say)
 
     def serves(self, deployed: Mapping[str, Any]) -> bool:

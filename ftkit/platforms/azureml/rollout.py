@@ -19,7 +19,7 @@ from ftkit.platforms.azureml import deployment_spec as container
 from ftkit.platforms.azureml.capacity import Capacity, most_with_room, room
 from ftkit.platforms.azureml.changes import Change, State
 from ftkit.platforms.azureml.claims import Claim, claimed
-from ftkit.platforms.azureml.container_log import with_log
+from ftkit.platforms.azureml.container_log import compared_adapters, with_log
 from ftkit.platforms.azureml.endpoints import SERVING, Deployed, Endpoint
 from ftkit.platforms.azureml.errors import is_forbidden
 from ftkit.platforms.azureml.ownership import ROLLOUT, Mark, whose
@@ -204,6 +204,8 @@ class Rollout:
         key = endpoints.credential(self.workspace, self.name)
         self._check(found, key, new)
         self.say(f"{new}: healthy, answers")
+        for line in compared_adapters(self.workspace, self.name, new) if self.settings.adapters else ():
+            self.say(f"{new}: {line}")
         kept = old.name if old else ""
         if old and self.settings.mirror_traffic:
             self._mirror(found, key, new)

@@ -12,10 +12,10 @@ from ftkit.config.schema import Config
 from ftkit.digests import Digests
 from ftkit.errors import StageError
 from ftkit.files import tree_digest
+from ftkit.platforms.adapters import find_adapters, lay_out
 from ftkit.platforms.base import Asset, Deployed, Running, Say, Target
 from ftkit.platforms.local import endpoint as local_endpoint
 from ftkit.platforms.local import store as local_store
-from ftkit.platforms.local.adapters import find_adapters, lay_out
 from ftkit.serving.servers import SERVERS
 from ftkit.serving.settings import engine_arguments, variables_of
 

@@ -28,7 +28,7 @@ from ftkit.serving import log_files
 from ftkit.serving.endpoint.board import FOLDERS, began
 from ftkit.serving.endpoint.limits import SPARE_THREADS
 from ftkit.serving.endpoint.loading import find_model
-from ftkit.serving.server_log import reason
+from ftkit.serving.server_log import compared, reason
 from ftkit.serving.settings import front_processes
 
 if TYPE_CHECKING:
@@ -55,8 +55,6 @@ _SECRET = re.compile(r"TOKEN$|SECRET|PASS|KEY|CREDENTIAL", re.I)
 
 _LOADED = re.compile(r"serving \S.* loaded in ")
 """What score.py says in the log of each process when it is ready."""
-_COMPARED = re.compile(r"adapter \S+: (?:as trained:|not to be told from|not held against).*")
-"""What it says of each adapter that vLLM applies."""
 
 
 def spawn(endpoint: Endpoint, listener: socket.socket) -> subprocess.Popen[bytes]:
@@ -175,7 +173,7 @@ def fronts_of(server: str, variables: Mapping[str, str], instance_count: int, wa
 
 def compared_adapters(endpoint: Endpoint) -> list[str]:
     """What its log says of each adapter that vLLM applies."""
-    return list(dict.fromkeys(_COMPARED.findall(_said(endpoint))))
+    return compared(_said(endpoint))
 
 
 def _said(endpoint: Endpoint) -> str:

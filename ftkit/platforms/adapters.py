@@ -14,7 +14,8 @@ from ftkit.assets import asset_path
 from ftkit.chat.serving_defaults import FILE, ServingDefaults
 from ftkit.config.schema import Config
 from ftkit.errors import StageError
-from ftkit.files import check_links, copy_tree, remove_left_behind, tree_digest, written_aside
+from ftkit.files import check_links, copy_tree, remove_left_behind, tree, tree_digest, written_aside
+from ftkit.records import Record
 from ftkit.serving.endpoint import adapter_effect
 from ftkit.serving.endpoint.adapters import FOLDER
 from ftkit.training import artifact
@@ -22,6 +23,40 @@ from ftkit.training import artifact
 CONFIG = "adapter_config.json"
 PLACES = ("", "adapter", "train/adapter")
 """Where an adapter lies in the folder that is given: that of the adapter, of the stage, of the run."""
+
+
+def digests_of(config: Config) -> dict[str, str]:
+    """What tells the adapters of ``deployment.adapters`` apart, by name.
+
+    Raises:
+        StageError: as ``find_adapters``.
+    """
+    away = trained_elsewhere(config)
+    here = {name: path for name, path in config.deployment.adapters.items() if name not in away}
+    found = {name: tree_digest(_find(name, path, config)) for name, path in here.items()}
+    return found | {name: record.fingerprint for name, record in away.items()}
+
+
+def trained_elsewhere(config: Config) -> dict[str, Record]:
+    """The records of those runs of ``deployment.adapters`` that were trained in jobs, where managed endpoints are."""
+    if not config.deployment.managed:
+        return {}
+    given = {name: Path(path).expanduser() for name, path in config.deployment.adapters.items()}
+    found = {name: record for name, run in given.items() if (record := records.read(run, "train"))}
+    return {name: record for name, record in found.items() if record.place}
+
+
+def bytes_of(config: Config) -> int:
+    """Of all adapters of ``deployment.adapters``.
+
+    Raises:
+        StageError: as ``find_adapters``.
+    """
+    away, sizes = trained_elsewhere(config), []
+    for record in away.values():
+        sizes += [size for name, size in record.files.items() if name.startswith(f"{record.result['folder']}/")]
+    here = [_find(name, path, config) for name, path in config.deployment.adapters.items() if name not in away]
+    return sum(sizes) + sum(path.stat().st_size for folder in here for path in tree(folder).values())
 
 
 def find_adapters(config: Config) -> dict[str, Path]:
@@ -82,8 +117,8 @@ def lay_out(config: Config, adapters: Mapping[str, Path], within: Path) -> Path:
         model = aside / name
         model.mkdir(parents=True)
         for file in base.iterdir():
-            if file.is_file():
-                (model / file.name).symlink_to(file.absolute())
+            if file.is_file() and not file.name.startswith("."):  # an ignore file would keep others from being sent
+                (model / file.name).symlink_to(file.resolve())
         (model / FILE).unlink(missing_ok=True)  # of a model that ftkit merged, and that is a base now
         served.write(model)
         for adapter, path in adapters.items():
