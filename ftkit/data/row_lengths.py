@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftkit.config.schema import Config
@@ -35,31 +34,27 @@ class RowLengths:
         return math.ceil(sum(known + [known[-1]] * (rows - len(known))) / rows)
 
 
-def read_row_lengths(tokens: Path, config: Config) -> RowLengths | None:
-    """Of the training rows in ``prepare``'s parquet file, or None if none can be trained on."""
-    import numpy as np
-    import pyarrow.parquet as pq
-
-    found = [np.empty(0, np.int64)]
-    for batch in pq.ParquetFile(tokens).iter_batches(columns=["split", "input_ids"]):
-        lengths = batch["input_ids"].value_lengths().to_numpy()
-        found.append(lengths[batch["split"].to_numpy(zero_copy_only=False) == "train"].astype(np.int64))
-    every = np.concatenate(found)
-    return row_lengths(longest_of(every), float(every.mean()), config) if len(every) else None
-
-
 def longest_of(lengths: np.ndarray) -> list[int]:
     """The ``LONGEST`` longest of int (rows,), the longest first."""
     return sorted(lengths.tolist(), reverse=True)[:LONGEST]
 
 
-def row_lengths(longest: Sequence[int], mean: float, config: Config) -> RowLengths | None:
-    """As training takes them: what is longer than ``sft.max_length`` is cut or left out; None if none is known then."""
+def row_lengths(longest: Sequence[int], tokens: int, rows: int, config: Config) -> RowLengths | None:
+    """As training takes them: what is longer than ``sft.max_length`` is cut or left out; None if none is known then.
+
+    Args:
+        longest: of ``longest_of``.
+        tokens: of all rows together.
+        rows: how many there are.
+        config: the whole configuration.
+    """
     limit = config.sft.max_length
+    too_long = [length for length in longest if length > limit]
     if config.dataset.overlength == "truncate-thinking":
-        longest = [min(tokens, limit) for tokens in longest]
-    kept = [tokens for tokens in longest if tokens <= limit]
-    return RowLengths(min(mean, kept[0]), kept) if kept else None
+        longest, tokens = [min(length, limit) for length in longest], tokens - sum(too_long) + limit * len(too_long)
+    else:
+        longest, tokens, rows = longest[len(too_long) :], tokens - sum(too_long), rows - len(too_long)
+    return RowLengths(min(tokens / rows, longest[0]), longest) if longest else None
 
 
 def at_their_longest(config: Config, lengths: RowLengths | None) -> Config:

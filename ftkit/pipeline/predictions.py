@@ -280,7 +280,7 @@ def _row_lengths(config: Config) -> RowLengths | None:
     prepared = _prepared(config)
     if not prepared or not prepared.get("longest_rows"):
         return None
-    return row_lengths(prepared["longest_rows"], prepared["tokens"] / prepared["training_rows"], config)
+    return row_lengths(prepared["longest_rows"], prepared["tokens"], prepared["training_rows"], config)
 
 
 def _memory(config: Config) -> str:

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 
 from ftkit.config.schema import Config
-from ftkit.data.row_lengths import RowLengths, read_row_lengths
+from ftkit.data.row_lengths import RowLengths, longest_of, row_lengths
 from ftkit.families import family_of
 from ftkit.models.loading import holds_mxfp4
 from ftkit.models.training_memory import GIB
 from ftkit.training.choice import Choice, choices, is_open, note_ran_out, predicted_gib, ran_out
+from ftkit.training.dataset import lengths_of, read_rows
 
 
 def settled_here(
@@ -36,8 +37,15 @@ def settled_here(
 
 
 def lengths_for(config: Config, tokens: Path) -> RowLengths | None:
-    """Lengths of the training rows in ``tokens``, where anything is left to choose and rows are not packed."""
-    return read_row_lengths(tokens, config) if is_open(config) and not config.sft.packing else None
+    """Lengths of the training rows in ``tokens``, where anything is left to choose and rows are not packed.
+
+    Raises:
+        StageError: the file is missing, or of another kind.
+    """
+    if not is_open(config) or config.sft.packing:
+        return None
+    lengths = lengths_of(read_rows(tokens), "input_ids")
+    return row_lengths(longest_of(lengths), int(lengths.sum()), len(lengths), config)
 
 
 def next_smaller(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,10 +14,11 @@ from helpers.small_model import small_run
 from safetensors.torch import load_file
 
 from ftkit.config.resolve import resolve
-from ftkit.data.row_lengths import RowLengths, read_row_lengths
-from ftkit.errors import ConfigError
+from ftkit.data.row_lengths import RowLengths
+from ftkit.errors import ConfigError, StageError
 from ftkit.models.training_memory import GIB, footprint
 from ftkit.training.choice import AS_FAST, FILE, USABLE, choices, is_open, predicted_gib, runner_up, settle
+from ftkit.training.fitting import lengths_for
 from ftkit.training.memory_advice import OutOfMemory
 from ftkit.training.methods.sft import SftTrainer
 from ftkit.training.recompute import spread
@@ -75,18 +77,26 @@ def test_rows_that_are_not_packed_are_planned_by_their_own_lengths(gib: int) -> 
     assert choices(packed, short)[0] == choices(packed)[0]
 
 
-def test_lengths_are_those_of_the_training_rows(token_file: Path) -> None:
+def test_lengths_are_those_of_the_training_rows(token_file: Path, tmp_path: Path) -> None:
     rows = pq.read_table(token_file).to_pylist()
     lengths = sorted((len(row["input_ids"]) for row in rows if row["split"] == "train"), reverse=True)
-    whole = read_row_lengths(token_file, plan())
+    unpacked = partial(plan, "sft.packing=false")
+    whole = lengths_for(unpacked(), token_file)
     assert whole and whole.longest == lengths[:64] and whole.mean == pytest.approx(sum(lengths) / len(lengths))
     assert whole.of_longest(2) == math.ceil(sum(lengths[:2]) / 2)
     limit = lengths[3]
-    left_out = read_row_lengths(token_file, plan(f"sft.max_length={limit}"))
+    kept = [length for length in lengths if length <= limit]
+    assert len(kept) < len(lengths), "else nothing is left out"
+    left_out = lengths_for(unpacked(f"sft.max_length={limit}"), token_file)
     assert left_out and left_out.longest[0] == limit and left_out.of_longest(1) == limit
-    cut = read_row_lengths(token_file, plan(f"sft.max_length={limit}", "dataset.overlength=truncate-thinking"))
+    assert left_out.mean == pytest.approx(sum(kept) / len(kept)), "rows that are left out do not count"
+    cut = lengths_for(unpacked(f"sft.max_length={limit}", "dataset.overlength=truncate-thinking"), token_file)
     assert cut and [*cut.longest[:4]] == [limit] * 4
-    assert read_row_lengths(token_file, plan("sft.max_length=8")) is None
+    assert cut.mean == pytest.approx(sum(min(length, limit) for length in lengths) / len(lengths))
+    assert lengths_for(unpacked("sft.max_length=8"), token_file) is None
+    assert lengths_for(plan(), tmp_path / "none.parquet") is None, "packed rows are full"
+    with pytest.raises(StageError, match="there are no token rows"):
+        lengths_for(unpacked(), tmp_path / "none.parquet")
 
 
 def test_what_is_typed_stands() -> None:
