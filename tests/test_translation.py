@@ -214,6 +214,10 @@ def test_a_training_process_speaks_the_language_of_its_environment(tmp_path: Pat
             "ステップ 4 で GPU のメモリーが足りなくなりました。次の設定で最後のチェックポイントから続けます："
             "1 回に 1 行、全層を再計算、密な重み",
         ),
+        (
+            "next best 2 rows at a time, 4 of 24 layers recomputed but for attention, dense weights (55.6 GiB)",
+            "次点は 1 回に 2 行、24 層のうち 4 層を再計算（attention を除く）、密な重み（55.6 GiB）",
+        ),
         ("messages[1].content is empty", "messages[1].content が空です"),
         (
             "cannot make the endpoint mine: after 30 minutes it is still creating",

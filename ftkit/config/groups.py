@@ -167,6 +167,9 @@ class Sft(Group):
     number: of so many. auto: of as few as the GPU's memory allows."""
     gradient_checkpointing_kwargs: dict[str, Any]
     """use_reentrant: true fails under DDP when experts carry LoRA."""
+    keep_attention: bool | Literal["auto"]
+    """Layers that recompute their activations keep attention's output, where it has no window: with long documents this
+    is most of what recomputing costs, for 8 KiB a token and layer of gpt-oss. auto: where it is faster and fits."""
     ddp_find_unused_parameters: bool | None
     """false skips a search that DDP makes at every step; null means true for a PEFT model."""
     fsdp: bool
@@ -198,6 +201,17 @@ class Sft(Group):
     def rows_at_a_time(self) -> int:
         """Rows on each GPU at a time; 1 while it is left open."""
         return 1 if self.per_device_train_batch_size == "auto" else self.per_device_train_batch_size
+
+    @property
+    def keeps_attention(self) -> bool:
+        """Whether layers that recompute keep attention's output; not while it is left open."""
+        return self.keep_attention is True and self.gradient_checkpointing is not False
+
+    @property
+    def may_keep_attention(self) -> bool:
+        """Whether it is left open, and anything recomputes that could."""
+        reentrant = self.gradient_checkpointing_kwargs.get("use_reentrant", True)
+        return self.keep_attention == "auto" and self.gradient_checkpointing is not False and not reentrant
 
     def recomputed_layers(self, layers: int) -> int:
         """Of so many, those that recompute their activations; all while it is left open."""

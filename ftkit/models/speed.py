@@ -17,7 +17,7 @@ from ftkit.config.compute import AzureCompute
 from ftkit.config.groups import Architecture
 from ftkit.config.schema import Config
 from ftkit.families import family_of
-from ftkit.models.training_memory import MXFP4_BYTES, adapter_parameters
+from ftkit.models.training_memory import MXFP4_BYTES, adapter_parameters, kept_attention_layers
 from ftkit.models.vm_gpus import gpus_of
 
 BACKWARD_SCORES = 2.5
@@ -127,6 +127,8 @@ def _seconds(a: Architecture, rates: Rates, tokens: int, document: int, config: 
     window = family_of(a.model_type).window
     windowed = full if window is None else 4 * a.num_attention_heads * a.head_dim * min(window, document / 2)
     scores = (full + windowed) / 2 * (a.num_hidden_layers * (1 + BACKWARD_SCORES) + recomputed)
+    if config.sft.keeps_attention:
+        scores -= full * kept_attention_layers(config)
     peak = rates.tflops * 1e12
     width = a.hidden_size / 2880
     gpu = rates.batch_ms / 1e3 + tokens * (products / (peak * rates.products) + scores / (peak * rates.scores))

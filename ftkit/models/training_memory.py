@@ -34,6 +34,8 @@ MXFP4_BYTES = 17 / 32
 """A byte for two numbers, and one for the scale of 32."""
 MXFP4_PARTS = 2
 """Parts in which an expert tensor in MXFP4 is unpacked."""
+LSE_BYTES = 4
+"""A float32 for each token and head beside attention's output."""
 LIBRARIES = 2**26
 """What matrix libraries keep as their workspace."""
 UNPACKING_COPIES = 3.8
@@ -144,7 +146,7 @@ def footprint(config: Config) -> Footprint:
     else:
         weights, optimiser = _weights(config), adapter_parameters(config).total * (ADAPTER_BYTES + replicated)
     weights, optimiser = weights / shards, optimiser / shards
-    saved = (_fused_saved if fused(config) else _saved)(config, tokens)
+    saved = (_fused_saved if fused(config) else _saved)(config, tokens) + _kept_attention(config, tokens)
     working_set = (_fused_working_set if fused(config) else _working_set)(config, tokens)
     working_set += _for_computing(config)
     if config.model.weights != "mxfp4" and not sft.fsdp:
@@ -201,6 +203,18 @@ def _fused_saved(config: Config, tokens: int) -> float:
     kept = a.num_hidden_layers - config.sft.recomputed_layers(a.num_hidden_layers)
     inside = _attention_row(a) + (a.num_experts_per_tok or 1) * (2 * a.intermediate_size + 2 * _extra_columns(config))
     return tokens * (a.num_hidden_layers * a.hidden_size + kept * inside) * width
+
+
+def _kept_attention(config: Config, tokens: int) -> float:
+    a, width = config.model.architecture, BYTES[config.model.dtype]
+    return kept_attention_layers(config) * tokens * a.num_attention_heads * (a.head_dim * width + LSE_BYTES)
+
+
+def kept_attention_layers(config: Config) -> int:
+    """Layers that recompute all but attention, at most: where every second has a window, one of those without."""
+    a = config.model.architecture
+    without_window = a.num_hidden_layers // (2 if family_of(a.model_type).window else 1)
+    return min(config.sft.recomputed_layers(a.num_hidden_layers), without_window) if config.sft.keeps_attention else 0
 
 
 def _working_set(config: Config, tokens: int) -> float:

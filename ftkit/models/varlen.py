@@ -6,12 +6,15 @@ Documents lie end to end in one row; ``cu_seq_lens_q`` (documents + 1,) gives th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
+
+from ftkit.models.kept_attention import kept_or_made
 
 NAME = "ftkit_varlen"
 LARGEST_HEAD = 256
@@ -34,7 +37,13 @@ class FlashCall:
     scale: float
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-        """Output (tokens, heads, head_dim), lse (heads, tokens) in float32, and dropout's two for the backward."""
+        """Output (tokens, heads, head_dim), lse (heads, tokens) in float32, and dropout's two for the backward.
+
+        Without a window they may be kept from the pass before (``kept_attention``).
+        """
+        return self._made(q, k, v) if self.window else kept_or_made(partial(self._made, q, k, v))
+
+    def _made(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
         *made, _ = torch.ops.aten._flash_attention_forward(
             q, k, v, self.bounds, self.bounds, self.longest, self.longest, 0.0, True, False, **self._options()
         )

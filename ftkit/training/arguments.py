@@ -15,7 +15,7 @@ from ftkit.training import sharding
 
 OURS = {
     *("max_length", "packing", "verify_packing", "save_total_limit", "save_minutes"),
-    *("early_stopping_patience", "load_best_model_at_end"),
+    *("early_stopping_patience", "load_best_model_at_end", "keep_attention"),
 }
 """Keys of ``sft`` that ftkit acts on itself: TRL would cut rows, pack without masks, count checkpoints that were
 cut off, and forget on resuming how long it has been patient."""

@@ -58,7 +58,8 @@ def set_up(
         raise StageError("sft.fsdp is true, and accelerate does not shard these processes", cure="sft.fsdp=false")
     trainer.remove_callback(PrinterCallback)
     if config.sft.gradient_checkpointing:
-        trainer.add_callback(RecomputeSome(config.sft.recomputed_layers(config.model.architecture.num_hidden_layers)))
+        recomputed = config.sft.recomputed_layers(config.model.architecture.num_hidden_layers)
+        trainer.add_callback(RecomputeSome(recomputed, keep_attention=config.sft.keeps_attention))
     trainer.add_callback(WeightsMove(patient=config.method.name == "grpo"))
     return trainer, counts, trained
 

@@ -1,5 +1,5 @@
-"""What ``auto`` stands for: rows at a time, layers recomputed and the format of the experts' weights that train fastest
-in the GPU's memory; imports no torch.
+"""What ``auto`` stands for: rows at a time, layers recomputed, what is kept of them and the format of the experts'
+weights that train fastest in the GPU's memory; imports no torch.
 
 The rows of a step stay the same: accumulation gives way to larger batches.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from ftkit.config.schema import Config
@@ -49,13 +50,18 @@ class Choice:
         words = {0: "no layer recomputed", layers: "all layers recomputed"}
         many = sft.rows_at_a_time
         rows = "1 row at a time" if many == 1 else f"{many} rows at a time"
+        recomputing = words.get(recomputed, f"{recomputed} of {layers} layers recomputed")
+        if sft.keeps_attention:
+            recomputing = f"{recomputing} but for attention"
         kind = "experts in mxfp4" if self.config.model.weights == "mxfp4" else "dense weights"
-        return f"{rows}, {words.get(recomputed, f'{recomputed} of {layers} layers recomputed')}, {kind}"
+        return f"{rows}, {recomputing}, {kind}"
 
 
 def is_open(config: Config) -> bool:
     """Whether anything is left to choose."""
-    return "auto" in (config.sft.per_device_train_batch_size, config.sft.gradient_checkpointing, config.model.weights)
+    sft = config.sft
+    left = sft.per_device_train_batch_size, sft.gradient_checkpointing, config.model.weights
+    return "auto" in left or sft.may_keep_attention
 
 
 def choices(
@@ -93,7 +99,7 @@ def runner_up(found: list[Choice]) -> Choice | None:
     best = found[0].config
 
     def kind(config: Config) -> tuple[object, ...]:
-        return config.sft.gradient_checkpointing, config.model.weights
+        return config.sft.gradient_checkpointing, config.sft.keep_attention, config.model.weights
 
     return next((c for c in found[1:] if kind(c.config) != kind(best)), found[1] if len(found) > 1 else None)
 
@@ -134,10 +140,15 @@ def _settlements(config: Config, dense: bool, known: bool) -> list[Config]:
         recomputed = sorted({layers * part // STEPS for part in range(STEPS + 1)})
     if known and model.weights == "auto" and not dense and family_of(model.architecture.model_type).mxfp4:
         weights = ["dense", "mxfp4"]
-    return [_settled(config, n, count, kind) for n in rows for count in recomputed for kind in weights]
+    keeping = [False, True] if known and sft.may_keep_attention else [sft.keep_attention is True]
+    return [
+        _settled(config, n, count, kept, kind)
+        for n, count, kept, kind in product(rows, recomputed, keeping, weights)
+        if count or len(keeping) == 1 or not kept
+    ]
 
 
-def _settled(config: Config, rows: int, recomputed: int, weights: str) -> Config:
+def _settled(config: Config, rows: int, recomputed: int, keep: bool, weights: str) -> Config:
     sft, layers = config.sft, config.model.architecture.num_hidden_layers
     accumulated = sft.gradient_accumulation_steps
     if sft.per_device_train_batch_size == "auto":
@@ -147,6 +158,7 @@ def _settled(config: Config, rows: int, recomputed: int, weights: str) -> Config
         "per_device_train_batch_size": rows,
         "gradient_accumulation_steps": accumulated,
         "gradient_checkpointing": shown,
+        "keep_attention": keep,
     }
     return config.model_copy(
         update={

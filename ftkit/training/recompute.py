@@ -1,12 +1,15 @@
-"""Which layers drop their activations and compute them again in the backward pass."""
+"""Which layers drop their activations and compute them again in the backward pass, and what of them is kept."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import nn
 from transformers import TrainerCallback
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ftkit.models.kept_attention import kept
 
 
 class RecomputeSome(TrainerCallback):
@@ -14,10 +17,11 @@ class RecomputeSome(TrainerCallback):
 
     Args:
         layers: that recompute their activations.
+        keep_attention: whether these keep the output of attention without a window.
     """
 
-    def __init__(self, layers: int):
-        self._layers = layers
+    def __init__(self, layers: int, *, keep_attention: bool = False):
+        self._layers, self._keep_attention = layers, keep_attention
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **kwargs: Any
@@ -27,6 +31,9 @@ class RecomputeSome(TrainerCallback):
         found = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
         for layer, recomputes in zip(found, spread(self._layers, len(found)), strict=True):
             layer.gradient_checkpointing = recomputes
+            if recomputes and self._keep_attention:
+                recompute: Any = layer._gradient_checkpointing_func
+                layer.__dict__["_gradient_checkpointing_func"] = partial(recompute, context_fn=kept)
 
 
 def spread(count: int, places: int) -> list[bool]:

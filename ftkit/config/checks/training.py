@@ -35,6 +35,20 @@ def recomputed_layers_exist(config: Config) -> Iterator[Problem]:
         )
 
 
+def attention_can_be_kept(config: Config) -> Iterator[Problem]:
+    sft = config.sft
+    if not sft.keeps_attention:
+        return
+    if sft.gradient_checkpointing_kwargs.get("use_reentrant", True):
+        why, cure = "true, and use_reentrant keeps nothing", "sft.gradient_checkpointing_kwargs={use_reentrant:false}"
+    elif not config.model.joins_rows:
+        shown = config.model.attn_implementation
+        why, cure = f"true, and model.attn_implementation={shown} keeps nothing", "sft.keep_attention=auto"
+    else:
+        return
+    yield Problem("sft.keep_attention", why, "", cure)
+
+
 def dropout_on_experts(config: Config) -> Iterator[Problem]:
     if config.lora and config.lora.lora_dropout > 0 and config.lora.target_parameters:
         yield Problem(
@@ -255,6 +269,7 @@ CHECKS = (
     model_computes_as_its_family_can,
     rows_fit_the_positions,
     recomputed_layers_exist,
+    attention_can_be_kept,
     fp8_products_have_what_they_need,
     dropout_on_experts,
     target_parameters_exist,
