@@ -102,10 +102,13 @@ def test_ctrl_c_ends_a_stage_in_one_line_and_the_same_command_completes(
         "evaluate": ["evaluation.questions=8"],
     }
     arguments = (f"stage={stage}", "force=true", *short.get(stage, []))
-    process = start(prepared.folder, *arguments)
-    out = read_until(process, trigger)
-    process.send_signal(signal.SIGINT)
-    rest, _ = process.communicate(timeout=60)
+    for _ in range(5):  # on a busy machine a stage can be over before the signal comes
+        process = start(prepared.folder, *arguments)
+        out = read_until(process, trigger)
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=60)
+        if not (prepared.outputs / stage / "record.json").exists():
+            break
     assert process.returncode == 130, out + rest
     assert "Traceback" not in rest and "error  " in rest
     assert not (prepared.outputs / stage / "record.json").exists()
