@@ -59,6 +59,16 @@ def can_be_read(model: Model) -> bool:
     return _config_file(model.model_dump(), model.folder) is not None
 
 
+def holds_mxfp4(model: Model) -> bool:
+    """Whether the checkpoint's experts are in MXFP4; False where its config.json cannot be read from here."""
+    try:
+        path = _config_file(model.model_dump(), model.folder)
+        config = json.loads(path.read_text(encoding="utf-8")) if path else {}
+        return config.get("quantization_config", {}).get("quant_method") == "mxfp4"
+    except (StageError, OSError, ValueError, RecursionError, AttributeError):
+        return False
+
+
 def published_with_shape(shape: Architecture) -> str | None:
     """The hub id of a model of this shape for which ftkit has an option; of several the first by the option's name."""
     shapes = _shipped_shapes().items()

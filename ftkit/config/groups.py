@@ -169,7 +169,8 @@ class Sft(Group):
     """use_reentrant: true fails under DDP when experts carry LoRA."""
     keep_attention: bool | Literal["auto"]
     """Layers that recompute their activations keep attention's output, where it has no window: with long documents this
-    is most of what recomputing costs, for 8 KiB a token and layer of gpt-oss. auto: where it is faster and fits."""
+    is most of what recomputing costs, for 2 bytes × heads × head_dim a token and layer. auto: where it is faster and
+    fits."""
     ddp_find_unused_parameters: bool | None
     """false skips a search that DDP makes at every step; null means true for a PEFT model."""
     fsdp: bool

@@ -34,6 +34,11 @@ class AnyMethod(Group):
         """Answers of the model's own to each question, which are rows to train on."""
         return 1
 
+    @property
+    def gpu_share(self) -> float:
+        """Share of a GPU's memory that is taken beside the training."""
+        return 0.0
+
 
 class SftMethod(AnyMethod):
     """Supervised fine-tuning: the answers as they stand in the rows."""
@@ -119,6 +124,10 @@ class GrpoMethod(AnyMethod):
     @property
     def rollouts(self) -> int:
         return self.num_generations
+
+    @property
+    def gpu_share(self) -> float:
+        return self.vllm_gpu_memory_utilization if self.use_vllm else 0.0
 
 
 Method = Annotated[SftMethod | DpoMethod | GrpoMethod, Field(discriminator="name")]

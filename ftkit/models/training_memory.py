@@ -44,16 +44,17 @@ UNPACKING_COPIES = 3.8
 
 @dataclass(frozen=True)
 class Footprint:
-    """Memory of one GPU in bytes, by what holds it; ``optimiser`` with gradients and the adapter."""
+    """Memory of one GPU in bytes, by what holds it; ``optimiser`` with gradients and adapter, ``vllm`` beside it."""
 
     weights: float
     optimiser: float
     activations: float
     working_set: float
+    vllm: float = 0.0
 
     @property
     def total(self) -> float:
-        return self.weights + self.optimiser + self.activations + self.working_set
+        return self.weights + self.optimiser + self.activations + self.working_set + self.vllm
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,8 @@ def footprint(config: Config) -> Footprint:
         a, width = config.model.architecture, BYTES[config.model.dtype]
         loading = UNPACKING_COPIES * 2 / 3 * _expert_weights(a) * width
         working_set = max(working_set, loading - optimiser - saved)
-    return Footprint(weights=weights, optimiser=optimiser, activations=saved, working_set=working_set)
+    vllm = config.method.gpu_share * (config.compute.gib_per_gpu or 0) * GIB
+    return Footprint(weights=weights, optimiser=optimiser, activations=saved, working_set=working_set, vllm=vllm)
 
 
 def _for_computing(config: Config) -> float:

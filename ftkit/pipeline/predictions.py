@@ -291,6 +291,8 @@ def _memory(config: Config) -> str:
         f"{peak.optimiser / GIB:.1f}, activations {peak.activations / GIB:.1f}, "
         f"working set {peak.working_set / GIB:.1f}"
     )
+    if peak.vllm:
+        parts += f", vLLM {peak.vllm / GIB:.1f}"
     if config.sft.fsdp or config.lora is None:
         parts += "; added up, not measured"
     if config.compute.gib_per_gpu is None:

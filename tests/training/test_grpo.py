@@ -20,7 +20,8 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
-from ftkit.errors import StageError
+from ftkit.errors import ConfigError, StageError
+from ftkit.models.training_memory import GIB, footprint
 from ftkit.training.collapse import collapse
 from ftkit.training.methods import method_of
 from ftkit.training.rewards import function_of
@@ -47,16 +48,25 @@ def trainer_of(model_folder: Path, questions: Path, folder: Path, *overrides: st
 
 
 def test_vllm_is_not_given_dense_experts_where_it_has_loaded_mxfp4(model_folder: Path, tmp_path: Path) -> None:
-    """Guard: holds_mxfp4 in grpo.arguments; vLLM would fail after it has loaded the model."""
+    """Guards: holds_mxfp4 in the checks and in grpo.arguments; vLLM would fail after it has loaded the model."""
     packed = tmp_path / "packed"
     shutil.copytree(model_folder, packed)
     path = packed / "config.json"
     quantized = json.loads(path.read_text()) | {"quantization_config": {"quant_method": "mxfp4"}}
     path.write_text(json.dumps(quantized))
-    config = small_run(packed, *GRPO, "method.use_vllm=true")
-    with pytest.raises(StageError, match="has its experts in MXFP4, and vLLM takes new ones dense") as refused:
+    with pytest.raises(ConfigError, match="has its experts in MXFP4: vLLM takes new ones dense"):
+        small_run(packed, *GRPO, "method.use_vllm=true")
+    unread = small_run(packed, *GRPO)  # as where the hub could not be asked when the configuration was read
+    config = unread.model_copy(update={"method": unread.method.model_copy(update={"use_vllm": True})})
+    with pytest.raises(StageError, match="has its experts in MXFP4: vLLM takes new ones dense") as refused:
         method_of(config).arguments(config, tmp_path / "checkpoints")
     assert refused.value.where == "method.use_vllm"
+
+
+def test_vllm_s_share_of_the_gpu_is_counted(model_folder: Path) -> None:
+    plain = small_run(model_folder, *GRPO, "compute.gib_per_gpu=80")
+    shared = small_run(model_folder, *GRPO, "compute.gib_per_gpu=80", "method.use_vllm=true")
+    assert (footprint(shared).total - footprint(plain).total) / GIB == pytest.approx(0.3 * 80)
 
 
 def answers_of(seed: int) -> Callable[..., tuple[list[list[int]], None]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ftkit.config.checkpoint import holds_mxfp4
 from ftkit.config.methods import REWARDS, DpoMethod, GrpoMethod
 from ftkit.config.schema import Config
 from ftkit.errors import Problem, nearest
@@ -81,6 +82,18 @@ def rollouts_can_be_made(config: Config) -> Iterator[Problem]:
         yield Problem("model.attn_implementation", what, "", f"model.attn_implementation={stock}")
 
 
+def vllm_takes_new_weights(config: Config) -> Iterator[Problem]:
+    if isinstance(config.method, GrpoMethod) and config.method.use_vllm and holds_mxfp4(config.model):
+        yield experts_in_mxfp4(config)
+
+
+def experts_in_mxfp4(config: Config) -> Problem:
+    """TRL hands the experts over dense, and a vLLM that has loaded them in MXFP4 has no place for them."""
+    what = f"true, and {config.model.pretrained_model_name_or_path} has its experts in MXFP4: vLLM takes new ones dense"
+    cure = "method.use_vllm=false, or method.start=<a run merged with merge.format=bf16>"
+    return Problem("method.use_vllm", what, "", cure)
+
+
 def losses_fit_together(config: Config) -> Iterator[Problem]:
     method = config.method
     if not isinstance(method, DpoMethod):
@@ -100,4 +113,10 @@ def losses_fit_together(config: Config) -> Iterator[Problem]:
         yield Problem("method.use_weighting", what, "", "method.use_weighting=false")
 
 
-CHECKS = (method_has_its_rows, answers_are_trained_as_they_can_be, rollouts_can_be_made, losses_fit_together)
+CHECKS = (
+    method_has_its_rows,
+    answers_are_trained_as_they_can_be,
+    rollouts_can_be_made,
+    vllm_takes_new_weights,
+    losses_fit_together,
+)

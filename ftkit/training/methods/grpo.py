@@ -14,6 +14,7 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from ftkit.chat.format import parser_of
+from ftkit.config.checks.methods import experts_in_mxfp4
 from ftkit.config.methods import GrpoMethod
 from ftkit.config.schema import Config
 from ftkit.errors import StageError
@@ -51,16 +52,14 @@ def arguments(config: Config, checkpoints: Path) -> GRPOConfig:
 
 
 def _check_that_vllm_takes_new_weights(config: Config) -> None:
-    """TRL hands the experts over dense, and a vLLM that has loaded them in MXFP4 has no place for them.
+    """Once more, with the checkpoint at hand: where the configuration was read it may not have been.
 
     Raises:
         StageError: the checkpoint is in MXFP4.
     """
     if holds_mxfp4(config.model):
-        path = config.model.pretrained_model_name_or_path
-        cure = "method.use_vllm=false, or method.start=<a run merged with merge.format=bf16>"
-        what = f"{path} has its experts in MXFP4, and vLLM takes new ones dense"
-        raise StageError(what, where="method.use_vllm", cure=cure)
+        found = experts_in_mxfp4(config)
+        raise StageError(found.what, where=found.key, cure=found.cure)
 
 
 def rows(tokens: Path, config: Config, *, vocab_size: int, split: str = "train") -> tuple[Dataset, DataCounts]:
