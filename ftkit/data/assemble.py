@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from ftkit.chat.harmony_render import labels_of
 from ftkit.data.mixture import SURPLUS, of_conversations
 from ftkit.data.overlength import WITHIN_CHARACTERS
+from ftkit.data.parts import MESSAGE, REJECTED, SOURCE, TOOLS, Part
 from ftkit.data.preferences import REJECTED_IDS
-from ftkit.data.prepare import MESSAGE, REJECTED, SOURCE, TOOLS, Part
 from ftkit.files import written_aside
 
 PARTS = 8

@@ -7,7 +7,7 @@ from typing import Any
 
 from ftkit.chat.messages import EFFORTS, Conversation, Message, calls_of, join_system
 from ftkit.config.dataset import Columns, Dataset
-from ftkit.data.chats import as_context, check_thinking, in_order
+from ftkit.data.message_order import as_context, check_thinking, in_order
 from ftkit.data.preferences import SIDES, is_chat, paired
 from ftkit.data.readers import RawRow
 from ftkit.data.refused import Account, Refused, Texts, is_empty

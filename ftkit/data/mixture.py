@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ftkit.config.dataset import Dataset, Rows, Source, key_of_source
-from ftkit.data.prepare import Part
+from ftkit.data.parts import Part
 from ftkit.data.readers import Chunk, read_chunks
 from ftkit.data.splits import Sides
 from ftkit.errors import StageError

@@ -9,7 +9,7 @@ from pathlib import Path
 from ftkit.chat.messages import Conversation
 from ftkit.config.dataset import Dataset
 from ftkit.data.conversations import configured
-from ftkit.data.prepare import TOOLS
+from ftkit.data.parts import TOOLS
 
 
 def conversations_of(rows: Path, dataset: Dataset) -> Iterator[tuple[str, Conversation]]:

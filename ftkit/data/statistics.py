@@ -13,7 +13,7 @@ from ftkit.config.dataset import Dataset
 from ftkit.data.columns import remark_lines, unused_lines
 from ftkit.data.mixture import SURPLUS, TRAIN, SourceFigures, figures_of
 from ftkit.data.packing import pack
-from ftkit.data.prepare import Part
+from ftkit.data.parts import Part
 from ftkit.data.refused import Account
 from ftkit.data.row_lengths import longest_of
 from ftkit.data.splits import Sides

@@ -12,7 +12,7 @@ from ftkit.chat.messages import Conversation, Message, call_in_words, calls_of, 
 from ftkit.config.dataset import Columns, Dataset
 from ftkit.config.groups import Evaluation, Guard
 from ftkit.config.schema import Config
-from ftkit.data.prepare import SOURCE
+from ftkit.data.parts import SOURCE
 from ftkit.data.readers import RawRow, read_chunks
 from ftkit.data.refused import unix_lines
 from ftkit.data.splits import normal

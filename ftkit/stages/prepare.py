@@ -26,7 +26,7 @@ from ftkit.pipeline.stage import Context, Made
 if TYPE_CHECKING:
     import numpy as np
 
-    from ftkit.data.prepare import Part
+    from ftkit.data.parts import Part
     from ftkit.data.statistics import Statistics
 
 TOKENS = "tokens.parquet"
@@ -73,7 +73,7 @@ def run(context: Context) -> Made:
     from ftkit.chat.format import renderer_of
     from ftkit.data.assemble import assemble
     from ftkit.data.mixture import HELD_OUT, SURPLUS, TRAIN, heldout_shares, of_conversations, read_sources, taken
-    from ftkit.data.prepare import Work, prepare
+    from ftkit.data.parts import Work, prepare
     from ftkit.data.report import write_report
     from ftkit.data.splits import sides
     from ftkit.data.statistics import Statistics

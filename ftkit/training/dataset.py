@@ -14,7 +14,7 @@ from datasets import Dataset
 from ftkit.config.schema import Config
 from ftkit.data.overlength import cut_thinking
 from ftkit.data.packing import pack
-from ftkit.data.prepare import SOURCE
+from ftkit.data.parts import SOURCE
 from ftkit.errors import StageError
 
 COLUMNS = ("row", "split", "input_ids", "labels")

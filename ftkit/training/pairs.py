@@ -13,8 +13,8 @@ import torch
 from datasets import Dataset
 
 from ftkit.config.schema import Config
+from ftkit.data.parts import SOURCE
 from ftkit.data.preferences import REJECTED_IDS
-from ftkit.data.prepare import SOURCE
 from ftkit.training.dataset import DataCounts, check_tokens, lengths_of, no_rows, overlength, read_rows
 
 

@@ -16,7 +16,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 from ftkit.config.methods import DpoMethod
 from ftkit.config.schema import Config
-from ftkit.data.prepare import SOURCE
+from ftkit.data.parts import SOURCE
 from ftkit.training.arguments import shared_arguments, with_precision
 from ftkit.training.methods import Say
 from ftkit.training.methods.policy import make_policy
