@@ -91,8 +91,9 @@ class Report:
         self.of_job(f"{'':{INDENT}}{printable(said(text))}")
 
     def of_job(self, text: str) -> None:
-        """Print a line of a job's log, which is laid out as ours already."""
-        self._console.print(Text.assemble((self._label, "dim"), text), soft_wrap=True)
+        """Print a line of a job's log, which is laid out as ours already: without its colours and other commands."""
+        plain = printable(Text.from_ansi(text).plain)
+        self._console.print(Text.assemble((self._label, "dim"), plain), soft_wrap=True)
 
     def skipped(self, stage: str, record: Path) -> None:
         self._open()

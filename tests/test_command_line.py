@@ -252,6 +252,8 @@ def test_what_a_file_says_never_commands_the_terminal(width: int, monkeypatch):
     console.print_error(ConfigError([Problem(HOSTILE, HOSTILE, HOSTILE, HOSTILE)]))
     Labelled(console.console()).add("output", HOSTILE)
     assert out.getvalue().count(HARMLESS) == 10
+    report.of_job(f"  13 \x1b[31mstep\x1b[0m {HOSTILE} \x1b[2Jend")
+    assert "  13 step a" in out.getvalue() and "end" in out.getvalue()
     assert not {"\x1b", "\x07", "\x9b", "\udc83"} & {*out.getvalue()}
 
 

@@ -69,8 +69,9 @@ def _met(requirement: Requirement) -> bool:
 def _devices() -> list[str]:
     import torch
 
-    cores = torch.get_num_threads()
-    lines = [f"CPU: {platform.machine()}, {cores} threads for torch {torch.__version__}"]
+    machine, threads, version = platform.machine(), torch.get_num_threads(), torch.__version__
+    several = f"CPU: {machine}, {threads} threads for torch {version}"
+    lines = [several if threads > 1 else f"CPU: {machine}, 1 thread for torch {version}"]
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         lines.append(
