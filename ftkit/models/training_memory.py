@@ -208,8 +208,10 @@ def _fused_saved(config: Config, tokens: int) -> float:
 
 
 def _kept_attention(config: Config, tokens: int) -> float:
+    """That of the layer whose turn it is counts in the working set."""
     a, width = config.model.architecture, BYTES[config.model.dtype]
-    return kept_attention_layers(config) * tokens * a.num_attention_heads * (a.head_dim * width + LSE_BYTES)
+    waiting = max(0, kept_attention_layers(config) - 1)
+    return waiting * tokens * a.num_attention_heads * (a.head_dim * width + LSE_BYTES)
 
 
 def kept_attention_layers(config: Config) -> int:

@@ -8,6 +8,7 @@ from ftkit.config.resolve import resolve
 from ftkit.models.speed import rates_of, tokens_per_second
 
 FOUR = "sft.max_length=2048 sft.per_device_train_batch_size=4"
+KEPT = "sft.gradient_checkpointing=true sft.keep_attention=true"
 EIGHT = "sft.per_device_train_batch_size=2 sft.gradient_accumulation_steps=8 sft.gradient_checkpointing=false"
 H200 = {
     "sft.gradient_checkpointing=true": 13_723,
@@ -33,6 +34,9 @@ H200 = {
     f"{EIGHT} model.products=fp8 model.weights=mxfp4": 28_502,
     "sft.max_length=65536 sft.gradient_checkpointing=true model.weights=mxfp4": 7_131,
     "sft.max_length=131072 sft.gradient_checkpointing=true model.weights=mxfp4": 4_227,
+    f"{KEPT} sft.max_length=65536 model.weights=mxfp4": 8_485,
+    f"{KEPT} sft.max_length=65536 model.weights=mxfp4 model.products=fp8": 9_217,
+    f"{KEPT} {FOUR}": 21_876,
 }
 TWELVE = "model.architecture.num_hidden_layers=12"
 OTHER_FAMILIES = {

@@ -119,7 +119,7 @@ def test_long_rows_keep_attention_s_output_where_layers_recompute(family: str, l
     assert kept.tokens_per_s > 1.08 * not_kept.tokens_per_s
     a = kept.config.model.architecture
     values = 32768 * a.num_attention_heads * (a.head_dim * 2 + 4)
-    assert (kept.gib - not_kept.gib) * GIB == pytest.approx(layers * values)
+    assert (kept.gib - not_kept.gib) * GIB == pytest.approx((layers - 1) * values), "one is in its turn"
     assert settle(long()).sft.keep_attention is True and "all layers recomputed but for attention" in str(kept)
     assert settle(long("sft.keep_attention=false")).sft.keep_attention is False
     reentrant = settle(long("sft.gradient_checkpointing_kwargs={use_reentrant:true}"))
