@@ -54,20 +54,33 @@ def stand_ins() -> list[psutil.Process]:
     return [one for one in psutil.Process().children() if str(STAND_IN) in one.cmdline()]
 
 
-@pytest.mark.parametrize("own", [{}, {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}])
+KERNELS = "TRITON_CACHE_DIR"
+
+
+@pytest.mark.parametrize(
+    ("own", "kernels"),
+    [
+        ({"XDG_CACHE_HOME": "/cache"}, "/cache/vllm/triton"),
+        ({"VLLM_CACHE_ROOT": "/mnt/vllm", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}, "/mnt/vllm/triton"),
+        ({"VLLM_CACHE_ROOT": "/mnt/vllm", KERNELS: "/mnt/triton"}, "/mnt/triton"),
+        ({}, str(Path.home() / ".cache" / "vllm" / "triton")),
+    ],
+)
 def test_it_is_told_how_to_start_sooner_unless_the_endpoint_says_otherwise(
-    own: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    own: dict[str, str], kernels: str, monkeypatch: pytest.MonkeyPatch
 ):
-    for name in STARTS_SOONER:
+    """Guard: TRITON_CACHE_DIR, without which a second start compiles Triton's kernels again."""
+    for name in (*STARTS_SOONER, KERNELS, "XDG_CACHE_HOME", "VLLM_CACHE_ROOT"):
         monkeypatch.delenv(name, raising=False)
     for name, value in own.items():
         monkeypatch.setenv(name, value)
     server = VllmServer(["model", "--served-model-name", "tiny"])
     server.wait()
     (process,) = stand_ins()
-    told = {name: value for name, value in process.environ().items() if name in STARTS_SOONER}
+    told = process.environ()
     server.stop()
-    assert told == {"VLLM_WORKER_MULTIPROC_METHOD": "fork", "VLLM_ENABLE_STARTUP_PLAN": "1"} | own
+    for name, value in {**STARTS_SOONER, KERNELS: kernels, **own}.items():
+        assert told[name] == value
 
 
 def test_score_starts_it_before_it_loads_the_tokenizer_and_never_loads_torch(tiny: Path, started_with: Path):
