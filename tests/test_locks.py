@@ -87,21 +87,26 @@ def test_trainings_processes_hold_the_lock_when_their_command_is_killed(tmp_path
         pass
 
 
-def test_whoever_may_wait_waits_with_a_word(tmp_path: Path):
-    said, waits = [], threading.Event()
+def test_whoever_may_wait_waits_with_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It is told once, and sleeps then until the lock is free."""
+    said, sleeps_or_has_it, real = [], threading.Event(), fcntl.flock
 
-    def word(line: str) -> None:
-        said.append(line)
-        waits.set()
+    def flock(file, how: int) -> None:
+        if not how & (fcntl.LOCK_NB | fcntl.LOCK_UN):
+            sleeps_or_has_it.set()
+        real(file, how)
 
     def second() -> None:
-        with locked(tmp_path, "registering", wait=word):
+        with locked(tmp_path, "registering", wait=said.append):
             said.append("mine")
+            sleeps_or_has_it.set()
+
+    monkeypatch.setattr(fcntl, "flock", flock)
 
     with locked(tmp_path, "publishing rows"):
         thread = threading.Thread(target=second)
         thread.start()
-        assert waits.wait(60)
+        assert sleeps_or_has_it.wait(60)
         assert len(said) == 1 and "publishing rows" in said[0]
     thread.join(60)
     assert said[1:] == ["mine"]
