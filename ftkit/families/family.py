@@ -38,6 +38,7 @@ class Family:
         mxfp4: module that reads and writes its checkpoints with experts in MXFP4: ``load_packed``, ``round_experts``,
             ``save_packed`` and ``packed_bytes``; None where none can be. It needs torch.
         gguf: llama.cpp's name of its architecture, where ``merge.gguf`` can check what llama.cpp makes of it.
+        vllm_arguments: of ``vllm serve``, unless ``deployment.engine_args`` says something of the same.
         chat: ``harmony`` where its tokenizer must have Harmony's tokens; None finds the format by the tokenizer.
         renamed: name of a value in ``model.architecture`` → its names in config.json, the first that is there counts.
         biases: parameters of one layer's biases, sinks and other vectors besides the two norms, from its shape.
@@ -57,6 +58,7 @@ class Family:
     window: int | None = None
     mxfp4: str | None = None
     gguf: str | None = None
+    vllm_arguments: Mapping[str, str] = field(default_factory=dict)
     chat: str | None = None
     renamed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     biases: Callable[[Any], int] = lambda architecture: 0

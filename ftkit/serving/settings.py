@@ -8,8 +8,14 @@ from collections.abc import Mapping
 from typing import Literal
 
 from ftkit.config.schema import Config
+from ftkit.families import family_of
 from ftkit.serving.servers import SERVERS
 
+OF_GRAPHS = {
+    *("compilation_config", "cudagraph_capture_sizes", "max_cudagraph_capture_size", "enforce_eager"),
+    "optimization_level",
+}
+"""Arguments of vLLM that say which CUDA graphs there are; with one of them the family's own are left out."""
 MOST_FRONTS = 8
 """That ``deployment.front_processes=auto`` starts."""
 
@@ -44,7 +50,9 @@ def engine_arguments(config: Config) -> list[str]:
     """Arguments of ``vllm serve``: true is a flag, false its ``--no-`` form, null leaves one of ours out."""
     settings = config.deployment
     server = SERVERS[settings.server]
-    given: Mapping[str, str | int | float | bool | None] = {**server.arguments, **settings.engine_args}
+    family = family_of(config.model.architecture.model_type)
+    ours = {} if OF_GRAPHS & settings.engine_args.keys() else family.vllm_arguments
+    given: Mapping[str, str | int | float | bool | None] = {**server.arguments, **ours, **settings.engine_args}
     if not server.is_own and settings.cors_origins:
         given = {"allowed_origins": json.dumps(settings.cors_origins)} | given
     arguments: list[str] = []

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+
 import pytest
 
 from ftkit.config.problems import choices_of
 from ftkit.config.resolve import resolve
+from ftkit.families.gpt_oss import GRAPH_SIZES
 from ftkit.platforms.azureml import deployment_spec
 from ftkit.platforms.local import server_processes
 from ftkit.serving.endpoint.engine import ENGINES
@@ -15,6 +19,7 @@ from ftkit.serving.settings import engine_arguments, variables_of
 
 pytestmark = pytest.mark.usefixtures("in_empty_folder")
 TINY = ("experiment=tiny", "stage=deploy")
+GRAPHS = ["--compilation-config", json.dumps({"cudagraph_capture_sizes": GRAPH_SIZES})]
 
 
 def test_limits_variables_and_origins_reach_score():
@@ -22,7 +27,8 @@ def test_limits_variables_and_origins_reach_score():
     keys += ["cors_origins=['https://a.example','http://b']", "allowed_hosts=[c]", "engine_args={max_model_len:8}"]
     variables = variables_of(resolve([*TINY, *(f"deployment.{key}" for key in keys)]), "m-01")
     assert variables == {
-        **{"A": "1", "FTKIT_MODEL": "m-01,tiny", "FTKIT_ENGINE": "vllm", "FTKIT_ENGINE_ARGS": "--max-model-len 8"},
+        **{"A": "1", "FTKIT_MODEL": "m-01,tiny", "FTKIT_ENGINE": "vllm"},
+        "FTKIT_ENGINE_ARGS": shlex.join([*GRAPHS, "--max-model-len", "8"]),
         **{"FTKIT_MAX_NEW_TOKENS": "7", "FTKIT_MAX_INPUT_TOKENS": "99", "FTKIT_MAX_CONCURRENT_REQUESTS": "32"},
         **{"AML_CORS_ORIGINS": "https://a.example,http://b", "FTKIT_ALLOWED_HOSTS": "c"},
     }
@@ -30,10 +36,24 @@ def test_limits_variables_and_origins_reach_score():
 
 def test_vllms_own_server_reads_calls_of_tools_unless_told_not_to():
     served = [*TINY, "deployment.server=vllm"]
-    assert engine_arguments(resolve(served)) == ["--tool-call-parser", "openai", "--enable-auto-tool-choice"]
+    assert engine_arguments(resolve(served)) == ["--tool-call-parser", "openai", "--enable-auto-tool-choice", *GRAPHS]
     keys = "deployment.engine_args={tool_call_parser:null,enable_auto_tool_choice:false,max_model_len:8,seed:'1 2'}"
     arguments = engine_arguments(resolve([*served, keys]))
-    assert arguments == ["--no-enable-auto-tool-choice", "--max-model-len", "8", "--seed", "1 2"]
+    assert arguments == ["--no-enable-auto-tool-choice", *GRAPHS, "--max-model-len", "8", "--seed", "1 2"]
+
+
+@pytest.mark.parametrize(
+    ("engine_args", "said"),
+    [
+        ("{max_cudagraph_capture_size: 64}", ["--max-cudagraph-capture-size", "64"]),
+        ("{enforce_eager: true}", ["--enforce-eager"]),
+        ("{compilation_config: null}", []),
+    ],
+)
+def test_graphs_that_the_user_says_something_of_are_the_users(engine_args: str, said: list[str]):
+    """Guard: OF_GRAPHS."""
+    assert engine_arguments(resolve([*TINY, f"deployment.engine_args={engine_args}"])) == said
+    assert engine_arguments(resolve(["model=qwen3-0.6b", "stage=deploy", "compute=local", "deployment=local"])) == []
 
 
 def test_the_servers_that_can_be_asked_for_are_those_that_there_are():
