@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def adapter_named(model: str) -> str:
     """vLLM knows the adapters of its command line alone."""
     words = sys.argv[sys.argv.index("--lora-modules") + 1 :] if "--enable-lora" in sys.argv else []
-    known = [json.loads(word)["name"] for word in words if word.startswith("{")]
+    known = [json.loads(word)["name"] for word in takewhile(lambda word: word.startswith("{"), words)]
     assert model in (argument("--served-model-name", ""), *known), model
     return model if model in known else ""
 
