@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from functools import cache
 from pathlib import Path
@@ -109,7 +110,8 @@ def _ftkits_workspace() -> Any:
     from ftkit.config.resolve import resolve
     from ftkit.platforms.azureml.workspace import Workspace
 
-    workspace = Workspace(resolve(["experiment=tiny-azure", "stage=publish"]).workspace, Path("azure.log"))
+    log = Path(tempfile.mkdtemp(), "run", "azure.log")
+    workspace = Workspace(resolve(["experiment=tiny-azure", "stage=publish"]).workspace, log)
     workspace.__dict__["client"] = _few_retries()
     return workspace
 

@@ -64,6 +64,7 @@ KERNELS = "TRITON_CACHE_DIR"
         ({"VLLM_CACHE_ROOT": "/mnt/vllm", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}, "/mnt/vllm/triton"),
         ({"VLLM_CACHE_ROOT": "/mnt/vllm", KERNELS: "/mnt/triton"}, "/mnt/triton"),
         ({}, str(Path.home() / ".cache" / "vllm" / "triton")),
+        ({"VLLM_CACHE_ROOT": "~nobody-of-this-name/vllm"}, "~nobody-of-this-name/vllm/triton"),
     ],
 )
 def test_it_is_told_how_to_start_sooner_unless_the_endpoint_says_otherwise(

@@ -71,7 +71,9 @@ def environment_of_vllm(own: Mapping[str, str]) -> dict[str, str]:
     Triton's compiled kernels get a folder below vLLM's cache: in a start that compiles, Inductor has Triton keep them
     in its own; in a later one, which loads what was compiled, nothing does, and Triton would compile them again.
     """
-    root = Path(own.get("VLLM_CACHE_ROOT") or Path(own.get("XDG_CACHE_HOME") or "~/.cache", "vllm")).expanduser()
+    root = Path(own.get("VLLM_CACHE_ROOT") or Path(own.get("XDG_CACHE_HOME") or "~/.cache", "vllm"))
+    with suppress(RuntimeError):  # a user without a home: vLLM takes the name as it stands, too
+        root = root.expanduser()
     return {**STARTS_SOONER, "TRITON_CACHE_DIR": str(root / "triton"), **own, "VLLM_NO_USAGE_STATS": "1"}
 
 
