@@ -9,8 +9,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import MistralConfig, MistralForCausalLM
 
 from ftkit.models import varlen
+from ftkit.models.flash import FlashCall
 from ftkit.models.kept_attention import kept
-from ftkit.models.varlen import FlashCall
 from ftkit.training.recompute import RecomputeSome
 
 SHAPE = {"num_hidden_layers": 4, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4,

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from ftkit.models.varlen import FlashCall, computed_in, end_to_end, no_mask, plain_attention, refuse_masks
+from ftkit.models.flash import FlashCall
+from ftkit.models.varlen import computed_in, end_to_end, no_mask, plain_attention, refuse_masks
 
 NAME = "ftkit_sinks"
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ftkit.models.flash import FlashCall
 from ftkit.models.kernels import heads as kernels
-from ftkit.models.varlen import FlashCall
 
 
 class RotaryAttention(torch.autograd.Function):
