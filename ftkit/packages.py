@@ -14,8 +14,9 @@ from packaging.requirements import Requirement
 from ftkit import __version__
 from ftkit.errors import StageError
 
+FLASH_ATTENTION_4 = "flash-attn-4"
 TRAINING = ("torch", "transformers", "trl", "peft", "accelerate")
-RECORDED = (*TRAINING, "datasets", "tokenizers", "safetensors", "hydra-core", "omegaconf")
+RECORDED = (*TRAINING, "datasets", "tokenizers", "safetensors", "hydra-core", "omegaconf", FLASH_ATTENTION_4)
 TRAIN_EXTRA = ("torch", "transformers", "accelerate", "peft", "trl", "tensorboard", "matplotlib")
 
 

@@ -16,13 +16,13 @@ from packaging.utils import canonicalize_name
 from ftkit.config.resolve import resolve
 from ftkit.platforms.azureml import deployment_spec, environments
 
-IMAGES = {"train": ("train", "job"), "serve": ("serve",), "own": ("train", "serve")}
+IMAGES = {"train": ("train", "hopper", "job"), "serve": ("serve",), "own": ("train", "hopper", "serve")}
 NOT_IN_JOBS = {"scipy", "tiktoken"}
 """Of the base install, what prepare alone needs, which runs before a job."""
 
 
-CUDA = ("nvidia-", "cuda-", "triton")
-"""Begin the names of what torch needs beside a GPU, and does not where the tests run."""
+CUDA = ("nvidia-", "cuda-", "triton", "flash-attn-4", "quack-kernels", "apache-tvm-ffi", "torch-c-dlpack-ext", "einops")
+"""Begin the names of what torch and FlashAttention 4 need beside a GPU, and do not where the tests run."""
 
 
 def pins(path: Path) -> dict[str, str]:

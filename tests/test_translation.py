@@ -218,6 +218,12 @@ def test_a_training_process_speaks_the_language_of_its_environment(tmp_path: Pat
             "next best 2 rows at a time, 4 of 24 layers recomputed but for attention, dense weights (55.6 GiB)",
             "次点は 1 回に 2 行、24 層のうち 4 層を再計算（attention を除く）、密な重み（55.6 GiB）",
         ),
+        (
+            "ftkit_sinks attention by torch's flash attention, ftkit_lora experts (as model.* says), weights bfloat16, "
+            "products in bfloat16, on NVIDIA H200; fused, the first step compiles the kernels",
+            "アテンション ftkit_sinks（torch の flash attention）、エキスパート ftkit_lora（model.* の指定）、"
+            "重み bfloat16、積は bfloat16、NVIDIA H200。融合あり。最初のステップでカーネルをコンパイルします",
+        ),
         ("messages[1].content is empty", "messages[1].content が空です"),
         (
             "cannot make the endpoint mine: after 30 minutes it is still creating",

@@ -19,6 +19,7 @@ from ftkit.config.schema import Config
 from ftkit.families import family_of
 from ftkit.models.training_memory import MXFP4_BYTES, adapter_parameters, kept_attention_layers
 from ftkit.models.vm_gpus import gpus_of
+from ftkit.packages import FLASH_ATTENTION_4, version_of
 
 BACKWARD_SCORES = 2.5
 """Products of the scores' backward pass, as multiples of the forward pass's."""
@@ -38,7 +39,8 @@ class Rates:
         fp8: how much faster the experts' products are in FP8; 0 where the GPU has none.
         fp8_linear: how much faster attention's and a dense MLP's are, what rounds their operands included;
             measured on an H200 alone.
-        scores: share of it in attention's scores.
+        scores: share of it in attention's scores, by torch's flash attention.
+        scores_fa4: the same by FlashAttention 4; 0 where that does not run.
         unpacking: share of ``tb_per_s`` while experts in MXFP4 are unpacked.
         other_us: microseconds of all else for a token in a layer of experts, forward and backward.
         dense_us: the same in a layer without experts, which sorts no tokens; measured on an H200 alone.
@@ -58,6 +60,7 @@ class Rates:
     fp8: float
     fp8_linear: float
     scores: float
+    scores_fa4: float
     unpacking: float
     other_us: float
     dense_us: float
@@ -88,6 +91,12 @@ def gpu_of(config: Config) -> str | None:
         return next((known for known in sorted(_known(), key=len, reverse=True) if known in name), None)
     gpus = gpus_of(config.compute.instance_type)
     return gpus.kind if gpus and gpus.kind in _known() else None
+
+
+def runs_fa4(config: Config, rates: Rates) -> bool:
+    """Whether FlashAttention 4 computes attention: in jobs, whose image has it, and here if it is installed."""
+    there = isinstance(config.compute, AzureCompute) or version_of(FLASH_ATTENTION_4) is not None
+    return bool(rates.scores_fa4) and there and config.model.flash_attention != "torch"
 
 
 def seconds_per_step(config: Config, rates: Rates, *, document: int | None = None) -> float:
@@ -131,7 +140,8 @@ def _seconds(a: Architecture, rates: Rates, tokens: int, document: int, config: 
         scores -= full * kept_attention_layers(config)
     peak = rates.tflops * 1e12
     width = a.hidden_size / 2880
-    gpu = rates.batch_ms / 1e3 + tokens * (products / (peak * rates.products) + scores / (peak * rates.scores))
+    of_scores = rates.scores_fa4 if runs_fa4(config, rates) else rates.scores
+    gpu = rates.batch_ms / 1e3 + tokens * (products / (peak * rates.products) + scores / (peak * of_scores))
     other = rates.other_us if a.num_local_experts else rates.dense_us
     gpu += tokens * width * (a.num_hidden_layers * other + recomputed * rates.replayed_us) / 1e6
     passes = 2 * a.num_hidden_layers

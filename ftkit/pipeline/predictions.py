@@ -365,6 +365,8 @@ def warnings(config: Config) -> Iterator[str]:
     yield from _memory_warnings(config)
     if config.model.products != "dtype" and (rates := rates_of(config)) and not rates.fp8:
         yield f"model.products={config.model.products}, and an {rates.name} has no FP8; model.products=dtype"
+    if config.model.flash_attention == "fa4" and (rates := rates_of(config)) and not rates.scores_fa4:
+        yield f"model.flash_attention=fa4, which an {rates.name} does not run; model.flash_attention=auto"
     if config.deployment.managed and (gpus := gpus_of(config.deployment.instance_type)):
         yield from serving_memory.problems(config, gpus)
 

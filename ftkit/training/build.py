@@ -12,6 +12,7 @@ from ftkit.config.schedules import BY_EVALUATION, planned_steps, why_too_short
 from ftkit.config.schema import Config
 from ftkit.errors import StageError
 from ftkit.families import Family, family_of
+from ftkit.models import flash
 from ftkit.models.loading import hollow_base, load_base, load_tokenizer
 from ftkit.models.lora import Trained, add_lora, train_all
 from ftkit.processes import first_process
@@ -40,7 +41,11 @@ def set_up(
     plain = _family(config).training.why_plain(config, device)
     if plain and config.model.products != "dtype":
         raise StageError(f"there are no products in FP8 here: {plain}", cure="model.products=dtype")
-    say(_what_computes(config, args, plain))
+    by_flash = _attends_by_flash(config, device)
+    remark = flash.use(config.model, device, _family(config).window) if by_flash else None
+    say(_what_computes(config, args, plain, by_flash))
+    if remark:
+        say(remark)
     tokenizer = load_tokenizer(config.model)
     method = method_of(config)
     rows, counts = method.rows(tokens, config, vocab_size=config.model.architecture.vocab_size)
@@ -114,7 +119,20 @@ def _held_out(config: Config, args: TrainingArguments, tokens: Path, say: Say) -
         return None
 
 
-def _what_computes(config: Config, args: TrainingArguments, plain: str | None) -> str:
+def _attends_by_flash(config: Config, device: torch.device) -> bool:
+    """Whether attention is one of ftkit's, on a device where flash attention computes it.
+
+    Raises:
+        StageError: it is not, and FlashAttention 4 is asked for.
+    """
+    model = config.model
+    runs = _family(config).training.flash_runs(device, model.architecture.head_dim)
+    if model.flash_attention == "fa4" and not runs:
+        raise StageError("FlashAttention 4 takes a Hopper GPU", where="model.flash_attention", cure=flash.CURE)
+    return model.joins_rows and config.sft.bf16 and runs
+
+
+def _what_computes(config: Config, args: TrainingArguments, plain: str | None, by_flash: bool) -> str:
     """Attention, experts, precision and device in use, and why."""
     model, where, seen = config.model, hardware(args), torch.cuda.device_count()
     if args.device.type != "cuda":
@@ -123,13 +141,13 @@ def _what_computes(config: Config, args: TrainingArguments, plain: str | None) -
         where += f" (one of {seen}; compute.gpus_per_node={seen} takes all)"
     compute = "products in bfloat16" if config.sft.bf16 else "no mixed precision"
     weights = model.dtype if model.weights != "mxfp4" else f"{model.dtype}, experts in {model.weights}"
+    by = f" by {flash.in_use().name}" if by_flash else ""
     line = (
-        f"{model.attn_implementation} attention, {model.experts_implementation} experts (as model.* says), "
+        f"{model.attn_implementation} attention{by}, {model.experts_implementation} experts (as model.* says), "
         f"weights {weights}, {compute}, on {where}"
     )
     if "ftkit_" in line:
-        flash = config.sft.bf16 and _family(config).training.flash_runs(args.device, model.architecture.head_dim)
-        alone = "only attention is fused" if flash and model.attn_implementation.startswith("ftkit_") else "not fused"
+        alone = "only attention is fused" if by_flash else "not fused"
         line += f"; {alone}: {plain}" if plain else "; fused, the first step compiles the kernels"
     return line
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ftkit.config.resolve import resolve
+from ftkit.models import speed
 from ftkit.models.speed import rates_of, tokens_per_second
 
 FOUR = "sft.max_length=2048 sft.per_device_train_batch_size=4"
@@ -38,6 +39,18 @@ H200 = {
     f"{KEPT} sft.max_length=65536 model.weights=mxfp4 model.products=fp8": 9_217,
     f"{KEPT} {FOUR}": 21_876,
 }
+H200_FA4 = {
+    f"{FOUR} sft.gradient_checkpointing=false": 29_229,
+    f"{FOUR} sft.gradient_checkpointing=false model.weights=mxfp4": 25_727,
+    f"{FOUR} sft.gradient_checkpointing=false model.products=fp8_all": 37_200,
+    "sft.per_device_train_batch_size=2 sft.gradient_checkpointing=false": 27_678,
+    "sft.per_device_train_batch_size=2 sft.gradient_checkpointing=false model.products=fp8_all": 35_976,
+    "sft.per_device_train_batch_size=2 sft.gradient_checkpointing=false model.weights=mxfp4 model.products=fp8": 31_295,
+    f"{KEPT} sft.max_length=65536 model.weights=mxfp4": 12_054,
+    f"{KEPT} sft.max_length=65536 model.weights=mxfp4 model.products=fp8": 13_672,
+    f"{KEPT} sft.max_length=131072 model.weights=mxfp4": 8_012,
+    "sft.max_length=131072 sft.gradient_checkpointing=true model.weights=mxfp4": 6_735,
+}
 TWELVE = "model.architecture.num_hidden_layers=12"
 OTHER_FAMILIES = {
     f"model=qwen3-8b {TWELVE} {FOUR} sft.gradient_checkpointing=true": 31_771,
@@ -56,6 +69,7 @@ H100 = {
     "sft.gradient_checkpointing=true lora.r=32": 13_845,
     "sft.gradient_checkpointing=true model.weights=mxfp4": 13_726,
 }
+TORCHS = "model.flash_attention=torch"
 DEFAULTS = "stage=plan sft.gradient_accumulation_steps=1 sft.per_device_train_batch_size=1 model.weights=dense"
 
 
@@ -65,14 +79,22 @@ DEFAULTS = "stage=plan sft.gradient_accumulation_steps=1 sft.per_device_train_ba
     + [("Standard_ND96isr_H100_v5", *item) for item in H100.items()],
 )
 def test_prediction_is_within_15_percent_of_what_was_measured(instance: str, overrides: str, measured: int) -> None:
-    config = resolve([*DEFAULTS.split(), f"compute.instance_type={instance}", *overrides.split()])
+    config = resolve([*DEFAULTS.split(), TORCHS, f"compute.instance_type={instance}", *overrides.split()])
     rates = rates_of(config)
     assert rates and tokens_per_second(config, rates) == pytest.approx(measured, rel=0.15)
 
 
+@pytest.mark.parametrize(("overrides", "measured"), H200_FA4.items())
+def test_prediction_with_flash_attention_4_is_within_10_percent(overrides: str, measured: int) -> None:
+    config = resolve([*DEFAULTS.split(), "compute.instance_type=Standard_ND96isr_H200_v5", *overrides.split()])
+    rates = rates_of(config)
+    assert rates and tokens_per_second(config, rates) == pytest.approx(measured, rel=0.1)
+
+
 @pytest.mark.parametrize(("overrides", "measured"), OTHER_FAMILIES.items())
 def test_prediction_for_other_families_is_within_10_percent(overrides: str, measured: int) -> None:
-    config = resolve([*DEFAULTS.split(), "compute.instance_type=Standard_ND96isr_H200_v5", *overrides.split()])
+    h200 = "compute.instance_type=Standard_ND96isr_H200_v5"
+    config = resolve([*DEFAULTS.split(), TORCHS, h200, *overrides.split()])
     rates = rates_of(config)
     assert rates and tokens_per_second(config, rates) == pytest.approx(measured, rel=0.1)
 
@@ -80,7 +102,7 @@ def test_prediction_for_other_families_is_within_10_percent(overrides: str, meas
 def test_long_rows_of_short_documents_are_not_charged_for_scores_they_have_not() -> None:
     """1 × 16,384 of documents of 512 to 8,192 tokens: 19,703 tokens/s on an H100."""
     config = resolve([*DEFAULTS.split(), "compute=h100x8", "compute.gpus_per_node=1", "sft.max_length=16384",
-                      "sft.gradient_checkpointing=true"])  # fmt: skip
+                      TORCHS, "sft.gradient_checkpointing=true"])  # fmt: skip
     rates = rates_of(config)
     assert rates and tokens_per_second(config, rates, document=4352) == pytest.approx(19_703, rel=0.15)
 
@@ -94,3 +116,19 @@ def test_the_gpu_is_known_by_the_vm_size(compute: str, gpu: str | None, monkeypa
         resolve(["stage=plan", f"compute={compute}", *(["deployment=local"] if compute == "local" else [])])
     )
     assert (rates and rates.name) == gpu
+
+
+@pytest.mark.parametrize(
+    ("compute", "package", "asked", "runs"),
+    [("h100x1", None, "auto", True), ("h100x1", None, "torch", False), ("a100x4", None, "auto", False),
+     ("local", None, "auto", False), ("local", "4.0.0b36", "auto", True)],
+)  # fmt: skip
+def test_flash_attention_4_counts_in_jobs_and_where_it_is_installed(
+    compute: str, package: str | None, asked: str, runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "version_of", lambda _: package)
+    monkeypatch.setattr(speed, "_name_here", lambda: "NVIDIA H200")
+    there = ["deployment=local"] if compute == "local" else []
+    config = resolve(["stage=plan", f"compute={compute}", f"model.flash_attention={asked}", *there])
+    rates = rates_of(config)
+    assert rates and speed.runs_fa4(config, rates) is runs

@@ -49,6 +49,19 @@ def attention_can_be_kept(config: Config) -> Iterator[Problem]:
     yield Problem("sft.keep_attention", why, "", cure)
 
 
+def flash_attention_4_has_what_it_needs(config: Config) -> Iterator[Problem]:
+    model = config.model
+    if model.flash_attention != "fa4":
+        return
+    if not model.joins_rows:
+        what, cure = f"fa4, which {model.attn_implementation} attention does not use", "model.flash_attention=auto"
+    elif not config.sft.bf16:
+        what, cure = "fa4, which computes in bfloat16, and sft.bf16 is false", "sft.bf16=true"
+    else:
+        return
+    yield Problem("model.flash_attention", what, "", cure)
+
+
 def dropout_on_experts(config: Config) -> Iterator[Problem]:
     if config.lora and config.lora.lora_dropout > 0 and config.lora.target_parameters:
         yield Problem(
@@ -270,6 +283,7 @@ CHECKS = (
     rows_fit_the_positions,
     recomputed_layers_exist,
     attention_can_be_kept,
+    flash_attention_4_has_what_it_needs,
     fp8_products_have_what_they_need,
     dropout_on_experts,
     target_parameters_exist,
