@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.command import REPOSITORY
 from torch import Tensor
 
 from ftkit.config.resolve import resolve
@@ -178,3 +180,48 @@ def test_a_training_that_asks_for_it_ends_where_there_is_no_gpu() -> None:
     with pytest.raises(StageError, match="takes a Hopper GPU"):
         build._attends_by_flash(resolve(asked), CPU)
     assert not build._attends_by_flash(resolve(asked[:2]), CPU)
+
+
+def test_the_image_compiles_what_a_training_will_ask_for(monkeypatch: pytest.MonkeyPatch, kernels: list[Given]) -> None:
+    """A kernel is found by the kinds of what the package is given; the image's script runs as it is."""
+    interface = sys.modules["flash_attn.cute.interface"]
+    compiled: list[tuple[Any, ...]] = []
+
+    def forward(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tuple[Tensor, ...]:
+        compiled.append(kinds(q, k, v, **options))
+        return torch.empty_like(q), q.new_empty(q.shape[1], len(q), dtype=torch.float32)
+
+    def backward(*tensors: Tensor, **options: Any) -> None:
+        compiled.append(kinds(*tensors, **options))
+
+    for name in ("FLASH_ATTENTION_ARCH", "CUTE_DSL_ARCH", "FLASH_ATTENTION_NUM_SMS"):
+        monkeypatch.setenv(name, "")
+    with monkeypatch.context() as context:
+        context.setattr(interface, "_flash_attn_fwd", forward)
+        context.setattr(interface, "_flash_attn_bwd", backward)
+        runpy.run_path(str(REPOSITORY / "environment" / "train" / "compile_kernels.py"))
+    for option, window in (("gpt-oss-20b", 128), ("llama-3.1-8b", None), ("mistral-7b", 4096), ("qwen3-8b", None),
+                           ("qwen3-30b-a3b", None)):  # fmt: skip
+        asked: list[tuple[Any, ...]] = []
+        right = {name: getattr(interface, name) for name in ("_flash_attn_fwd", "_flash_attn_bwd")}
+        with monkeypatch.context() as context:
+            for name, function in right.items():
+                context.setattr(interface, name, recording(function, asked))
+            assert use(model(f"model={option}"), CPU, window) is None
+        assert asked and not [one for one in asked if one not in compiled], option
+
+
+def kinds(*tensors: Tensor, **options: Any) -> tuple[Any, ...]:
+    """What the package compiles a kernel for, of a call."""
+    q, k = tensors[:2]
+    fixed = {name: options.get(name) for name in ("causal", "deterministic", "return_lse")}
+    given = {name for name, value in options.items() if value is not None}
+    return len(tensors), q.shape[1] // k.shape[1], q.shape[2], q.dtype, *fixed.items(), *sorted(given)
+
+
+def recording(function: Any, into: list[tuple[Any, ...]]) -> Any:
+    def recorded(*tensors: Tensor, **options: Any) -> Any:
+        into.append(kinds(*tensors, **options))
+        return function(*tensors, **options)
+
+    return recorded
