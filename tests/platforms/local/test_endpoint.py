@@ -38,9 +38,11 @@ import json, sys
 from dataclasses import asdict
 from pathlib import Path
 from ftkit.platforms.local import endpoint as local_endpoint
+from ftkit.processes import keeping_ctrl_c
 options = json.loads(sys.argv[1])
 options |= {name: Path(options[name]) for name in ("model_dir", "state_dir")}
-started = local_endpoint.start(**options, progress=lambda line: print(line, flush=True))
+with keeping_ctrl_c():  # as ftkit's command does
+    started = local_endpoint.start(**options, progress=lambda line: print(line, flush=True))
 print(json.dumps(asdict(started)))
 """
 """A command of its own that starts an endpoint and ends."""
