@@ -111,7 +111,7 @@ class Model(Group):
     flex_attention needs a CUDA GPU; the memory of eager and of packing with sdpa grows by length²."""
     flash_attention: Literal["auto", "torch", "fa4"]
     """What computes ftkit_sinks and ftkit_varlen. auto: FlashAttention 4 on a Hopper GPU that has flash-attn-4 (ftkit's
-    images do), where attention takes half the time by it; else torch's own. fa4: nothing else."""
+    images do), where attention takes little more than half the time; else torch's own. fa4: nothing else."""
     experts_implementation: Literal["auto", "eager", "batched_mm", "grouped_mm", "ftkit_lora"]
     """auto: the family's fastest. ftkit_lora keeps adapters low-rank; with the others PEFT builds the whole adapted
     weight in each pass. A dense model has none: eager."""

@@ -99,7 +99,7 @@ class TorchFlash:
 
 
 class FlashAttention4:
-    """The package flash-attn-4, whose kernels for Hopper take half the time.
+    """The package flash-attn-4, whose kernels for Hopper take little more than half the time of torch's.
 
     Its two functions are those that torch drives it by (``torch.nn.attention``): the package's public ones cannot be
     handed another output than their own in the backward pass, which attention with sinks needs.

@@ -95,8 +95,9 @@ def gpu_of(config: Config) -> str | None:
 
 def runs_fa4(config: Config, rates: Rates) -> bool:
     """Whether FlashAttention 4 computes attention: in jobs, whose image has it, and here if it is installed."""
-    there = isinstance(config.compute, AzureCompute) or version_of(FLASH_ATTENTION_4) is not None
-    return bool(rates.scores_fa4) and there and config.model.flash_attention != "torch"
+    if not rates.scores_fa4 or config.model.flash_attention == "torch":
+        return False
+    return isinstance(config.compute, AzureCompute) or _is_installed(FLASH_ATTENTION_4)
 
 
 def seconds_per_step(config: Config, rates: Rates, *, document: int | None = None) -> float:
@@ -152,6 +153,11 @@ def _seconds(a: Architecture, rates: Rates, tokens: int, document: int, config: 
         unpacked *= MXFP4_BYTES + (1 if in_fp8 else 2)
         gpu += (passes + recomputed) * unpacked / (rates.tb_per_s * 1e12 * rates.unpacking)
     return gpu, host_ms / 1e3
+
+
+@cache
+def _is_installed(package: str) -> bool:
+    return version_of(package) is not None
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import runpy
 import sys
@@ -117,7 +118,7 @@ def test_one_that_computes_something_else_is_not_used(which: str, monkeypatch: p
 
     def wrong(*tensors: Tensor, **options: Any) -> tuple[Any, ...]:
         if "window_size_left" in options:
-            options["window_size_left"] += 16
+            options["window_size_left"] += 1
         return right(*tensors, **options)
 
     monkeypatch.setattr(interface, which, wrong)
@@ -127,6 +128,20 @@ def test_one_that_computes_something_else_is_not_used(which: str, monkeypatch: p
     with pytest.raises(StageError, match=r"differs from torch's") as caught:
         use(model("model.flash_attention=fa4"), CPU, 32)
     assert caught.value.cure == "model.flash_attention=auto"
+
+
+def test_one_whose_lse_is_in_other_units_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sinks are added to it, and the backward pass reads it."""
+    interface = sys.modules["flash_attn.cute.interface"]
+    right = interface._flash_attn_fwd
+
+    def in_bits(*tensors: Tensor, **options: Any) -> tuple[Any, ...]:
+        o, lse, *rest = right(*tensors, **options)
+        return o, lse * math.log2(math.e), *rest
+
+    monkeypatch.setattr(interface, "_flash_attn_fwd", in_bits)
+    said = use(model(), CPU, None)
+    assert said and "differs from torch's flash attention by 44.3%" in said and isinstance(in_use(), TorchFlash)
 
 
 def test_one_that_does_not_compile_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,11 +227,12 @@ def test_the_image_compiles_what_a_training_will_ask_for(monkeypatch: pytest.Mon
 
 
 def kinds(*tensors: Tensor, **options: Any) -> tuple[Any, ...]:
-    """What the package compiles a kernel for, of a call."""
+    """What the package compiles a kernel for, of a call; very short and very many documents have their own."""
     q, k = tensors[:2]
+    sizes = len(q), len(options["cu_seqlens_q"]), options["max_seqlen_q"]
     fixed = {name: options.get(name) for name in ("causal", "deterministic", "return_lse")}
     given = {name for name, value in options.items() if value is not None}
-    return len(tensors), q.shape[1] // k.shape[1], q.shape[2], q.dtype, *fixed.items(), *sorted(given)
+    return *sizes, len(tensors), q.shape[1] // k.shape[1], q.shape[2], q.dtype, *fixed.items(), *sorted(given)
 
 
 def recording(function: Any, into: list[tuple[Any, ...]]) -> Any:

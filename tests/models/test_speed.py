@@ -126,7 +126,7 @@ def test_the_gpu_is_known_by_the_vm_size(compute: str, gpu: str | None, monkeypa
 def test_flash_attention_4_counts_in_jobs_and_where_it_is_installed(
     compute: str, package: str | None, asked: str, runs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speed, "version_of", lambda _: package)
+    monkeypatch.setattr(speed, "_is_installed", lambda _: package is not None)
     monkeypatch.setattr(speed, "_name_here", lambda: "NVIDIA H200")
     there = ["deployment=local"] if compute == "local" else []
     config = resolve(["stage=plan", f"compute={compute}", f"model.flash_attention={asked}", *there])
