@@ -44,6 +44,7 @@ def shared_arguments(config: Config, checkpoints: Path) -> dict[str, Any]:
         "ddp_backend": ("gloo" if cpu else "nccl") if one_of_several() else None,
         "fsdp_config": sharding.config_for(family) if config.sft.fsdp else None,
         "dataloader_pin_memory": not cpu,
+        "accelerator_config": {"non_blocking": not cpu},
     }
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ import torch
 from accelerate.utils import gather, gather_object
 from peft import PeftModel
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import IntervalStrategy
@@ -31,7 +33,7 @@ from ftkit.training.weights import (
     write_adapter_config,
     write_weights,
 )
-from ftkit.training.window import News, Window, peak_gib
+from ftkit.training.window import Moment, News, SentLine, Window, peak_gib
 
 clock = time.monotonic
 
@@ -63,6 +65,7 @@ class TrustworthyTrainer(Trainer):
         self._window = Window()
         self._bad_loss: torch.Tensor | None = None
         self._news = News()
+        self._line: SentLine | None = None
         self._rows: list[int] = []
         self.add_callback(_Guard(self))
 
@@ -70,6 +73,15 @@ class TrustworthyTrainer(Trainer):
         """Go on counting where the checkpoint's last line of metrics stopped."""
         last = next((line for line in reversed(log_history) if "seconds" in line), None)
         self._window = Window(last["tokens"], last["loss_tokens"], last["seconds"]) if last else Window()
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train to the end; however it ends, the last step's line of metrics is written."""
+        try:
+            return super().train(*args, **kwargs)
+        except BaseException:
+            with suppress(Exception):  # of a GPU that has failed
+                self._write_line()
+            raise
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -114,9 +126,10 @@ class TrustworthyTrainer(Trainer):
 
         Raises:
             StageError: a loss of this step is not finite, or the last checkpoint could not be written; the weights are
-                still those of the step before.
+                still those of the step before. Or that step's gradient was not finite.
         """
         news = self._news.read()
+        self._write_line()
         self._bad_loss = None
         self.stop.agreed = max(code // 8 for code in news)
         self.saving_is_due = any(code // 2 % 2 for code in news)
@@ -143,16 +156,63 @@ class TrustworthyTrainer(Trainer):
         """``eval_loss`` and what else the method has to say of the held-out rows; each method's trainer has its own."""
         raise NotImplementedError
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
-            logs |= self._window.close(self._gathered)
-            grad_norm = logs.get("grad_norm", 0.0)
-            if not math.isfinite(grad_norm):
-                raise StageError(
-                    f"the gradient of step {self.state.global_step} is not finite",
-                    cure=f"sft.learning_rate={self.args.learning_rate / 2:g}; the last checkpoint is sound",
-                )
-        super().log(logs, start_time)
+    @property
+    def lines_may_wait(self) -> bool:
+        """Whether a line of metrics may be written while the GPU is at the next step.
+
+        Not where TRL's trainer adds figures of its own to the line: those of the next step would be among them.
+        """
+        return False
+
+    def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
+        """What follows a step: its line of metrics, a checkpoint, an evaluation, where it is time for one.
+
+        The Trainer would read the loss here: the GPU would have nothing to do while the line is written and the next
+        step begins.
+        """
+        self._write_line()
+        control = self.control
+        if control.should_log and self.state.global_step > self._globalstep_last_logged:
+            self._send_line(tr_loss, grad_norm, kwargs.get("learning_rate"))
+            control.should_log = False
+            ends = control.should_training_stop or control.should_epoch_stop
+            if ends or control.should_save or control.should_evaluate or not self.lines_may_wait:
+                self._write_line()
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
+
+    def _send_line(self, tr_loss: torch.Tensor, grad_norm: Any, learning_rate: float | None) -> None:
+        """Send a line's figures to the host; ``tr_loss``, the sum of the losses, begins anew."""
+        tokens, loss_tokens = self._window.taken()
+        norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
+        numbers = News()
+        numbers.send(gathered(in_one((tr_loss, norm, tokens, loss_tokens, peak_gib()), self.args.device)))
+        self._line = SentLine(
+            steps=self.state.global_step - self._globalstep_last_logged,
+            learning_rate=self._get_learning_rate() if learning_rate is None else learning_rate,
+            numbers=numbers,
+            process=self.args.process_index,
+            ended=Moment(),
+        )
+        self._globalstep_last_logged = self.state.global_step
+        tr_loss.zero_()
+
+    def _write_line(self) -> None:
+        """Write the line that was sent last, if it has not been written.
+
+        Raises:
+            StageError: the gradient of its step was not finite.
+        """
+        sent, self._line = self._line, None
+        if sent is None:
+            return
+        line = sent.read(self._window)
+        self._total_loss_scalar += line["loss"] * sent.steps
+        if not math.isfinite(line["grad_norm"]):
+            raise StageError(
+                f"the gradient of step {self.state.global_step} is not finite",
+                cure=f"sft.learning_rate={self.args.learning_rate / 2:g}; the last checkpoint is sound",
+            )
+        self.log(line)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Have a checkpoint's weights written; where they are sharded, TRL writes them with the optimiser."""
@@ -236,12 +296,6 @@ class TrustworthyTrainer(Trainer):
         one = torch.tensor([count], device=self.args.device)
         return gathered(one).sum() if self.args.world_size > 1 else count
 
-    def _gathered(self, tokens: int) -> tuple[int, float]:
-        """Tokens of all processes, and the highest peak of memory among them in GiB."""
-        here = torch.tensor([float(tokens), peak_gib()], dtype=torch.float64, device=self.args.device)
-        there = gathered(here)
-        return int(there[:, 0].sum()), float(there[:, 1].max())
-
 
 def _visit_less(model: torch.nn.Module) -> None:
     """Keep the Trainer's loop from visiting each of some thousand modules twice a step, while the GPU waits."""
@@ -264,6 +318,17 @@ def gathered(values: torch.Tensor) -> torch.Tensor:
     together = gather(values)
     assert isinstance(together, torch.Tensor)
     return together.view(-1, len(values))
+
+
+def in_one(values: Sequence[torch.Tensor | float], device: torch.device) -> torch.Tensor:
+    """Single numbers (n,) in float64 on a device, to which those of the host go without waiting for it."""
+    numbers = [
+        value.detach().to(device, torch.float64).view(())
+        if isinstance(value, torch.Tensor)
+        else torch.full((), value, device=device, dtype=torch.float64)
+        for value in values
+    ]
+    return torch.stack(numbers)
 
 
 def together(work: Callable[[], None]) -> None:

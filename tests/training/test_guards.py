@@ -219,7 +219,7 @@ def test_a_model_that_does_not_fit_is_named(
 def test_a_gradient_that_is_no_number_stops_the_run(
     model_folder: Path, token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Guard: the check of grad_norm in Trainer.log."""
+    """Guard: the check of grad_norm in TrustworthyTrainer._write_line."""
 
     def with_infinite_gradient(*args):
         model, trained = add_lora(*args)

@@ -87,6 +87,12 @@ class SftTrainer(TrustworthyTrainer, SFTTrainer):
         if self._head_is_frozen:
             add_loss_head(bare_model(cast(nn.Module, self.model)))
 
+    @property
+    def lines_may_wait(self) -> bool:
+        """On a GPU, where the loss is ``loss_head``'s."""
+        joins = isinstance(self.data_collator, JoiningCollator)
+        return joins and self._head_is_frozen and not self.aux_loss_enabled and self.args.device.type == "cuda"
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
