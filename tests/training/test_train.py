@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -21,6 +24,7 @@ from transformers import GptOssForCausalLM
 
 from ftkit.errors import StageError
 from ftkit.training.checkpoints import MARKER
+from ftkit.training.methods.sft import SftTrainer
 from ftkit.training.train import TrainResult, train
 
 
@@ -42,7 +46,7 @@ def test_a_run_says_what_it_does_and_what_came_out(
 
 def test_a_run_leaves_adapter_metrics_events_and_a_picture(whole: tuple[Run, TrainResult, list[str]]) -> None:
     run, _, _ = whole
-    assert {p.name for p in run.out.iterdir()} >= {"adapter", "metrics.jsonl", "tensorboard", "loss.png", "library.log"}
+    assert {p.name for p in run.out.iterdir()} >= {"adapter", "metrics.jsonl", "tensorboard", "loss.png"}
     assert {p.name for p in (run.out / "adapter").iterdir()} >= {
         "adapter_model.safetensors",
         "adapter_config.json",
@@ -53,6 +57,26 @@ def test_a_run_leaves_adapter_metrics_events_and_a_picture(whole: tuple[Run, Tra
     assert (run.out / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert len(list((run.out / "tensorboard").iterdir())) == 1
     assert sorted(p.name for p in run.checkpoints.glob("checkpoint-*")) == ["checkpoint-15", "checkpoint-16"]
+
+
+def test_what_libraries_say_goes_to_a_file(
+    run: Run, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    compute_loss = SftTrainer.compute_loss
+
+    def says_something(*args: Any, **kwargs: Any) -> Any:
+        warnings.warn("a function will go", FutureWarning, stacklevel=2)
+        logging.getLogger("transformers.trainer").warning("an argument is ignored")
+        return compute_loss(*args, **kwargs)
+
+    monkeypatch.setattr(SftTrainer, "compute_loss", says_something)
+    run = replace(run, config=small_run(model_folder, "sft.max_steps=1"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        run.train()
+    written, (out, err) = (run.out / "library.log").read_text(encoding="utf-8"), capfd.readouterr()
+    for said in ("FutureWarning: a function will go", "transformers.trainer WARNING an argument is ignored"):
+        assert said in written and said not in out + err
 
 
 @pytest.mark.parametrize(
