@@ -17,11 +17,12 @@ from ftkit.models.loading import hollow_base, load_base, load_tokenizer
 from ftkit.models.lora import Trained, add_lora, train_all
 from ftkit.processes import first_process
 from ftkit.training import sharding
+from ftkit.training.collectives import together
 from ftkit.training.dataset import DataCounts
 from ftkit.training.guards import WeightsMove
 from ftkit.training.methods import Say, method_of
 from ftkit.training.recompute import RecomputeSome
-from ftkit.training.trainer import TrustworthyTrainer, together
+from ftkit.training.trainer import TrustworthyTrainer
 
 
 def set_up(

@@ -33,6 +33,7 @@ from ftkit.training.adapter_effect import measure_effect
 from ftkit.training.artifact import KINDS, Origin, folder_name
 from ftkit.training.build import for_all_weights, hardware, set_up
 from ftkit.training.checkpoints import is_complete, newest_complete, saving, step_of
+from ftkit.training.collectives import together
 from ftkit.training.dataset import DataCounts
 from ftkit.training.fitting import lengths_for, next_smaller, settled_here
 from ftkit.training.heldout import best_step, evaluations, stops_early
@@ -41,7 +42,7 @@ from ftkit.training.memory_advice import OutOfMemory, out_of_memory
 from ftkit.training.methods import Say, method_of
 from ftkit.training.progress import Watch, history, loss_picture, of_the_method
 from ftkit.training.tracking import trackers, tracking_callbacks
-from ftkit.training.trainer import TrustworthyTrainer, together
+from ftkit.training.trainer import TrustworthyTrainer
 from ftkit.training.weights import gather_weights, write_weights
 from ftkit.translation import said
 

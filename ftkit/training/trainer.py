@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate.utils import gather, gather_object
+from accelerate.utils import gather_object
 from peft import PeftModel
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -20,9 +19,10 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import IntervalStrategy
 
 from ftkit.config.groups import Sft
-from ftkit.errors import FtkitError, StageError
+from ftkit.errors import StageError
 from ftkit.training.checkpoint_writer import CheckpointWriter
 from ftkit.training.checkpoints import keep_newest, mark_complete, removed_on_failure, saving
+from ftkit.training.collectives import gathered, in_one, together
 from ftkit.training.heldout import best_step, stops_early
 from ftkit.training.schedule import rate_scheduler
 from ftkit.training.stop import StopRequest
@@ -311,42 +311,6 @@ def _visit_less(model: torch.nn.Module) -> None:
 
     model.__dict__["train"] = lambda mode=True: model if model.training == mode else train(mode)
     model.__dict__["zero_grad"] = zero_grad
-
-
-def gathered(values: torch.Tensor) -> torch.Tensor:
-    """The values (n,) of every process, (processes, n)."""
-    together = gather(values)
-    assert isinstance(together, torch.Tensor)
-    return together.view(-1, len(values))
-
-
-def in_one(values: Sequence[torch.Tensor | float], device: torch.device) -> torch.Tensor:
-    """Single numbers (n,) in float64 on a device, to which those of the host go without waiting for it."""
-    numbers = [
-        value.detach().to(device, torch.float64).view(())
-        if isinstance(value, torch.Tensor)
-        else torch.full((), value, device=device, dtype=torch.float64)
-        for value in values
-    ]
-    return torch.stack(numbers)
-
-
-def together(work: Callable[[], None]) -> None:
-    """Do a piece of work on every process; when it fails on one, fail on all, so that none waits for ever.
-
-    Raises:
-        StageError: as raised on this process, or else what another process reports.
-    """
-    error: FtkitError | None = None
-    try:
-        work()
-    except FtkitError as raised:
-        error = raised
-    failed = [text for text in gather_object([str(error) if error else ""]) if text]
-    if error:
-        raise error
-    if failed:
-        raise StageError(f"another process reports: {failed[0]}")
 
 
 class _Guard(TrainerCallback):

@@ -131,7 +131,7 @@ TOGETHER = """
 import os
 from accelerate import PartialState
 from ftkit.errors import StageError
-from ftkit.training.trainer import together
+from ftkit.training.collectives import together
 
 state = PartialState(cpu=True)
 def work():

@@ -18,11 +18,12 @@ from ftkit.config.methods import DpoMethod
 from ftkit.config.schema import Config
 from ftkit.data.parts import SOURCE
 from ftkit.training.arguments import shared_arguments, with_precision
+from ftkit.training.collectives import gathered
 from ftkit.training.methods import Say
 from ftkit.training.methods.policy import make_policy
 from ftkit.training.pairs import PairCollator
 from ftkit.training.pairs import pair_rows as rows
-from ftkit.training.trainer import TrustworthyTrainer, gathered
+from ftkit.training.trainer import TrustworthyTrainer
 
 __all__ = ["DpoTrainer", "arguments", "rows", "trainer"]
 

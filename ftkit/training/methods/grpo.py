@@ -21,12 +21,13 @@ from ftkit.errors import StageError
 from ftkit.models.loading import holds_mxfp4, load_tokenizer
 from ftkit.training.arguments import shared_arguments, with_precision
 from ftkit.training.collapse import StopsAtCollapse
+from ftkit.training.collectives import gathered
 from ftkit.training.dataset import DataCounts
 from ftkit.training.methods import Say
 from ftkit.training.methods.policy import make_policy
 from ftkit.training.prompts import prompt_rows
 from ftkit.training.rewards import Answers, Reward
-from ftkit.training.trainer import TrustworthyTrainer, gathered
+from ftkit.training.trainer import TrustworthyTrainer
 
 NOT_TRLS = {"name", "start", "rewards", "collapse", "collapse_steps", "use_vllm", "vllm_gpu_memory_utilization"}
 """Keys of ``method`` that ftkit acts on itself, or hands on as TRL has them elsewhere."""

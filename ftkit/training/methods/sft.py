@@ -19,11 +19,12 @@ from ftkit.models.lora import bare_model
 from ftkit.models.loss_head import add_loss_head
 from ftkit.training.arguments import shared_arguments, with_precision
 from ftkit.training.collator import Collator, JoiningCollator
+from ftkit.training.collectives import gathered
 from ftkit.training.dataset import training_rows as rows
 from ftkit.training.guards import DocumentsApart
 from ftkit.training.heldout import HeldOut, means
 from ftkit.training.methods import Say
-from ftkit.training.trainer import TrustworthyTrainer, gathered
+from ftkit.training.trainer import TrustworthyTrainer
 
 __all__ = ["SftTrainer", "arguments", "rows", "trainer"]
 
