@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers.runs import Run, trainer_that_moved
+from helpers.runs import WORKER, Run, command, trainer_that_moved
 from helpers.small_model import small_run
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
@@ -48,6 +50,22 @@ def test_lines_checkpoints_and_evaluations_are_those_of_a_cpu(
     for folder in later.checkpoints.iterdir():
         history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
         assert history[-1]["step"] == step_of(folder)
+
+
+def test_two_processes_write_their_lines_later_together(model_folder: Path, token_file: Path, tmp_path: Path) -> None:
+    changes = (*JOINED, "sft.max_steps=4", "sft.per_device_train_batch_size=1")
+    one = Run(small_run(model_folder, *changes, "sft.gradient_accumulation_steps=4"), token_file, tmp_path / "one")
+    two = Run(small_run(model_folder, *changes, "sft.gradient_accumulation_steps=2"), token_file, tmp_path / "two")
+    one.train()
+    script, *arguments = command(two)
+    later = "from ftkit.training.methods.sft import SftTrainer\nSftTrainer.lines_may_wait = True\n"
+    Path(script).write_text(later + WORKER)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*torchrun, script, *arguments], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [line["step"] for line in two.metrics] == [1, 2, 3, 4]
+    for key in SAME[:-1]:
+        assert [line[key] for line in two.metrics] == pytest.approx([line[key] for line in one.metrics], rel=1e-3), key
 
 
 class Reads(TorchDispatchMode):
