@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 from endpoint_commands import NAME, fails, succeeds
 from helpers.command import REPOSITORY, Command
+from helpers.marks import needs_azures_server
 from project import Project
 from standin import StandIn
 
 pytestmark = [
     pytest.mark.slow,
+    needs_azures_server,
     pytest.mark.skipif(shutil.which("vllm") is not None, reason="the real one would be started"),
 ]
 

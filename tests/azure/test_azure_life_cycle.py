@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from helpers.command import Command
+from helpers.marks import needs_azures_server
 from project import Project
 from standin import StandIn, names
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, needs_azures_server]
 
 STAGES = "stage=all"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from endpoint_commands import NAME, deployments, ended, fails, puts, starting, succeeds, traffic
 from helpers.command import read_until
+from helpers.marks import needs_azures_server
 from project import Project
 from sdk_worker import SdkWorker
 from standin import StandIn
@@ -69,6 +70,7 @@ def gate(azure: StandIn, tmp_path: Path) -> Path:
 # Into service.
 
 
+@needs_azures_server
 def test_a_model_is_served_asked_and_served_again_without_doing_anything(
     azure: StandIn, project: Project, next_version: Project, tmp_path: Path
 ):
@@ -180,6 +182,7 @@ def test_a_wrong_secret_an_identity_without_the_role_and_another_ones_endpoint(
 # Failures: traffic as it was, nothing that costs money, and the same command completes.
 
 
+@needs_azures_server
 def test_a_script_that_fails_shows_its_error_and_the_old_version_goes_on(azure: StandIn, project: Project, gate: Path):
     azure.faults.init_fails()
     out = fails(project.ftkit("stage=deploy"), "blue did not start: AZUREML_MODEL_DIR=", "no folder with a config.json")
