@@ -164,7 +164,7 @@ def test_a_difference_that_the_model_has_from_itself_is_not_held_against_bfloat1
     others = {"of_base": meant + 1, "meant": meant, "of_merged": meant + 0.06 * meant.std()}
     result = merging.compare(**others, config=config, noise=lambda: 0.035 * meant.std().item())
     assert result["mean_difference"] > 0.05 * result["spread"]
-    with pytest.raises(StageError, match=r"tolerance 0\.05 of it, rounding alone 0\.0[12]\d*; it was not kept"):
+    with pytest.raises(StageError, match=r"tolerance 0\.05 of it, rounding alone 0\.0201; it was not kept"):
         merging.compare(**others, config=config, noise=lambda: 0.02 * meant.std().item())
 
 
